@@ -1,0 +1,329 @@
+"""The command line: the only place that reads argv, prints, and turns errors into exit codes.
+
+Exit codes: 0 done; 2 user error, 1 a run that failed (one line on stderr each); 130 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rnnsparse import __version__
+from rnnsparse.errors import RunFailed, UserError
+
+# Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = _parse(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        return command(arguments)
+    except (UserError, RunFailed) as error:
+        print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("rnnsparse: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing more to say, and nothing to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {_one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, allowing overrides on both sides of options, which argparse by itself does not."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]
+    if strange:
+        parser.error(f"{strange[0]!r} is not known here")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rnnsparse.config import load_config
+    from rnnsparse.training.interrupts import Interrupted
+    from rnnsparse.training.trainer import Trainer
+
+    config = load_config(arguments.config, arguments.overrides)
+    _warn(config.warnings)
+    trainer = Trainer(config, resume=arguments.resume)
+    print("\n".join(trainer.banner()), flush=True)
+    try:
+        summary = trainer.train()
+    except Interrupted as stopped:
+        again = ["rnnsparse", "train", str(arguments.config), *arguments.overrides, "--resume"]
+        print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
+        return 130
+    rate = summary["characters_per_second"]
+    print(
+        f"validation: {summary['bits_per_character']:.4f} bits per character, {summary['bits_per_byte']:.4f} per byte, "
+        f"best {summary['best_bits_per_character']:.4f}\n"
+        f"training: {summary['characters_seen']:,} characters in {summary['seconds']:,.0f} s"
+        + (f", {rate:,.0f} per second" if rate else "")
+        + f"\n{config.folder / 'summary.json'}"
+    )
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rnnsparse.data.corpus import load_corpus, load_text_split
+    from rnnsparse.evaluation import evaluate
+    from rnnsparse.training.assembly import choose_device, restore
+
+    restored = restore(arguments.checkpoint, choose_device(arguments.device))
+    if arguments.data is not None:
+        split, name = load_text_split(arguments.data, restored.tokenizer), str(arguments.data)
+    else:
+        corpus = load_corpus(restored.config.data, tokenizer=restored.tokenizer)
+        split, name = getattr(corpus, arguments.split), arguments.split
+    result = evaluate(restored.model, split, restored.tokenizer, restored.config.evaluation)
+    report = {
+        "split": name,
+        "bits_per_character": result.bits_per_character,
+        "bits_per_byte": result.bits_per_byte,
+        "characters": result.characters,
+        "bytes": result.bytes,
+        "nats": result.nats,
+        "seconds": result.seconds,
+    }
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(
+            f"{name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
+            f"{result.characters:,} characters in {result.seconds:.1f} s (step {restored.step})"
+        )
+    return 0
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from rnnsparse.sampling import Sampler, SamplingConfig
+    from rnnsparse.training.assembly import choose_device, restore
+
+    restored = restore(arguments.checkpoint, choose_device(arguments.device))
+    prompt = _prompt(arguments.prompt)
+    config = SamplingConfig(
+        length=arguments.length,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    sampler = Sampler(restored.model, restored.tokenizer, prompt)
+    for number in range(arguments.num_samples):
+        if number:
+            print(f"\n--- sample {number + 1} ---")
+        sys.stdout.write(prompt)
+        for text in sampler.stream(config, number):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        print()
+    return 0
+
+
+def _prompt(text: str) -> str:
+    """Return the prompt itself, or the text of the file that `@FILE` names."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt: {text[1:]}: is not UTF-8 at byte {error.start}; convert it") from None
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from rnnsparse.config import load_config
+    from rnnsparse.training.assembly import choose_device, new_model, restore, vocabulary_size
+    from rnnsparse.training.inspection import inspect, table
+
+    device = choose_device("cpu")
+    if arguments.target.is_dir():
+        if arguments.overrides:
+            raise UserError(f"{arguments.overrides[0]}: overrides apply to a configuration, not to {arguments.target}")
+        restored = restore(arguments.target, device)
+        config, model, budgets = restored.config, restored.model, restored.budgets
+    else:
+        config = load_config(arguments.target, arguments.overrides)
+        _warn(config.warnings)
+        model, budgets = new_model(config, vocabulary_size(config), device)
+    report = inspect(config, model, budgets)
+    print(json.dumps(report) if arguments.json else "\n".join(table(report)))
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from rnnsparse.config import load_config
+    from rnnsparse.training.assembly import choose_device, empty_model
+
+    failed = 0
+    for path in arguments.configs:
+        try:
+            config = load_config(path)
+            _warn(config.warnings)
+            # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
+            empty_model(config, 256, choose_device("cpu"))
+        except UserError as error:
+            print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"{path}: valid")
+    return 2 if failed else 0
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
+    from rnnsparse.config import describe_fields
+    from rnnsparse.sparsity.method import METHODS
+
+    for name, method in sorted(METHODS.items()):
+        paper = f" ({method.paper})" if method.paper else ""
+        print(f"{name:8} {(method.__doc__ or '').splitlines()[0]}{paper}")
+        print(f"{'':8} dense gradient: {method.dense_gradient}")
+        for field, default, help_text in describe_fields(method):
+            print(f"{'':8} {field}: {default}" + (f"  # {help_text}" if help_text else ""))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from rnnsparse.export import export_safetensors, export_torch
+    from rnnsparse.training.assembly import choose_device, restore
+
+    restored = restore(arguments.checkpoint, choose_device("cpu"))
+    if arguments.format == "torch":
+        export_torch(restored.model, arguments.out)
+    else:
+        export_safetensors(restored.model, restored.tokenizer.to_json(), arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rnnsparse", description="Sparse character-level recurrent language models.")
+    parser.add_argument("--version", action="version", version=f"rnnsparse {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text)
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_checkpoint(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "checkpoint",
+            type=Path,
+            metavar="RUN|CHECKPOINT",
+            help="a run folder (its last checkpoint) or a checkpoint folder",
+        )
+
+    def add_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+    train = add("train", _train, "Train a model as a YAML file says.")
+    train.add_argument("config", type=Path, metavar="CONFIG")
+    train.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
+    )
+    train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
+
+    evaluate = add("evaluate", _evaluate, "Measure bits per character.")
+    add_checkpoint(evaluate)
+    evaluate.add_argument("--split", choices=["validation", "test"], default="test")
+    evaluate.add_argument("--data", type=Path, metavar="PATH", help="a text file or folder to measure on instead")
+    evaluate.add_argument("--json", action="store_true")
+    add_device(evaluate)
+
+    sample = add("sample", _sample, "Write text.")
+    add_checkpoint(sample)
+    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
+    sample.add_argument("--length", type=_positive_int, default=500, metavar="N", help="symbols to write")
+    sample.add_argument(
+        "--temperature",
+        type=_non_negative,
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest symbol each time",
+    )
+    sample.add_argument("--top-k", type=_positive_int, metavar="K", help="choose among the K likeliest symbols")
+    sample.add_argument(
+        "--top-p", type=_share, metavar="P", help="choose among the likeliest symbols that hold probability P"
+    )
+    sample.add_argument("--seed", type=_seed, default=0, metavar="S")
+    sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M")
+    add_device(sample)
+
+    inspect = add("inspect", _inspect, "Show blocks, connections, FLOPs and memory without training.")
+    inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT")
+    inspect.add_argument("overrides", nargs="*", metavar="section.key=value")
+    inspect.add_argument("--json", action="store_true")
+
+    validate = add("validate", _validate, "Check YAML files.")
+    validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+
+    add("methods", _methods, "List the methods with their settings.")
+
+    export = add("export", _export, "Write a model for use elsewhere.")
+    add_checkpoint(export)
+    export.add_argument("out", type=Path, metavar="OUT")
+    export.add_argument(
+        "--format",
+        choices=["torch", "safetensors"],
+        required=True,
+        help="torch: a plain nn.LSTM or nn.GRU model",
+    )
+    return parser
+
+
+def _number(kind: Callable[[str], float], valid: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError, OverflowError):
+            if valid(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+_positive_int = _number(int, lambda n: n > 0, "a whole number above 0")
+_seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
+_non_negative = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on")
+_share = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1")
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"rnnsparse: warning: {warning}", file=sys.stderr)
+
+
+def _one_line(error: Exception | str) -> str:
+    return " ".join(str(error).split())
+
+
+def _quoted(word: str) -> str:
+    return (
+        word
+        if word and all(c.isalnum() or c in "._-/=,+:@" for c in word)
+        else "'" + word.replace("'", "'\"'\"'") + "'"
+    )

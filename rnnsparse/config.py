@@ -1,0 +1,237 @@
+"""A YAML file and `section.key=value` overrides -> one validated RunConfig.
+
+Every section is the small dataclass of the component that uses it. A field's type carries its range and its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import pydantic
+from annotated_types import Ge, Lt
+from typing_extensions import Doc
+
+import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
+from rnnsparse import yaml12
+from rnnsparse.data.corpus import DataConfig
+from rnnsparse.errors import UserError, suggest
+from rnnsparse.evaluation import EvaluationConfig
+from rnnsparse.nn.language_model import ModelConfig
+from rnnsparse.sparsity.allocation import BudgetConfig
+from rnnsparse.sparsity.method import METHODS, Method, method_class
+from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the run is called, where it goes, and its seed."""
+
+    name: Annotated[str | None, Doc("name of the run; the configuration's file name by default")] = None
+    dir: Annotated[str | None, Doc("folder of the run; checkpoints/NAME by default")] = None
+    seed: Annotated[int, Ge(0), Lt(2**63), Doc("decides topology, initial values and everything random")] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    run: RunSettings
+    data: DataConfig
+    model: ModelConfig
+    budget: BudgetConfig
+    method: Method
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    logging: LoggingConfig
+    checkpoint: CheckpointConfig
+    # Settings that are valid but do nothing here, each as one line.
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        assert self.run.dir is not None, "parse_config gives every run a folder"
+        return Path(self.run.dir)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sections as plain data; `parse_config` of it gives an equal configuration."""
+        sparsity = {"method": self.method.name} | _plain(self.budget) | _plain(self.method)
+        return {name: sparsity if name == "sparsity" else _plain(getattr(self, name)) for name in SECTIONS}
+
+    def to_yaml(self) -> str:
+        return yaml12.write(self.to_dict())
+
+
+SECTIONS: dict[str, type] = {
+    "run": RunSettings,
+    "data": DataConfig,
+    "model": ModelConfig,
+    "sparsity": BudgetConfig,
+    "training": TrainingConfig,
+    "evaluation": EvaluationConfig,
+    "logging": LoggingConfig,
+    "checkpoint": CheckpointConfig,
+}
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply overrides such as "training.steps=100", and validate.
+
+    Raises:
+        UserError: anything wrong in the file or the overrides; one line.
+    """
+    try:
+        data = yaml12.read(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text; a configuration is a YAML file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return parse_config({} if data is None else data, str(path), overrides, name=path.stem)
+
+
+def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: str = "run") -> RunConfig:
+    """Validate plain data as a configuration; `source` is what errors call it, `name` the run's default name."""
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{source}: is not a configuration: its top level must be sections such as `model:` and `training:`"
+        )
+    for key, value in data.items():
+        if key not in SECTIONS:
+            raise UserError(
+                f"{source}: {key}: unknown section{suggest(key, SECTIONS)}; there are {', '.join(SECTIONS)}"
+            )
+        if value is not None and not isinstance(value, dict):
+            raise UserError(
+                f"{source}: {key}: must hold keys, such as `{_fields(SECTIONS[key])[0]}: ...`, but is {_shown(value)}"
+            )
+    sections: dict[str, dict[str, Any]] = {section: dict(data.get(section) or {}) for section in SECTIONS}
+    for override in overrides:
+        _apply(sections, override)
+    warnings: list[str] = []
+    try:
+        budget, method = _sparsity(sections.pop("sparsity"), warnings)
+        parsed: dict[str, Any] = {
+            section: _build(SECTIONS[section], values, section) for section, values in sections.items()
+        }
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    run: RunSettings = parsed["run"]
+    run = dataclasses.replace(run, name=run.name or name)
+    parsed["run"] = dataclasses.replace(run, dir=run.dir or f"checkpoints/{run.name}")
+    model: ModelConfig = parsed["model"]
+    if model.dropout > 0 and model.num_layers == 1:
+        warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
+    return RunConfig(budget=budget, method=method, warnings=tuple(warnings), **parsed)
+
+
+def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
+    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a block name, dots included."""
+    path, equals, text = override.partition("=")
+    section, _, key = path.partition(".")
+    if not equals or not key:
+        raise UserError(f"{override}: an override looks like training.steps=1000")
+    if section not in SECTIONS:
+        raise UserError(
+            f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
+        )
+    try:
+        value = yaml12.read(text)
+    except ValueError as error:
+        raise UserError(f"{override}: the value is not YAML: {error}") from None
+    if section == "sparsity" and key.startswith("overrides."):
+        blocks = sections[section].setdefault("overrides", {})
+        if isinstance(blocks, dict):
+            sections[section]["overrides"] = blocks | {key.removeprefix("overrides."): value}
+    else:
+        sections[section][key] = value
+
+
+def _sparsity(values: dict[str, Any], warnings: list[str]) -> tuple[BudgetConfig, Method]:
+    """Split the section into what any method has and what this one has."""
+    name = values.pop("method", "static")
+    if not isinstance(name, str):
+        raise UserError(
+            f"sparsity.method: {_shown(name)} is not the name of a method; there are {', '.join(sorted(METHODS))}"
+        )
+    method = method_class(name)
+    known = [*_fields(BudgetConfig), *_fields(method)]
+    foreign = {key for other in METHODS.values() for key in _fields(other)}.difference(known)
+    # One file serves for comparing methods: what another method would use is not an error here.
+    warnings += [f"sparsity.{key} has no effect with method {name}" for key in values if key in foreign]
+    values = {key: value for key, value in values.items() if key not in foreign}
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        raise UserError(
+            f"sparsity.{unknown[0]}: unknown key{suggest(unknown[0], [*known, *foreign])}; method {name} has "
+            f"{', '.join(known)}"
+        )
+    if name == "dense" and values.get("sparsity"):
+        warnings.append("sparsity.sparsity has no effect with method dense")
+    own = {key: values.pop(key) for key in _fields(method) if key in values}
+    return _build(BudgetConfig, values, "sparsity"), _build(method, own, "sparsity")
+
+
+C = TypeVar("C")
+
+
+def _build(cls: type[C], values: Mapping[str, Any], section: str) -> C:
+    """Validate the values of one section against the types of a dataclass, strictly, and make it."""
+    names = _fields(cls)
+    for key in values:
+        if key not in names:
+            raise UserError(f"{section}.{key}: unknown key{suggest(key, names)}; there are {', '.join(names)}")
+    hints = get_type_hints(cls, include_extras=True)
+    return cls(**{key: _validated(hints[key], value, f"{section}.{key}") for key, value in values.items()})
+
+
+def _validated(hint: Any, value: Any, key: str) -> Any:
+    adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False))
+    try:
+        # YAML has the data model of JSON; in JSON mode lists may become tuples, while "5" still is no number.
+        return adapter.validate_json(json.dumps(value), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        inner = "".join(f".{part}" for part in first["loc"] if not str(part).startswith("function"))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(hint)})"
+        ) from None
+
+
+def help_text(hint: Any) -> str:
+    """Return the Doc of an annotated type, or ""."""
+    return next((part.documentation for part in get_args(hint) if isinstance(part, Doc)), "")
+
+
+def _fields(cls: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.init]
+
+
+def _plain(component: Any) -> dict[str, Any]:
+    """Return a dataclass's settings as plain data."""
+    values = {name: getattr(component, name) for name in _fields(component)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def describe_fields(cls: type) -> list[tuple[str, Any, str]]:
+    """Return (name, default, help) of each setting of a component's dataclass."""
+    hints = get_type_hints(cls, include_extras=True)
+    rows = []
+    for f in dataclasses.fields(cls):
+        if f.init:
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+            rows.append((f.name, default, help_text(hints[f.name])))
+    return rows

@@ -1,0 +1,211 @@
+"""Each text is tokenized once: its ids lie on disk, are found by the content they came from, and are mapped.
+
+An entry is a folder: `tokens.bin` (the ids of all splits, one after the other), `tokenizer.json`, and
+`meta.json` (what a Split counts).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from rnnsparse.data.sources import CHUNK_BYTES, SPLITS, Piece, Source
+from rnnsparse.data.split import Split
+from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
+from rnnsparse.errors import RunFailed, UserError
+
+FORMAT = 1  # raise it when the same text would give other files
+DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tokenized source: its tokenizer, and a Split for every part."""
+
+    tokenizer: Tokenizer
+    splits: Mapping[str, Split]
+
+
+def default_root() -> Path:
+    """Return $RNNSPARSE_CACHE, else $XDG_CACHE_HOME/rnnsparse, else ~/.cache/rnnsparse."""
+    if own := os.environ.get("RNNSPARSE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rnnsparse"
+
+
+def tokenized(source: Source, tokenizer: Tokenizer | None, divide: bool, root: Path) -> Entry:
+    """Return the entry of `source`, made now if there is none or if it is damaged.
+
+    Without a tokenizer, a character tokenizer is made of what occurs in the training text. `divide` cuts a
+    source that has no splits into train, validation and test, 90/5/5 by position, at character borders. Any
+    number of processes may ask for the same entry at once. Text that is not UTF-8 raises a UserError that
+    names the byte; a full disk raises RunFailed.
+    """
+    content = f"{source.digest[:32]}-{'divided' if divide else 'whole'}-{FORMAT}"
+    kind = "char" if tokenizer is None else tokenizer.kind
+    folder = root / f"{kind}-{content}"
+    entry = read_entry(folder)
+    if tokenizer is not None and tokenizer.kind == "char" and (entry is None or entry.tokenizer != tokenizer):
+        # Another text's characters, as when a trained model is evaluated on new data.
+        folder = root / f"char-{hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:16]}-{content}"
+        entry = read_entry(folder)
+    if entry is None:
+        with _disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as work:
+                fresh = _write_entry(source, tokenizer, divide, Path(work))
+                entry = _publish(fresh, folder)
+    return entry
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """Open an entry; None if there is none or if it is incomplete."""
+    try:
+        counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        symbols = sum(split["symbols"] for split in counts.values())
+        if (folder / "tokens.bin").stat().st_size != symbols * tokenizer.dtype.itemsize:
+            return None
+        tokens = np.memmap(folder / "tokens.bin", dtype=tokenizer.dtype, mode="r")
+        splits, start = {}, 0
+        for name, split in counts.items():
+            stop = start + split.pop("symbols")
+            splits[name] = Split(tokens=tokens[start:stop], **split)
+            start = stop
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # UserError is a ValueError
+        return None
+    return Entry(tokenizer, splits)
+
+
+def _write_entry(source: Source, tokenizer: Tokenizer | None, divide: bool, work: Path) -> Path:
+    # The whole text lies on disk once before it is tokenized: only then are the borders of the splits known,
+    # and the characters of the training text. The source, perhaps compressed, is unpacked only once.
+    borders = {}
+    with (work / "text").open("w+b") as text:
+        for part, pieces in source.parts.items():
+            start = text.tell()
+            for piece in pieces:
+                _copy_checked(piece, text)
+            if text.tell() == start:
+                raise UserError(f"{pieces[0].name}: the text is empty; give one of some thousand characters")
+            borders[part] = (start, text.tell())
+        if divide and "text" in borders:
+            cuts = [_character_border(text, borders["text"][1] * percent // 100) for percent in DIVISION]
+            borders = dict(zip(SPLITS, pairwise(cuts), strict=True))
+        if tokenizer is None:
+            tokenizer = _characters_of(text, *borders["train"])
+        fresh = work / "entry"
+        fresh.mkdir()
+        with (fresh / "tokens.bin").open("wb") as tokens:
+            meta = {name: _encode(text, *border, tokenizer, tokens) for name, border in borders.items()}
+            tokens.flush()
+            os.fsync(tokens.fileno())  # after a power failure an entry of the right size holds the right ids
+    tokenizer.save(fresh / "tokenizer.json")
+    (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    return fresh
+
+
+def _publish(fresh: Path, folder: Path) -> Entry:
+    for attempt in range(100):
+        try:
+            fresh.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        # Now there is an entry: ours, or that of a process that was faster.
+        if (entry := read_entry(folder)) is not None:
+            return entry
+        # Or a damaged one: out of the way, and it goes with the temporary folder.
+        with suppress(FileNotFoundError):  # another process did the same
+            folder.rename(fresh.parent / f"damaged-{attempt}")
+    raise RunFailed(f"{folder}: other processes keep damaging this folder; set data.cache to another one")
+
+
+def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
+    utf8 = getincrementaldecoder("utf-8")()
+    checked = 0  # bytes, up to the last whole character
+    try:
+        for chunk in piece.chunks():
+            pending = len(utf8.getstate()[0])
+            utf8.decode(chunk)
+            checked += pending + len(chunk) - len(utf8.getstate()[0])
+            text.write(chunk)
+        utf8.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; "
+            "convert it first, for example with `iconv -f latin1 -t utf-8`"
+        ) from None
+
+
+def _character_border(text: IO[bytes], position: int) -> int:
+    """Return the last character border at or before `position`."""
+    start = max(position - 3, 0)
+    text.seek(start)
+    window = text.read(position - start + 1)
+    return position if len(window) <= position - start else start + _last_character(window)
+
+
+def _last_character(chunk: bytes) -> int:
+    """Return where the last, perhaps cut, character of a chunk of UTF-8 begins."""
+    index = len(chunk) - 1
+    while chunk[index] & 0xC0 == 0x80:
+        index -= 1
+    return index
+
+
+def _whole_characters(text: IO[bytes], start: int, stop: int) -> Iterator[bytes]:
+    while start < stop:
+        text.seek(start)
+        chunk = text.read(min(CHUNK_BYTES, stop - start))
+        if start + len(chunk) < stop:
+            chunk = chunk[: _last_character(chunk)]
+        yield chunk
+        start += len(chunk)
+
+
+def _characters_of(text: IO[bytes], start: int, stop: int) -> Tokenizer:
+    seen = np.zeros(CODE_POINTS, dtype=bool)
+    for chunk in _whole_characters(text, start, stop):
+        seen[code_points(chunk)] = True
+    return Tokenizer.char(map(chr, np.flatnonzero(seen).tolist()))
+
+
+def _encode(text: IO[bytes], start: int, stop: int, tokenizer: Tokenizer, tokens: IO[bytes]) -> dict[str, int]:
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for chunk in _whole_characters(text, start, stop):
+        ids = tokenizer.encode_utf8(chunk)
+        tokens.write(ids.data)
+        counts += np.bincount(ids, minlength=tokenizer.vocab_size)
+    return {
+        "symbols": int(counts.sum()),
+        "characters": int(counts @ tokenizer.starts_character),
+        "bytes": stop - start,
+        "unknown_bytes": stop - start - int(counts @ tokenizer.byte_lengths),
+    }
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left for the tokenized text; free some, or set data.cache"
+            raise RunFailed(f"{root}: {reason}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            reason = f"cannot be written ({error.strerror}); set data.cache to a folder that can"
+            raise UserError(f"{root}: {reason}") from error
+        raise

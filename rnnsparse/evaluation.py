@@ -1,0 +1,181 @@
+"""How well a model predicts a text: bits per character and per byte, each a ratio of two sums.
+
+Shape suffixes: T time, B lanes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Doc
+
+from rnnsparse.data.split import Split, count_symbols
+from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer
+from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How validation text is read, and how often."""
+
+    interval: Annotated[int, Ge(1), Doc("training steps between two evaluations")] = 500
+    lanes: Annotated[int, Ge(1), Doc("stretches of the text that are read side by side; 1 reads it as one stream")] = 32
+    priming: Annotated[
+        int, Ge(0), Doc("symbols before its stretch that each lane but the first reads without scoring them")
+    ] = 256
+    sequence_length: Annotated[
+        int, Ge(1), Doc("symbols per lane and forward call; sets memory and speed, not the result")
+    ] = 128
+    symbols: Annotated[
+        Annotated[int, Ge(2)] | None,
+        Doc("during training, validate on the first so many symbols only, null for all"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over the scored symbols of a text: code length in nats, and how much text they are."""
+
+    nats: float
+    symbols: int
+    characters: int
+    bytes: int
+    seconds: float
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits per Unicode code point; not a number if no character was scored."""
+        return self.nats / math.log(2) / self.characters if self.characters else math.nan
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of UTF-8; not a number if no byte was scored."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def evaluate(
+    model: CharLM,
+    split: Split,
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    *,
+    max_batches: int | None = None,
+) -> Evaluation:
+    """Score every symbol of `split` but the first exactly once, state carried through the whole stream.
+
+    `config.interval` and `config.symbols` mean nothing here: to score a part, pass `split.head(...)`. Lanes
+    beyond the first start inside the text with a zero state, so they first read the `priming` symbols before
+    their stretch unscored. One lane is the textbook: one stream.
+
+    <unk> does not say which character it stands for, so each costs log2(0x110000 - vocab_size) bits more: a
+    uniform choice, enough for every character outside the vocabulary. The total is then the length of a
+    lossless code of the text, comparable with that of other tokenizers and of compressors.
+
+    Memory does not grow with the text. The result is the same to the bit when run again on the same machine.
+
+    Args:
+        max_batches: stop after so many forward calls, with the sums until then.
+
+    Raises:
+        UserError: fewer than two characters.
+    """
+    assert tokenizer.vocab_size == model.vocab_size, "a model is evaluated with its own tokenizer"
+    if split.characters < 2:
+        raise UserError(
+            f"the text to evaluate has {split.characters} characters, but needs at least 2, as each is "
+            "predicted from those before it; choose a longer text"
+        )
+    started = time.perf_counter()
+    plan = plan_lanes(len(split.tokens) - 1, config.lanes, config.priming)
+    was_training = model.training
+    model.eval()
+    try:
+        nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches)
+    finally:
+        model.train(was_training)
+    unknown = 0 if tokenizer.unknown_id is None else int(counts_V[tokenizer.unknown_id])
+    return Evaluation(
+        nats=nats + unknown * math.log(CODE_POINTS - tokenizer.vocab_size),
+        symbols=int(counts_V.sum()),
+        characters=int(counts_V @ tokenizer.starts_character),
+        bytes=int(counts_V @ tokenizer.byte_lengths) + _unknown_bytes(unknown, split, tokenizer),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class LanePlan(NamedTuple):
+    """Which inputs each lane reads, and from which on their targets are scored.
+
+    Lane b reads the `length` inputs from starts[b] on, and scores what follows each but the first skips[b].
+    """
+
+    starts: list[int]
+    skips: list[int]
+    length: int
+
+
+def plan_lanes(targets: int, lanes: int, priming: int) -> LanePlan:
+    """Share out `targets` consecutive predictions; input i predicts target i, whatever the lane.
+
+    All lanes read equally many inputs, so none is padded: the first scores while the others are primed, and
+    the last one, moved back to end with the text, is primed with more. A text too short for every lane to
+    score at least `priming` targets is read in fewer lanes.
+    """
+    lanes = min(lanes, targets, targets // priming - 1 if priming else targets)
+    lanes = max(lanes, 1)
+    length = -(-(targets + (lanes - 1) * priming) // lanes)
+    starts = [min(lane * (length - priming), targets - length) for lane in range(lanes)]
+    ends_before = [0] + [start + length for start in starts[:-1]]
+    return LanePlan(starts, [end - start for end, start in zip(ends_before, starts, strict=True)], length)
+
+
+@torch.no_grad()
+def _score(
+    model: CharLM, split: Split, plan: LanePlan, sequence_length: int, max_batches: int | None
+) -> tuple[float, NDArray[np.int64]]:
+    """Return the nats of the scored symbols, and how often each symbol was scored [V]."""
+    device = model.embedding.values.device
+    state = model.initial_state(len(plan.starts))
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    counts_V = np.zeros(model.vocab_size, dtype=np.int64)
+    skips_B = np.array(plan.skips)
+    for batch, start in enumerate(range(0, plan.length, sequence_length)):
+        if batch == max_batches:
+            break
+        stop = min(start + sequence_length, plan.length)
+        lanes = [split.tokens[first + start : first + stop + 1] for first in plan.starts]
+        tokens_TB = np.stack(lanes, axis=1).astype(np.int64)
+        unscored_TB = np.arange(start, stop)[:, None] < skips_B
+        counts_V += np.bincount(tokens_TB[1:][~unscored_TB], minlength=model.vocab_size)
+        tokens = torch.from_numpy(tokens_TB).to(device)
+        logits_TBV, state = model(tokens[:-1], state)
+        nats_TB = _code_lengths(logits_TBV, tokens[1:])
+        # Not a product with the mask: infinity times zero would not be zero.
+        nats += nats_TB.masked_fill_(torch.from_numpy(unscored_TB).to(device), 0).sum()
+    return nats.item(), counts_V
+
+
+def _code_lengths(logits_TBV: Tensor, targets_TB: Tensor) -> Tensor:
+    """Return -ln p of each target [T, B] in float64, from a log-softmax in at least float32."""
+    if logits_TBV.dtype != torch.float64:
+        logits_TBV = logits_TBV.float()
+    nats = F.cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten(), reduction="none")
+    return nats.double().view(targets_TB.shape)
+
+
+def _unknown_bytes(scored: int, split: Split, tokenizer: Tokenizer) -> int:
+    """Return the bytes of text behind `scored` <unk>: exact for all of a split's, else its mean for each."""
+    if scored == 0:
+        return 0
+    all_unknown = int(count_symbols(split.tokens, tokenizer.vocab_size)[tokenizer.unknown_id])
+    return round(split.unknown_bytes * scored / all_unknown)

@@ -1,0 +1,68 @@
+"""Arithmetic per character, counted from the connections that exist (Evci et al. 2020, appendix H).
+
+A matrix with n connections costs 2n FLOPs per time step, an embedding look-up nothing; biases and
+element-wise work are left out, as in the papers. A character is one symbol of the model's vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.sparsity.method import Method
+
+
+@dataclass(frozen=True)
+class ForwardFlops:
+    """FLOPs of one forward pass per character: of the connections that exist, and of all positions."""
+
+    sparse: int
+    dense: int
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """FLOPs of a whole training run, average per character and in total, and the same of dense training."""
+
+    per_character: float
+    dense_per_character: float
+    characters: int
+
+    @property
+    def total(self) -> float:
+        return self.per_character * self.characters
+
+    @property
+    def dense_total(self) -> float:
+        return self.dense_per_character * self.characters
+
+    @property
+    def ratio(self) -> float:
+        """Share of what dense training of the same shape costs."""
+        return self.per_character / self.dense_per_character
+
+
+def forward_flops(model: CharLM) -> ForwardFlops:
+    """Return what one character costs with the connections that `model` has now, and with all."""
+    weights = list(model.sparse_weights().values())
+    # A tied embedding is no work where it is looked up, and a matrix product where it is the output.
+    if not model.config.tie_embeddings:
+        weights.remove(model.embedding)
+    return ForwardFlops(
+        sparse=sum(2 * weight.connections for weight in weights),
+        dense=sum(2 * weight.positions for weight in weights),
+    )
+
+
+def training_flops(method: Method, model: CharLM, steps: int, characters_per_step: int) -> TrainingFlops:
+    """Return the cost of `steps` optimizer steps by `method`, whose budget is what `model` has now.
+
+    Args:
+        characters_per_step: symbols per optimizer step, over all lanes, ranks and accumulated micro-batches.
+    """
+    forward = forward_flops(model)
+    return TrainingFlops(
+        per_character=method.training_flops(forward.sparse, forward.dense, steps),
+        dense_per_character=3 * forward.dense,
+        characters=steps * characters_per_step,
+    )

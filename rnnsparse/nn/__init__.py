@@ -1,0 +1,1 @@
+"""Sparse weights, the layers made of them, and the language model made of the layers."""

@@ -1,0 +1,192 @@
+"""A sparse matrix that is its connections: values [N] and sorted flat positions [N], and its dense gradient by tiles.
+
+Shape suffixes: R rows, C columns, N connections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TILE_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Block:
+    """A named range of rows: one gate of a recurrent matrix, or a whole matrix."""
+
+    name: str
+    start_row: int
+    stop_row: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some consecutive rows of a dense gradient; `start` is the flat position of its first entry."""
+
+    start: int
+    gradient_RC: Tensor
+
+
+class DenseGradient:
+    """The gradient at every position of a weight, existing or not, held as a dense matrix [R, C].
+
+    Growth reads it tile by tile and never asks for more, so that it need not be materialised by other executions.
+    """
+
+    def __init__(self, dense_RC: Tensor) -> None:
+        self.dense_RC = dense_RC
+
+    def tiles(self, start_row: int, stop_row: int) -> Iterator[Tile]:
+        """Yield rows `start_row` to `stop_row`, at most TILE_ROWS at a time, in order of position."""
+        columns = self.dense_RC.shape[1]
+        for row in range(start_row, stop_row, TILE_ROWS):
+            yield Tile(row * columns, self.dense_RC[row : min(row + TILE_ROWS, stop_row)])
+
+
+class SparseWeight(nn.Module):
+    """A weight matrix of which only the connections exist.
+
+    `values` [N] is its only parameter; `indices` [N] holds their sorted flat positions (row * cols + column), int64.
+    Its blocks are row ranges, so sorted positions are grouped by block. A new weight has no connections; see `connect`.
+
+    Args:
+        name: full name in the model, such as "rnn.0.input".
+        rows, cols: shape of the matrix.
+        block_names: names of equally tall blocks, from the top; by default the matrix is one block with its own name.
+    """
+
+    values: nn.Parameter
+    indices: Tensor
+
+    def __init__(self, name: str, rows: int, cols: int, block_names: Sequence[str] = ()) -> None:
+        super().__init__()
+        names = list(block_names) or [name]
+        assert rows % len(names) == 0, f"{name}: {rows} rows do not split into {len(names)} equal blocks"
+        height = rows // len(names)
+        self.name, self.rows, self.cols = name, rows, cols
+        self.blocks = tuple(Block(n, i * height, (i + 1) * height) for i, n in enumerate(names))
+        self.values = nn.Parameter(torch.empty(0))
+        self.register_buffer("indices", torch.empty(0, dtype=torch.int64), persistent=False)
+        # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
+        self.collects_dense_gradient = False
+        self.dense_gradient: DenseGradient | None = None
+
+    @property
+    def positions(self) -> int:
+        return self.rows * self.cols
+
+    @property
+    def connections(self) -> int:
+        return self.values.numel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every position is a connection; `indices` is then 0, 1, 2, ... and `values` is the matrix."""
+        return self.connections == self.positions
+
+    def connect(self, indices: Tensor, values: Tensor | None = None) -> None:
+        """Replace the topology; without `values` all connections get the value zero.
+
+        The Parameter object stays the same, so its name and its place in an optimizer stay too.
+
+        Raises:
+            ValueError: positions out of range, unsorted or repeated, or not as many values as positions.
+        """
+        indices = indices.to(device=self.values.device, dtype=torch.int64)
+        if indices.ndim != 1 or (values is not None and values.shape != indices.shape):
+            raise ValueError(f"{self.name}: connections need one position and one value each")
+        if indices.numel() and (indices[0] < 0 or indices[-1] >= self.positions):
+            raise ValueError(f"{self.name}: a connection lies outside {self.rows} x {self.cols}")
+        if not bool((indices[1:] > indices[:-1]).all()):
+            raise ValueError(f"{self.name}: positions are not sorted or repeat")
+        if values is None:
+            values = torch.zeros(indices.shape)
+        # Copies: whoever passed them may go on using theirs.
+        self.indices = indices.clone()
+        self.values.data = values.detach().to(self.values, copy=True)
+        self.values.grad = None
+
+    def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
+        """Return the range of connection numbers that lie in a range of rows."""
+        edges = torch.tensor([start_row, stop_row], device=self.indices.device) * self.cols
+        start, stop = torch.searchsorted(self.indices, edges).tolist()
+        return start, stop
+
+    def block_connections(self, block: Block) -> int:
+        start, stop = self.bounds(block.start_row, block.stop_row)
+        return stop - start
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix [R, C] as a new tensor without gradient."""
+        dense = self.values.detach().new_zeros(self.positions)
+        dense[self.indices] = self.values.detach()
+        return dense.view(self.rows, self.cols)
+
+    def start_dense_gradient(self, collect: bool) -> None:
+        """Forget the last dense gradient; with `collect`, the following backward passes make a new one."""
+        self.collects_dense_gradient = collect
+        self.dense_gradient = None
+
+    def add_dense_gradient(self, gradient_RC: Tensor) -> None:
+        """Add one backward pass's dense gradient: a growth score is that of the whole accumulated batch."""
+        # Always a copy in the parameter's precision: autograd may hand the same memory to others.
+        gradient_RC = gradient_RC.detach().to(self.values.dtype, copy=True)
+        if self.dense_gradient is not None:
+            gradient_RC += self.dense_gradient.dense_RC
+        self.dense_gradient = DenseGradient(gradient_RC)
+
+    def extra_repr(self) -> str:
+        return f"{self.name}: {self.connections} of {self.rows} x {self.cols}"
+
+
+class _Materialise(torch.autograd.Function):
+    """Values and biases -> dense matrices and biases, all views of one contiguous buffer, in the order given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Sequence[SparseWeight], dtype: torch.dtype, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        sizes = [w.positions for w in weights] + [b.numel() for b in parameters[len(weights) :]]
+        buffer = torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
+        pieces = list(buffer.split(sizes))
+        ctx.weights = weights
+        ctx.indices = [w.indices for w in weights]
+        ctx.dtypes = [p.dtype for p in parameters]
+        for i, parameter in enumerate(parameters):
+            if i < len(weights) and not weights[i].is_full:
+                pieces[i].index_copy_(0, weights[i].indices, parameter.to(dtype))
+            else:
+                pieces[i].copy_(parameter)
+            if i < len(weights):
+                pieces[i] = pieces[i].view(weights[i].rows, weights[i].cols)
+        return tuple(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        result: list[Tensor | None] = []
+        for i, gradient in enumerate(gradients):
+            if i < len(ctx.weights):
+                weight, indices = ctx.weights[i], ctx.indices[i]
+                if weight.collects_dense_gradient:
+                    weight.add_dense_gradient(gradient)
+                flat = gradient.reshape(-1)
+                gradient = flat if indices.numel() == weight.positions else flat.index_select(0, indices)
+            result.append(gradient.to(ctx.dtypes[i]))
+        return (None, None, *result)
+
+
+def materialise(
+    weights: Sequence[SparseWeight], biases: Sequence[Tensor] = (), dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Return `weights` as dense matrices [R, C] and `biases`, adjacent in one buffer of `dtype`, with autograd.
+
+    cuDNN reads recurrent weights in place only if they are adjacent (otherwise it copies them at every call). The
+    gradient of `values` is a gather of the dense one, which is also kept for those weights that collect it.
+    """
+    dtype = dtype or weights[0].values.dtype
+    return list(_Materialise.apply(weights, dtype, *(w.values for w in weights), *biases))

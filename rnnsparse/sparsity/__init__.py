@@ -1,0 +1,1 @@
+"""Which connections exist: how many (allocation), which first (topology), and how they change (methods)."""

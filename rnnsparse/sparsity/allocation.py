@@ -1,0 +1,157 @@
+"""How many connections each group gets, exactly, and which ones it starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from math import floor
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Le, Lt
+from torch import Tensor
+from typing_extensions import Doc
+
+from rnnsparse.errors import UserError, suggest
+from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.randomness import generator_for
+from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
+from rnnsparse.sparsity.topology import draw_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """How many connections there are, and how they are spread over the blocks."""
+
+    sparsity: Annotated[float, Ge(0), Lt(1), Doc("share of positions without a connection")] = 0.9
+    distribution: Annotated[
+        Literal["uniform", "er", "erk"],
+        Doc("uniform: the same sparsity everywhere; er, erk: density by (rows + cols) / (rows * cols)"),
+    ] = "erk"
+    granularity: Annotated[
+        Literal["gate", "matrix", "cell"],
+        Doc("what owns a budget: a gate, a whole matrix, or a recurrent layer"),
+    ] = "gate"
+    dense: Annotated[tuple[str, ...], Doc("blocks kept dense and not counted: names, prefixes or globs")] = ()
+    overrides: Annotated[
+        dict[str, Annotated[float, Ge(0), Le(1)]], Doc("sparsity of single blocks, by name, prefix or glob")
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The connections a group ends up with; one that is `dense` by name keeps all and counts in no total."""
+
+    group: Group
+    connections: int
+    dense: bool = False
+
+
+def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budget]:
+    """Return a budget for every group, in order of the weights.
+
+    The groups that are neither `dense` nor overridden share exactly N - floor(sparsity * N) connections, N being their
+    positions; `er` and `erk` (which agree for matrices) follow Mocanu et al. 2018 and Evci et al. 2020, section 3.
+
+    Raises:
+        UserError: a name selects nothing or part of a group, or a group would get no connection at all.
+    """
+    groups = make_groups(weights, config.granularity)
+    dense = _select(groups, config.dense, "sparsity.dense", config.granularity)
+    overrides = {}
+    for pattern, sparsity in config.overrides.items():
+        for name in _select(groups, [pattern], f"sparsity.overrides.{pattern}", config.granularity):
+            overrides[name] = sparsity
+    both = sorted(dense & overrides.keys())
+    if both:
+        raise UserError(f"sparsity.overrides: {both[0]} is also under sparsity.dense; name it in one of them")
+    free = [g for g in groups if g.name not in dense and g.name not in overrides]
+    counts = {g.name: g.positions for g in groups if g.name in dense}
+    counts |= {g.name: _ones(g.positions, overrides[g.name]) for g in groups if g.name in overrides}
+    counts |= share_out(free, config.sparsity, config.distribution)
+    for group in groups:
+        if counts[group.name] == 0 and overrides.get(group.name) != 1:
+            raise UserError(
+                f"sparsity.sparsity: {config.sparsity} leaves {group.name} ({group.positions} positions) without any "
+                f"connection; lower it, enlarge the model, or give this block a sparsity.overrides entry"
+            )
+    return [Budget(g, counts[g.name], g.name in dense) for g in groups]
+
+
+def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> dict[str, int]:
+    """Return exact numbers of connections by group name; no group gets more than its positions."""
+    positions = {g.name: g.positions for g in groups}
+    total = _ones(sum(positions.values()), sparsity)
+    # The Erdos-Renyi rule gives a matrix a share proportional to rows + cols; uniform, proportional to rows * cols.
+    sizes = {
+        g.name: sum(p.rows + p.weight.cols for p in g.parts) if distribution != "uniform" else g.positions
+        for g in groups
+    }
+    ideal: dict[str, Fraction] = {}
+    while open_names := [name for name in positions if name not in ideal]:
+        scale = Fraction(total - sum(map(floor, ideal.values())), sum(sizes[name] for name in open_names))
+        density = {name: scale * sizes[name] / positions[name] for name in open_names}
+        highest = max(density.values())
+        if highest <= 1:
+            return _rounded({name: scale * sizes[name] for name in open_names}, ideal)
+        # What would get more than all becomes full, and the rest shares what is left.
+        ideal |= {name: Fraction(positions[name]) for name in open_names if density[name] == highest}
+    return _rounded({}, ideal)
+
+
+def _rounded(ideal: Mapping[str, Fraction], full: Mapping[str, Fraction]) -> dict[str, int]:
+    """Round by largest remainder, so that the total stays exact; equal remainders favour the first."""
+    counts = {name: floor(value) for name, value in ideal.items()}
+    missing = round(sum(ideal.values()) - sum(counts.values()))
+    for name in sorted(ideal, key=lambda n: counts[n] - ideal[n])[:missing]:
+        counts[name] += 1
+    return counts | {name: int(value) for name, value in full.items()}
+
+
+def _ones(positions: int, sparsity: float) -> int:
+    # Through the decimal the user wrote: 0.9 as a binary fraction would lose a connection here and there.
+    return positions - floor(Fraction(str(sparsity)) * positions)
+
+
+def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:
+    """Return the names of the groups whose blocks match any of the patterns: names, prefixes or globs of either."""
+    blocks = {group.name: _block_names(group) for group in groups}
+    known = [name for names in blocks.values() for name in names]
+    matched: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+        if not hits:
+            raise UserError(
+                f"{key}: no block is called {pattern!r}{suggest(pattern, known)}; there are {', '.join(known)}"
+            )
+        matched |= hits
+    selected = set()
+    for group, names in blocks.items():
+        hits = matched.intersection(names)
+        if hits and hits != set(names):
+            raise UserError(
+                f"{key}: selects {', '.join(sorted(hits))} but not all of {group}, whose blocks share one budget under "
+                f"sparsity.granularity={granularity}; use a finer granularity, or select all of {', '.join(names)}"
+            )
+        if hits:
+            selected.add(group)
+    return selected
+
+
+def _block_names(group: Group) -> list[str]:
+    return [b.name for p in group.parts for b in p.weight.blocks if p.start_row <= b.start_row < p.stop_row]
+
+
+def connect_randomly(budgets: Sequence[Budget], seed: int, starts: str = "sparse") -> None:
+    """Give every weight its first topology: an exactly random subset per group, or with `starts` "dense" everything."""
+
+    def draw(budget: Budget) -> Tensor:
+        count = budget.group.positions if starts == "dense" else budget.connections
+        if count == budget.group.positions:
+            return torch.arange(count)
+        return draw_positions(count, budget.group.positions, generator_for(seed, "topology", budget.group.name))
+
+    for weight, indices in weight_topologies([(budget.group, draw(budget)) for budget in budgets]):
+        weight.connect(indices)

@@ -1,0 +1,114 @@
+"""A group: the rows of one or several weights that own a fixed number of connections together.
+
+With granularity `gate` a group is one gate's rows of one matrix, with `matrix` a whole matrix, with `cell` the input
+and recurrent matrices of one layer. Its positions are numbered through its parts, so that methods see one flat range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of one weight."""
+
+    weight: SparseWeight
+    start_row: int
+    stop_row: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop_row - self.start_row
+
+    @property
+    def positions(self) -> int:
+        return self.rows * self.weight.cols
+
+    @property
+    def first_position(self) -> int:
+        return self.start_row * self.weight.cols
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        return self.weight.bounds(self.start_row, self.stop_row)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts in a fixed order, numbered as one range of positions 0 .. positions - 1."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def positions(self) -> int:
+        return sum(part.positions for part in self.parts)
+
+    @property
+    def connections(self) -> int:
+        return sum(stop - start for start, stop in (part.bounds for part in self.parts))
+
+    def _offsets(self) -> Iterator[tuple[Part, int]]:
+        """Yield each part with what turns a flat position of its weight into one of this group."""
+        start = 0
+        for part in self.parts:
+            yield part, start - part.first_position
+            start += part.positions
+
+    def indices(self) -> Tensor:
+        """Return the sorted group positions [n] of the connections that exist."""
+        return torch.cat([part.weight.indices[slice(*part.bounds)] + shift for part, shift in self._offsets()])
+
+    def values(self) -> Tensor:
+        """Return the values [n] of the connections, in the order of `indices`."""
+        return torch.cat([part.weight.values.detach()[slice(*part.bounds)] for part in self.parts])
+
+    def tiles(self, gradient_of: Callable[[SparseWeight], DenseGradient]) -> Iterator[Tile]:
+        """Yield the dense gradient of all parts, in order of group position, `start` counted in the group."""
+        for part, shift in self._offsets():
+            for tile in gradient_of(part.weight).tiles(part.start_row, part.stop_row):
+                yield Tile(tile.start + shift, tile.gradient_RC)
+
+    def split(self, indices: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yield each part with its share of sorted group positions, as flat positions of its weight."""
+        for part, shift in self._offsets():
+            first = part.first_position + shift
+            edges = torch.tensor([first, first + part.positions], device=indices.device)
+            start, stop = torch.searchsorted(indices, edges).tolist()
+            yield part, indices[start:stop] - shift
+
+
+def weight_topologies(chosen: Iterable[tuple[Group, Tensor]]) -> list[tuple[SparseWeight, Tensor]]:
+    """Join the sorted positions chosen for groups into those of each weight; the groups must cover it."""
+    pieces: dict[SparseWeight, list[tuple[Part, Tensor]]] = {}
+    for group, indices in chosen:
+        for part, flat in group.split(indices):
+            pieces.setdefault(part.weight, []).append((part, flat))
+    joined = []
+    for weight, parts in pieces.items():
+        parts.sort(key=lambda piece: piece[0].start_row)
+        assert sum(part.rows for part, _ in parts) == weight.rows, f"{weight.name}: groups do not cover its rows"
+        joined.append((weight, torch.cat([flat for _, flat in parts])))
+    return joined
+
+
+def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group]:
+    """Divide all rows of all weights into groups; `granularity` is "gate", "matrix" or "cell"."""
+    parts: dict[str, list[Part]] = {}
+    for weight in weights:
+        if granularity == "gate":
+            for block in weight.blocks:
+                parts[block.name] = [Part(weight, block.start_row, block.stop_row)]
+        else:
+            # rnn.0.input and rnn.0.recurrent meet in the cell rnn.0; other weights have one block and stand alone.
+            recurrent = granularity == "cell" and len(weight.blocks) > 1
+            name = weight.name.rpartition(".")[0] if recurrent else weight.name
+            parts.setdefault(name, []).append(Part(weight, 0, weight.rows))
+    return [Group(name, tuple(members)) for name, members in parts.items()]

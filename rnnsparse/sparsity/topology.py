@@ -1,0 +1,103 @@
+"""Sets of positions: drawing them at random, choosing them by score, and giving a weight a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from rnnsparse.nn.weight import SparseWeight, Tile
+
+
+def draw_positions(count: int, positions: int, generator: torch.Generator) -> Tensor:
+    """Return an exactly uniform random subset: `count` sorted distinct numbers below `positions`.
+
+    Time and memory grow with `count`, not with `positions`, unless most positions are wanted.
+    """
+    assert 0 <= count <= positions
+    if 4 * count >= positions:
+        return torch.randperm(positions, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    # Asking for just what is missing keeps the subset uniform: there is never a surplus to throw away.
+    while drawn.numel() < count:
+        more = torch.randint(positions, (count - drawn.numel(),), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()
+    return drawn
+
+
+def draw_absent(count: int, present: Tensor, positions: int, generator: torch.Generator) -> Tensor:
+    """Return `count` sorted positions drawn uniformly among those not in the sorted `present`."""
+    ranks = draw_positions(count, positions - present.numel(), generator).to(present.device)
+    # The absent position of rank r has as many present ones before it as have at most r absent ones before them.
+    absent_before = present - torch.arange(present.numel(), device=present.device)
+    return ranks + torch.searchsorted(absent_before, ranks, right=True)
+
+
+def contains(sorted_positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each wanted position whether it is in the sorted ones, and where (or any place if it is not)."""
+    if sorted_positions.numel() == 0:
+        return torch.zeros_like(wanted, dtype=torch.bool), torch.zeros_like(wanted)
+    place = torch.searchsorted(sorted_positions, wanted).clamp_(max=sorted_positions.numel() - 1)
+    return sorted_positions[place] == wanted, place
+
+
+def _largest(scores: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` largest scores and their sorted positions; of equal ones, the first positions."""
+    if scores.numel() > count:
+        threshold = scores.topk(count, sorted=True).values[-1]
+        near = scores >= threshold
+        scores, positions = scores[near], positions[near]
+        best = scores.argsort(descending=True, stable=True)[:count].sort().values
+        scores, positions = scores[best], positions[best]
+    return scores, positions
+
+
+def best_absent(tiles: Iterable[Tile], score: Callable[[Tile], Tensor], present: Tensor, count: int) -> Tensor:
+    """Return the sorted positions of the `count` largest scores among those not in the sorted `present`.
+
+    Scores must be non-negative; a score of zero says nothing about its position and is never chosen, so there may be
+    fewer. Ties go to the first position. Reads one tile at a time and keeps `count` candidates: the set is the same as
+    that of the whole matrix at once.
+    """
+    device = present.device
+    best_scores = torch.empty(0, device=device)
+    best_positions = torch.empty(0, dtype=torch.int64, device=device)
+    if count == 0:
+        return best_positions
+    for tile in tiles:
+        scores = score(tile).reshape(-1)
+        edges = torch.tensor([tile.start, tile.start + scores.numel()], device=device)
+        start, stop = torch.searchsorted(present, edges).tolist()
+        scores = scores.index_fill(0, present[start:stop] - tile.start, 0)
+        # Only what beats the worst candidate so far can enter; an equal one comes later in position and loses.
+        floor = best_scores.min() if best_scores.numel() == count else scores.new_zeros(())
+        entering = (scores > floor).nonzero().squeeze(1)
+        best_scores, best_positions = _largest(
+            torch.cat([best_scores.to(scores.dtype), scores[entering]]),
+            torch.cat([best_positions, entering + tile.start]),
+            count,
+        )
+    return best_positions
+
+
+def rewire(weight: SparseWeight, indices: Tensor, optimizer: torch.optim.Optimizer | None) -> int:
+    """Give `weight` a new sorted topology; return how many connections are new.
+
+    Survivors keep value and optimizer state; new ones start at zero with fresh (zero) state, whatever the optimizer:
+    every state tensor that has one entry per connection moves with the connections.
+    """
+    survives, place = contains(weight.indices, indices)
+
+    def moved(per_connection: Tensor) -> Tensor:
+        fresh = per_connection.new_zeros(indices.shape)
+        return fresh.index_copy_(0, survives.nonzero().squeeze(1), per_connection[place[survives]])
+
+    old_shape = weight.values.shape
+    state = optimizer.state.get(weight.values, {}) if optimizer else {}
+    for key, value in state.items():
+        # A step count per connection would move too; torch's own is a single number, which has no shape to match.
+        if isinstance(value, Tensor) and value.ndim == 1 and value.shape == old_shape:
+            state[key] = moved(value)
+    weight.connect(indices, moved(weight.values.detach()))
+    return int((~survives).sum())

@@ -1,0 +1,240 @@
+"""Checkpoint folders: a model, its tokenizer and config, and what training needs to go on.
+
+    model.safetensors   connections and biases (weights_file.py)
+    tokenizer.json
+    config.yaml         the resolved config
+    training_state.pt   only what torch.load(weights_only=True) accepts; absent from a slim checkpoint
+    manifest.json       format version, step, size and sha256 of every other file (manifest.py)
+
+Nothing is trusted before it is verified, and no pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rnnsparse import yaml12
+from rnnsparse.errors import RunFailed, UserError, suggest
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.training import atomic, manifest, weights_file
+from rnnsparse.training.manifest import damaged
+from rnnsparse.training.weights_file import WeightsFile
+
+WEIGHTS, TOKENIZER, CONFIG, STATE = "model.safetensors", "tokenizer.json", "config.yaml", "training_state.pt"
+READ_ATTEMPTS = 100
+
+
+def save(
+    folder: Path,
+    *,
+    step: int,
+    model: CharLM,
+    tokenizer_json: str,
+    config_yaml: str,
+    training_state: dict[str, Any] | None,
+) -> None:
+    """Write a checkpoint in the place of the one in `folder`, if any; without `training_state` a slim one.
+
+    At every instant `resolve(folder)` is a complete checkpoint, the old or the new one.
+
+    Raises:
+        RunFailed: disk full, read-only, no permission; the old checkpoint is intact and nothing else is left.
+        UserError: `folder` holds other things than a checkpoint.
+    """
+    try:
+        _refuse_to_replace_other_things(folder)
+        with atomic.replacing(folder) as new:
+            new.joinpath(TOKENIZER).write_text(tokenizer_json, encoding="utf-8", newline="")
+            new.joinpath(CONFIG).write_text(config_yaml, encoding="utf-8", newline="")
+            weights_file.write(new / WEIGHTS, model)
+            # safetensors makes files that only their owner can read.
+            shutil.copymode(new / CONFIG, new / WEIGHTS)
+            if training_state is not None:
+                _write_state(new / STATE, training_state)
+            manifest.write(new, step)
+    except (OSError, SafetensorError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+        kept = "the previous one is intact" if os.path.isdir(folder) else "there is no earlier one"
+        raise RunFailed(
+            f"{folder}: the checkpoint of step {step} cannot be written: {reason}; {kept}; free some space "
+            f"or make the folder writable, then train again with --resume"
+        ) from error
+
+
+def resolve(path: Path) -> Path:
+    """Return the checkpoint folder that `path` stands for: itself, or the last one of a run folder.
+
+    Raises:
+        UserError: it is neither, or cannot be read.
+    """
+    try:
+        for folder in (path, path / "last"):
+            found = atomic.existing(folder)
+            if found is not None and found.joinpath(manifest.NAME).is_file():
+                return found
+        raise UserError(f"{path}: {_why_no_checkpoint(path)}")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Open the checkpoint that `path` stands for, after verifying the size and sha256 of every file.
+
+    A training run may replace it meanwhile: either the old or the new one is opened, never a mixture.
+
+    Raises:
+        UserError: no checkpoint there; a corrupt, truncated or foreign one; one in another format version.
+    """
+    for _ in range(READ_ATTEMPTS):
+        folder = resolve(path)
+        before = _identity(folder)
+        try:
+            checkpoint = _open(folder)
+        except UserError:
+            if _identity(folder) == before:
+                raise
+        else:
+            if _identity(folder) == before:
+                return checkpoint
+    raise UserError(f"{path}: is replaced faster than it can be read; stop the run that writes it, or copy it")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A verified checkpoint. Its weights stay readable when the folder is replaced."""
+
+    folder: Path
+    step: int
+    format_version: int
+    config: dict[str, Any]
+    config_yaml: str
+    tokenizer_json: str
+    _sha256: dict[str, str] = field(repr=False)
+    _weights: WeightsFile = field(repr=False)
+
+    def apply_weights(self, model: CharLM) -> None:
+        """Give `model` the topology, values and biases of the checkpoint, bit for bit, on its own device.
+
+        Raises:
+            UserError: they are of another model, or no valid topology; `model` is then unchanged.
+        """
+        self._weights.apply(model)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the training state that was saved, with all tensors on the CPU.
+
+        Raises:
+            UserError: a slim checkpoint, one replaced since it was loaded, or a foreign file.
+        """
+        path = self.folder / STATE
+        if STATE not in self._sha256:
+            raise UserError(
+                f"{self.folder}: has no {STATE}, so no run can resume from it; evaluate, sample or export "
+                f"it, or resume from a checkpoint that has one"
+            )
+        try:
+            with path.open("rb") as file:
+                # What is read now must be what was verified.
+                if hashlib.file_digest(file, "sha256").hexdigest() != self._sha256[STATE]:
+                    raise UserError(f"{path}: was replaced since it was verified; run the command again")
+                file.seek(0)
+                state = torch.load(file, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        except UserError:
+            raise
+        except Exception as error:  # foreign bytes can make torch.load raise anything
+            raise damaged(path, "is not a torch file, or holds more than tensors and plain values") from error
+        if not isinstance(state, dict):
+            raise damaged(path, "holds no dictionary")
+        return state
+
+
+def _open(folder: Path) -> Checkpoint:
+    try:
+        verified = manifest.verify(folder, required={WEIGHTS, TOKENIZER, CONFIG}, optional={STATE})
+        config_yaml, tokenizer_json = _read_text(folder / CONFIG), _read_text(folder / TOKENIZER)
+        weights = WeightsFile(folder / WEIGHTS)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    try:
+        config = yaml12.read(config_yaml)
+    except ValueError as error:
+        raise damaged(folder / CONFIG, f"is not YAML ({error})") from error
+    if not isinstance(config, dict):
+        raise damaged(folder / CONFIG, "holds no keys")
+    return Checkpoint(
+        folder=folder,
+        step=verified.step,
+        format_version=verified.format_version,
+        config=config,
+        config_yaml=config_yaml,
+        tokenizer_json=tokenizer_json,
+        _sha256=verified.sha256,
+        _weights=weights,
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, "is not UTF-8") from error
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # torch hides that the file could not be written behind an error of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
+
+
+def _refuse_to_replace_other_things(folder: Path) -> None:
+    if folder.exists():
+        others = {path.name for path in folder.iterdir()} - {WEIGHTS, TOKENIZER, CONFIG, STATE, manifest.NAME}
+        if others:
+            raise UserError(
+                f"{folder}: a checkpoint would replace this folder, which also holds {min(others)!r}; move "
+                f"that elsewhere, or set another run.dir"
+            )
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """Return what tells a folder from one that took its place."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"{error.filename or path}: cannot be read: {reason}; check the path and its permissions")
+
+
+def _why_no_checkpoint(path: Path) -> str:
+    if path.is_file():
+        return f"is a file; give the folder of a run or of a checkpoint, such as {path.parent}"
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        return f"there is no such folder{suggest(path.name, siblings)}; give that of a run or of a checkpoint"
+    if path.joinpath(WEIGHTS).exists() or path.joinpath("last").exists():
+        return f"has no {manifest.NAME}, so it is incomplete; use another checkpoint, or restore it from a copy"
+    if path.joinpath(CONFIG).exists():
+        return "this run has no checkpoint yet; wait until it has saved one, or train it again"
+    return f"neither a run (which holds last/) nor a checkpoint (which holds {manifest.NAME}); give one of these"

@@ -1,0 +1,75 @@
+"""What a model is made of and what it costs: the tables of `inspect` and of the banner before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rnnsparse.config import RunConfig
+from rnnsparse.flops import forward_flops, training_flops
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.sparsity.allocation import Budget
+
+OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+
+
+def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict[str, Any]:
+    """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name."""
+    blocks = []
+    for weight in model.sparse_weights().values():
+        for block in weight.blocks:
+            rows, count = block.stop_row - block.start_row, weight.block_connections(block)
+            blocks.append(
+                {
+                    "name": block.name,
+                    "rows": rows,
+                    "cols": weight.cols,
+                    "connections": count,
+                    "density": count / (rows * weight.cols),
+                }
+            )
+    counted = [budget.group for budget in budgets if not budget.dense]
+    connections, positions = sum(g.connections for g in counted), sum(g.positions for g in counted)
+    parameters = sum(p.numel() for p in model.parameters())
+    forward = forward_flops(model)
+    symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
+    training = training_flops(config.method, model, config.training.steps, symbols)
+    number = model.embedding.values.element_size()
+    dense_gradients = sum(w.positions for w in model.sparse_weights().values()) * number
+    return {
+        "blocks": blocks,
+        "connections": connections,
+        "positions": positions,
+        "sparsity": 1 - connections / positions if positions else 0.0,
+        "parameters": parameters,
+        "flops_per_character": forward.sparse,
+        "dense_flops_per_character": forward.dense,
+        "training_flops": training.total,
+        "training_flops_vs_dense": training.ratio,
+        "memory_bytes": {
+            "parameters": parameters * number,
+            "indices": sum(w.connections for w in model.sparse_weights().values()) * 8,
+            "optimizer": parameters * number * OPTIMIZER_MOMENTS[config.training.optimizer],
+            "dense_gradients": 0 if config.method.dense_gradient == "never" else dense_gradients,
+        },
+    }
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Return the report of `inspect` as lines of text."""
+    width = max(len(block["name"]) for block in report["blocks"])
+    lines = [f"{'block':{width}} {'shape':>13} {'connections':>13} {'density':>8}"]
+    for block in report["blocks"]:
+        shape = f"{block['rows']} x {block['cols']}"
+        lines.append(f"{block['name']:{width}} {shape:>13} {block['connections']:>13,} {block['density']:>8.4f}")
+    memory = report["memory_bytes"]
+    ratio = report["flops_per_character"] / report["dense_flops_per_character"]
+    lines += [
+        f"connections {report['connections']:,} of {report['positions']:,} positions "
+        f"(sparsity {report['sparsity']:.4f}); {report['parameters']:,} parameters with dense blocks and biases",
+        f"FLOPs per character {report['flops_per_character']:,.0f} forward, {ratio:.4f} of dense; "
+        f"training {report['training_flops']:.3g}, {report['training_flops_vs_dense']:.4f} of dense",
+        f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
+        f"{memory['optimizer'] / 1e6:,.1f} MB optimizer, {memory['dense_gradients'] / 1e6:,.1f} MB dense gradients",
+    ]
+    return lines

@@ -1,0 +1,75 @@
+"""The optimizer, its learning rate at any step, and gradient clipping.
+
+Nothing here remembers a step: `learning_rate` is a function of it, so a resumed run needs no scheduler state.
+A parameter's data and its per-element optimizer state may be swapped for tensors of another length between
+two steps (pruning, redistribution): PyTorch's optimizers read both anew at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from rnnsparse.training.settings import TrainingConfig
+
+
+def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    """Return the configured optimizer over `parameters`, all in one group.
+
+    `adam` (Kingma & Ba 2015) adds weight_decay * parameter to the gradient, `adamw` shrinks the parameter
+    itself (Loshchilov & Hutter 2019, algorithm 2), `sgd` is Polyak momentum with L2. An update reads one
+    element at a time, without atomics or reductions, hence is bit-identical from run to run.
+    """
+    if config.optimizer == "sgd":
+        # Not fused: that kernel leaves the velocity uninitialised if the very first step overflows in fp16.
+        return torch.optim.SGD(
+            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,  # one pass over memory; the same on CPU and CUDA, so that checkpoints can change device
+    )
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Return the learning rate of optimizer step `step`, counted from 0.
+
+    Linear warm-up that reaches the peak with step `warmup`, then constant or half a cosine down to
+    final_learning_rate * learning_rate at step `steps`, where it stays (Loshchilov & Hutter 2017, section 3).
+    """
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / (config.warmup + 1)
+    if config.lr_schedule == "constant":
+        return config.learning_rate
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    final = config.final_learning_rate
+    return config.learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Give every parameter group the learning rate `value`."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> Tensor:
+    """Scale all gradients together so that their joint 2-norm is at most `max_norm`; None leaves them alone.
+
+    Returns the norm before clipping, a scalar on the gradients' device. Parameters without a gradient are
+    passed over. A norm that is not finite is returned as it is and spoils the gradients: check it.
+    """
+    parameters = list(parameters)
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if max_norm is not None:
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm

@@ -1,0 +1,85 @@
+"""What a run's `training`, `logging` and `checkpoint` sections hold: one frozen dataclass each.
+
+A field's type carries its allowed range (`annotated_types`) and its help text (`Doc`); whoever reads a
+configuration enforces the first and shows the second. All step counts are optimizer steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
+from typing_extensions import Doc
+
+# The range of an optional number belongs to the number, not to the union: None cannot be compared.
+PositiveFloat = Annotated[float, Gt(0)]
+PositiveInt = Annotated[int, Ge(1)]
+DecayRate = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the parameters are trained: length, batches, optimizer, numbers, device."""
+
+    steps: Annotated[int, Ge(1), Doc("optimizer steps of the whole run")] = 2000
+    batch_size: Annotated[int, Ge(1), Doc("lanes of text read side by side, per micro-batch")] = 32
+    sequence_length: Annotated[int, Ge(1), Doc("symbols per lane and step, the reach of truncated backpropagation")] = (
+        128
+    )
+    learning_rate: Annotated[float, Gt(0), Doc("the peak: reached after the warm-up")] = 2e-3
+    lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
+        "cosine"
+    )
+    warmup: Annotated[int, Ge(0), Doc("steps over which the learning rate rises linearly to its peak")] = 0
+    final_learning_rate: Annotated[
+        float, Interval(ge=0, le=1), Doc("where the cosine ends, as a fraction of learning_rate")
+    ] = 0.1
+    optimizer: Annotated[
+        Literal["adam", "adamw", "sgd"],
+        Doc("adam: weight_decay is L2, part of the gradient; adamw: decoupled; sgd: with momentum and L2"),
+    ] = "adam"
+    betas: Annotated[
+        tuple[DecayRate, DecayRate], Doc("adam, adamw: decay rates of the first and the second moment")
+    ] = (0.9, 0.999)
+    epsilon: Annotated[float, Gt(0), Doc("adam, adamw: added to the root of the second moment")] = 1e-8
+    momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
+    weight_decay: Annotated[
+        float, Ge(0), Doc("pull of every existing connection and bias towards zero, 0 for none")
+    ] = 0.0
+    grad_clip: Annotated[
+        PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
+    ] = 10.0
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "fp64"],
+        Doc("numbers of forward and backward; bf16 and fp16 keep the parameters in fp32"),
+    ] = "fp32"
+    accumulate: Annotated[int, Ge(1), Doc("micro-batches whose gradients are averaged into one optimizer step")] = 1
+    early_stopping: Annotated[
+        PositiveInt | None, Doc("stop after this many evaluations without improvement, null for never")
+    ] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Doc("auto: the first CUDA device if there is one, else the CPU")
+    ] = "auto"
+    threads: Annotated[PositiveInt | None, Doc("CPU threads, null for PyTorch's choice")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run tells about itself, and how often."""
+
+    interval: Annotated[int, Ge(1), Doc("steps between two lines of metrics.jsonl and of the progress")] = 50
+    tensorboard: Annotated[bool, Doc("write scalars, samples and pictures to RUN/tensorboard as well")] = True
+    pictures: Annotated[
+        PositiveInt | None,
+        Doc("steps between weight histograms, connectivity images and text samples, null for none"),
+    ] = 500
+    sample_length: Annotated[int, Ge(1), Doc("symbols of each text sample")] = 200
+    sample_prompt: Annotated[str, Doc("what each text sample continues")] = "The "
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run saves itself, besides at its end and on an interrupt."""
+
+    interval: Annotated[int, Ge(1), Doc("steps between two saves of RUN/last")] = 1000

@@ -1,0 +1,437 @@
+"""The training loop: truncated backpropagation through time over lanes of text, with evaluation and checkpoints.
+
+Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L, S, B, H] as in the language model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnsparse import __version__
+from rnnsparse.config import RunConfig
+from rnnsparse.data.batches import Lanes
+from rnnsparse.data.corpus import load_corpus
+from rnnsparse.data.split import Split
+from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.evaluation import Evaluation, evaluate
+from rnnsparse.sampling import Sampler, SamplingConfig
+from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.training import assembly, checkpoint
+from rnnsparse.training.inspection import inspect, table
+from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+
+DIVERGED = "lower training.learning_rate or training.grad_clip in a new run; the last checkpoint is intact"
+WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
+
+
+class Trainer:
+    """One run: everything that changes while it trains, and the loop that changes it.
+
+    Args:
+        config: what to run.
+        resume: continue the last checkpoint in the run's folder instead of starting anew.
+        stream: where progress goes, by default stderr.
+
+    Raises:
+        UserError: the text, the budgets or the run's folder do not fit.
+    """
+
+    def __init__(self, config: RunConfig, *, resume: bool = False, stream: TextIO | None = None) -> None:
+        self.config, self._stream = config, stream
+        self.folder = config.folder
+        saved = self._claim_folder(resume)
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        torch.manual_seed(config.run.seed)
+        self.device = assembly.choose_device(config.training.device)
+        tokenizer = Tokenizer.from_json(saved.tokenizer_json) if saved else None
+        self.corpus = load_corpus(config.data, tokenizer)
+        self.tokenizer = self.corpus.tokenizer
+        if saved:
+            self.model, self.budgets = assembly.empty_model(config, self.tokenizer.vocab_size, self.device)
+            saved.apply_weights(self.model)
+        else:
+            self.model, self.budgets = assembly.new_model(config, self.tokenizer.vocab_size, self.device)
+        self.optimizer = build_optimizer(config.training, self.model.parameters())
+        self.sparsifier = Sparsifier(
+            config.method,
+            self.budgets,
+            self.optimizer,
+            seed=config.run.seed,
+            total_steps=config.training.steps,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
+        self.lanes = Lanes(self.corpus.train.tokens, config.training.batch_size, config.training.sequence_length)
+        self.state = self.model.initial_state(config.training.batch_size)
+        self.step = 0
+        self.characters_seen = 0
+        self.seconds = 0.0
+        self.timed_seconds, self.timed_characters = 0.0, 0
+        self.best: float | None = None
+        self.evaluations_without_gain = 0
+        if saved:
+            self._load_state(saved.training_state())
+        # Counting characters needs only a look at each symbol, so it costs next to nothing.
+        self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
+        self._symbols_per_character = len(self.corpus.train.tokens) / self.corpus.train.characters
+
+    def _claim_folder(self, resume: bool) -> checkpoint.Checkpoint | None:
+        if resume:
+            saved = checkpoint.load(checkpoint.resolve(self.folder / "last"))
+            _check_same_run(assembly.read_config(saved), self.config)
+            return saved
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise UserError(
+                f"{self.folder}: run.dir exists already and nothing is overwritten; continue it with --resume, or "
+                "choose another run.dir"
+            )
+        return None
+
+    # ---- the loop
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end and return the run's summary, which is also written to summary.json.
+
+        Raises:
+            Interrupted: stopped by a signal, after saving.
+            RunFailed: a loss that is not finite, or a checkpoint that cannot be written; the last one is intact.
+        """
+        training = self.config.training
+        try:
+            if self.step == 0:
+                self._write_run_files()
+                self._dry_run()
+            with stop_on_signals() as stop, self._logger() as logger:
+                while self.step < training.steps and not self._has_stalled():
+                    self._train_step(logger)
+                    if stop.requested:
+                        self._stop_early(stop)
+            self.save()
+            return self._finish()
+        except OSError as error:
+            raise RunFailed(
+                f"{self.folder}: {error.strerror or error}; the last checkpoint is intact, continue with --resume"
+            ) from error
+
+    def _train_step(self, logger: RunLogger) -> None:
+        """One step and what is due after it."""
+        config = self.config
+        metrics = self._optimize()
+        self.step += 1
+        step, last = self.step, self.step == config.training.steps
+        logger.advance(step)
+        due: dict[str, float | int] = {}
+        if step % config.logging.interval == 0 or last:
+            due |= metrics
+        if step % config.evaluation.interval == 0 or last:
+            due |= self._evaluate_and_keep_best()
+        if due:
+            logger.scalars(step, due)
+        if config.logging.pictures and step % config.logging.pictures == 0:
+            self._log_pictures(logger)
+        if step % config.checkpoint.interval == 0:
+            self.save()
+
+    def _optimize(self) -> dict[str, float | int]:
+        """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics."""
+        started = time.perf_counter()
+        training, step = self.config.training, self.step + 1
+        self.model.train()
+        self.sparsifier.before_backward(step)
+        nats, characters = 0.0, 0
+        for _ in range(training.accumulate):
+            inputs_TB, targets_TB = next(self.lanes)
+            characters += int(self._starts_character[targets_TB].sum())
+            nats += self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
+        nats /= training.accumulate
+        if not math.isfinite(nats):
+            raise RunFailed(f"{self.folder}: step {step}: the loss is {nats}; {DIVERGED}")
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.model.parameters(), training.grad_clip)
+        overflow = self.scaler.is_enabled() and not bool(norm.isfinite())
+        rate = learning_rate(training, step - 1)
+        set_learning_rate(self.optimizer, rate)
+        # A step whose half-precision gradients overflowed changes nothing: neither values nor topology.
+        if not overflow:
+            if self.sparsifier.after_backward(step, scale):
+                self.scaler.step(self.optimizer)
+            self.sparsifier.after_step(step)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        self.characters_seen += characters
+        if step > WARM_UP_STEPS:
+            self.timed_seconds += elapsed
+            self.timed_characters += characters
+        return {
+            "loss": nats,
+            "bits_per_character": nats / math.log(2) * self._symbols_per_character,
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+            "density": self._density(),
+            "moved": self.sparsifier.last_moved_share,
+            "characters_seen": self.characters_seen,
+            "characters_per_second": characters / elapsed,
+        }
+
+    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> float:
+        """Add one batch's gradients; return its mean loss in nats per symbol. Its graph ends here."""
+        logits_TBV, state = self.model(inputs_TB, self.state)
+        self.state = state.detach()
+        logits_NV = logits_TBV.flatten(0, 1)
+        # Sums of exponentials lose too much in half precision.
+        loss = F.cross_entropy(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), targets_TB.flatten())
+        self.scaler.scale(loss / self.config.training.accumulate).backward()
+        return loss.item()
+
+    def _evaluate_and_keep_best(self) -> dict[str, float | int]:
+        evaluation = self._evaluate(self._validation())
+        bits = evaluation.bits_per_character
+        if not math.isfinite(bits):
+            raise RunFailed(f"{self.folder}: step {self.step}: validation costs {bits} bits per character; {DIVERGED}")
+        if self.best is None or bits < self.best:
+            self.best, self.evaluations_without_gain = bits, 0
+            self._save_to("best", training_state=None)
+        else:
+            self.evaluations_without_gain += 1
+        return {
+            "validation_bits_per_character": bits,
+            "validation_bits_per_byte": evaluation.bits_per_byte,
+            "validation_seconds": evaluation.seconds,
+        }
+
+    def _validation(self) -> Split:
+        """Return the part of the validation text that is read while training."""
+        symbols = self.config.evaluation.symbols
+        return self.corpus.validation.head(symbols, self.tokenizer) if symbols else self.corpus.validation
+
+    def _evaluate(self, split: Split, max_batches: int | None = None) -> Evaluation:
+        return evaluate(self.model, split, self.tokenizer, self.config.evaluation, max_batches=max_batches)
+
+    def _has_stalled(self) -> bool:
+        patience = self.config.training.early_stopping
+        return patience is not None and self.evaluations_without_gain >= patience
+
+    def _stop_early(self, stop: StopRequest) -> None:
+        self.save()
+        raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
+
+    def _density(self) -> float:
+        groups = [budget.group for budget in self.budgets if not budget.dense]
+        return sum(g.connections for g in groups) / max(1, sum(g.positions for g in groups))
+
+    # ---- before and after
+
+    def banner(self) -> list[str]:
+        """Return what a user wants to check before waiting for hours, as lines."""
+        config = self.config
+        report = inspect(config, self.model, self.budgets)
+        vocabulary = self.tokenizer.vocab_size
+        uniform = math.log2(vocabulary)
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        tensorboard = f"tensorboard --logdir {self.folder}" if config.logging.tensorboard else "off"
+        return [
+            f"run         {self.folder} ({f'resumed after step {self.step}' if self.step else 'new'}), "
+            f"seed {config.run.seed}",
+            f"data        {self.corpus.description}",
+            f"vocabulary  {vocabulary} {self.tokenizer.kind}s; a uniform guess costs {uniform:.2f} bits each",
+            f"method      {config.method.name}; {config.training.steps:,} steps of {config.training.batch_size} x "
+            f"{config.training.sequence_length} symbols"
+            + (f" x {config.training.accumulate}" if config.training.accumulate > 1 else ""),
+            f"device      {device}{threads}, {config.training.precision}, execution masked",
+            f"tensorboard {tensorboard}",
+            *table(report),
+        ]
+
+    def _write_run_files(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+        (self.folder / "environment.json").write_text(json.dumps(_environment(self.device), indent=1) + "\n")
+
+    def _dry_run(self) -> None:
+        """Evaluate, sample and write a checkpoint once, so that what would fail hours later fails now."""
+        self._evaluate(self._validation(), max_batches=2)
+        if self.config.logging.pictures:
+            self._sample_text(length=1)
+        self._save_to("dry_run", self._training_state())
+        shutil.rmtree(self.folder / "dry_run")
+
+    def _finish(self) -> dict[str, Any]:
+        """Evaluate the whole validation text at the end of training, and write the summary."""
+        evaluation = self._evaluate(self.corpus.validation)
+        report = inspect(self.config, self.model, self.budgets)
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        share = self.step / self.config.training.steps
+        summary = {
+            "bits_per_character": evaluation.bits_per_character,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "best_bits_per_character": self.best,
+            "steps": self.step,
+            "characters_seen": self.characters_seen,
+            "connections": report["connections"],
+            "positions": report["positions"],
+            "sparsity": report["sparsity"],
+            "training_flops": report["training_flops"] * share,
+            "training_flops_vs_dense": report["training_flops_vs_dense"],
+            "seconds": self.seconds,
+            "characters_per_second": self.timed_characters / self.timed_seconds if self.timed_seconds else None,
+            "peak_memory_bytes": peak,
+            "method": self.config.method.name,
+            "seed": self.config.run.seed,
+        }
+        _write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    # ---- logging
+
+    def _logger(self) -> RunLogger:
+        return RunLogger(
+            self.folder,
+            total_steps=self.config.training.steps,
+            config=self.config.logging,
+            initial_step=self.step,
+            stream=self._stream,
+        )
+
+    def _log_pictures(self, logger: RunLogger) -> None:
+        """Histograms of each gate's values, where connections are, and a text sample."""
+        for weight in self.model.sparse_weights().values():
+            for block in weight.blocks:
+                start, stop = weight.bounds(block.start_row, block.stop_row)
+                logger.histogram(self.step, f"weights/{block.name}", weight.values[start:stop])
+            logger.connectivity(self.step, weight.name, weight)
+        logger.text(self.step, "sample", self._sample_text(self.config.logging.sample_length))
+
+    def _sample_text(self, length: int) -> str:
+        prompt = self.config.logging.sample_prompt
+        sampler = Sampler(self.model, self.tokenizer, prompt)
+        return prompt + "".join(sampler.stream(SamplingConfig(length=length, seed=self.config.run.seed)))
+
+    # ---- checkpoints
+
+    def save(self) -> None:
+        """Write `last`, from which a run continues bit for bit."""
+        self._save_to("last", self._training_state())
+
+    def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
+        checkpoint.save(
+            self.folder / name,
+            step=self.step,
+            model=self.model,
+            tokenizer_json=self.tokenizer.to_json(),
+            config_yaml=self.config.to_yaml(),
+            training_state=training_state,
+        )
+
+    def _training_state(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "lanes": self.lanes.state_dict(),
+            "recurrent_state": self.state,
+            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "corpus": self.corpus.fingerprint,
+            **{name: getattr(self, name) for name in COUNTERS},
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        if state["corpus"] != self.corpus.fingerprint:
+            raise UserError(
+                f"{self.folder}: data.path: this is not the text that the run was trained on, so its position in "
+                "it means nothing; bring that text back, or start a new run"
+            )
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.lanes.load_state_dict(state["lanes"])
+        self.state = state["recurrent_state"].to(self.device)
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        for name in COUNTERS:
+            setattr(self, name, state[name])
+
+
+COUNTERS = (
+    "characters_seen",
+    "seconds",
+    "timed_seconds",
+    "timed_characters",
+    "best",
+    "evaluations_without_gain",
+)
+
+
+def _check_same_run(saved: RunConfig, wanted: RunConfig) -> None:
+    """Refuse to resume with settings that would make another run of it; machine and reporting may change."""
+    free = {"logging", "checkpoint"}
+    free_keys = {
+        "training.device",
+        "training.threads",
+        "training.early_stopping",
+        "data.path",
+        "data.cache",
+        "run.dir",
+        "run.name",
+    }
+    old, new = saved.to_dict(), wanted.to_dict()
+    for section in old.keys() - free:
+        for key in sorted(old[section].keys() | new[section].keys()):
+            before, now = old[section].get(key), new[section].get(key)
+            if before != now and f"{section}.{key}" not in free_keys:
+                raise UserError(
+                    f"{section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or start a new run with "
+                    f"another run.dir"
+                )
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "rnnsparse": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

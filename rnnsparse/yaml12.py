@@ -1,0 +1,99 @@
+"""YAML as version 1.2 reads it: `1e-3` is a number, `no` is a word, a repeated key is an error."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+LARGEST_FILE = 1_000_000  # characters; a configuration is a page of text
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only: no tags that construct objects, no aliases (ten lines of them can unfold to gigabytes)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} appears twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        # A block name such as 0 or null is a word where it is a key.
+        return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
+
+
+# Only what follows is not a word: the resolvers of YAML 1.1 (yes, 1_000, 12:30, dates) are left behind.
+_Loader.yaml_implicit_resolvers = {}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def _construct_number(loader: Any, node: yaml.ScalarNode) -> int | float:
+    # SafeLoader's own would read 0123 as octal; here leading zeros mean nothing.
+    return int(node.value) if node.tag.endswith(":int") else float(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_number)
+
+
+def read(text: str) -> Any:
+    """Return the data in a YAML text: dictionaries with string keys, lists, strings, numbers, booleans and None.
+
+    Raises:
+        ValueError: not YAML; one line with the line number.
+    """
+    if len(text) > LARGEST_FILE:
+        raise ValueError(f"{len(text):,} characters are too many for a configuration")
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem or 'not YAML'}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
+
+
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    # The resolvers of YAML 1.1 decide about quotes when dumping; those of 1.2 read. Quote what either would misread.
+    plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_WORDS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
+_Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_text)
+
+
+def write(data: Any) -> str:
+    """Return data as YAML that `read` turns into the same data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    return text

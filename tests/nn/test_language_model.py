@@ -1,0 +1,278 @@
+"""The language model is its layers in a row: state carries over, sampling steps agree with training passes.
+
+Shape suffixes: T time, B batch, V vocabulary, L recurrent layers, S state tensors, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnsparse.errors import UserError
+from rnnsparse.nn import reference
+from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.randomness import generator_for
+
+VOCAB = 11
+
+# One of each kind: cell, depth, readouts, tying, activation.
+SHAPES: list[dict[str, Any]] = [
+    {"cell": "gru"},
+    {"cell": "lstm"},
+    {"cell": "gru", "num_layers": 2, "readout_dims": (7, 5), "readout_activation": "tanh"},
+    {"cell": "lstm", "num_layers": 3, "readout_dims": (6,), "readout_activation": "identity"},
+    {"cell": "gru", "readout_dims": (9, 5), "tie_embeddings": True},
+    {"cell": "lstm", "num_layers": 2, "embedding_dim": 8, "tie_embeddings": True},
+]
+ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}
+
+
+def build(density: float = 0.4, seed: int = 1, dtype: torch.dtype = torch.float64, **shape: Any) -> CharLM:
+    """Return a small model with random connections; its global-random biases catch what ignores a bias."""
+    model = CharLM(ModelConfig(**{"embedding_dim": 5, "hidden_size": 8} | shape), VOCAB).to(dtype)
+    for name, weight in model.sparse_weights().items():
+        generator = generator_for(seed, "test", name)
+        count = math.ceil(density * weight.positions)
+        weight.connect(torch.randperm(weight.positions, generator=generator)[:count].sort().values)
+    model.reset_parameters(seed)
+    return model
+
+
+def tokens(T: int, B: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (T, B), generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the model from its named dense parts."""
+    config, parameters = model.config, dict(model.named_parameters())
+    dense = {name: weight.to_dense() for name, weight in model.sparse_weights().items()}
+    x = dense["embedding"][tokens_TB]
+    states = []
+    for i in range(config.num_layers):
+        biases = (parameters[f"rnn.{i}.bias_ih"], parameters[f"rnn.{i}.bias_hh"])
+        x, state = reference.run(
+            config.cell, x, state_LSBH[i], dense[f"rnn.{i}.input"], dense[f"rnn.{i}.recurrent"], *biases
+        )
+        states.append(state)
+    for i in range(len(config.readout_dims)):
+        x = x @ dense[f"readout.{i}"].T + parameters[f"readout.{i}.bias"]
+        x = ACTIVATIONS[config.readout_activation](x)
+    output = dense["embedding" if config.tie_embeddings else "output"]
+    return x @ output.T + parameters["output.bias"], torch.stack(states)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_model_is_its_named_parts_in_a_row(shape: dict[str, Any]) -> None:
+    model = build(**shape)
+    with torch.no_grad():
+        model.output.bias.uniform_(-1, 1)
+        state = torch.randn_like(model.initial_state(3))
+        found, expected = model(tokens(6, 3), state), by_hand(model, tokens(6, 3), state)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_two_chunks_with_carried_state_are_one_pass(shape: dict[str, Any]) -> None:
+    model = build(**shape).eval()
+    text = tokens(9, 2)
+    with torch.no_grad():
+        whole, last = model(text)
+        first, state = model(text[:4])
+        second, state = model(text[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state, last, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_symbol_by_symbol_is_one_pass(shape: dict[str, Any]) -> None:
+    model = build(**shape).eval()
+    text = tokens(7, 3)
+    stepper, state = model.stepper(), model.initial_state(3)
+    logits = []
+    for tokens_B in text:
+        logits_BV, state = stepper.step(tokens_B, state)
+        logits.append(logits_BV)
+    with torch.no_grad():
+        whole, last = model(text)
+    torch.testing.assert_close(torch.stack(logits), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_stepper_is_a_frozen_copy(tied: bool) -> None:
+    model = build(readout_dims=(5,), tie_embeddings=tied)
+    stepper, text, state = model.stepper(), tokens(1, 2)[0], model.initial_state(2)
+    before, _ = stepper.step(text, state)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    after, _ = stepper.step(text, state)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_a_stepper_runs_whatever_the_compute_dtype(cell: str) -> None:
+    model = build(cell=cell, dtype=torch.float32).eval()
+    expected, _ = model(tokens(1, 2))
+    model.compute_dtype = torch.bfloat16
+    logits, state = model.stepper().step(tokens(1, 2)[0], model.initial_state(2))
+    torch.testing.assert_close(logits.float(), expected[0], rtol=0.05, atol=0.05)
+    assert state.shape == model.initial_state(2).shape
+
+
+def test_the_state_is_one_tensor_with_cell_state_for_lstm_only() -> None:
+    assert build(cell="gru", num_layers=2).initial_state(3).shape == (2, 1, 3, 8)
+    assert build(cell="lstm", num_layers=2).initial_state(3).shape == (2, 2, 3, 8)
+    assert not build().initial_state(3).any()
+
+
+def test_weights_are_listed_from_input_to_output() -> None:
+    names = list(build(num_layers=2, readout_dims=(6, 5)).sparse_weights())
+    layers = ["rnn.0.input", "rnn.0.recurrent", "rnn.1.input", "rnn.1.recurrent"]
+    assert names == ["embedding", *layers, "readout.0", "readout.1", "output"]
+    assert list(build(readout_dims=(5,), tie_embeddings=True).sparse_weights()) == [
+        "embedding",
+        "rnn.0.input",
+        "rnn.0.recurrent",
+        "readout.0",
+    ]
+
+
+def test_parameters_have_the_names_of_their_weights() -> None:
+    model = build(readout_dims=(6,))
+    weights = [f"{name}.values" for name in model.sparse_weights()]
+    biases = ["rnn.0.bias_ih", "rnn.0.bias_hh", "readout.0.bias", "output.bias"]
+    assert sorted(dict(model.named_parameters())) == sorted([*weights, *biases])
+
+
+def test_a_tied_embedding_gets_the_gradient_of_both_uses() -> None:
+    model = build(readout_dims=(5,), tie_embeddings=True)
+    embedding = model.sparse_weights()["embedding"]
+    embedding.start_dense_gradient(True)
+    unused = VOCAB - 1
+    F.cross_entropy(model(torch.zeros(3, 2, dtype=torch.long))[0].flatten(0, 1), torch.ones(6).long()).backward()
+    dense = embedding.dense_gradient.dense_RC
+    assert dense[unused].abs().max() > 0, "a symbol that is never read is still scored"
+
+    # The oracle: one dense leaf, used as look-up table and as output.
+    leaf = embedding.to_dense().requires_grad_()
+    hidden, _ = reference.run(
+        "gru", leaf[torch.zeros(3, 2, dtype=torch.long)], model.initial_state(2)[0], *model.rnn[0].dense()
+    )
+    readout = model.readout[0]
+    x = torch.relu(hidden @ readout.to_dense().T + readout.bias)
+    F.cross_entropy((x @ leaf.T + model.output.bias).flatten(0, 1), torch.ones(6).long()).backward()
+    torch.testing.assert_close(dense, leaf.grad, rtol=1e-10, atol=1e-10)
+
+
+def test_tying_is_refused_in_one_line_when_the_sizes_differ() -> None:
+    with pytest.raises(UserError) as error:
+        ModelConfig(embedding_dim=5, hidden_size=8, tie_embeddings=True)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in ("model.tie_embeddings", "model.hidden_size (8)", "model.embedding_dim (5)"):
+        assert word in message
+    with pytest.raises(UserError, match=r"readout_dims\[-1\] \(4\)"):
+        ModelConfig(embedding_dim=5, readout_dims=(5, 4), tie_embeddings=True)
+
+
+def test_the_same_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:
+    first = build(cell="lstm", readout_dims=(6,), seed=3)
+    torch.rand(17)
+    second = build(cell="lstm", readout_dims=(6,), seed=3)
+    other = build(cell="lstm", readout_dims=(6,), seed=4)
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    different = dict(other.named_parameters())
+    for name, a in first.named_parameters():
+        assert a.shape == different[name].shape
+        assert not torch.equal(a, different[name]), name
+
+
+def test_initial_values_fill_the_range_of_their_fan() -> None:
+    model = build(1.0, hidden_size=16, embedding_dim=25, readout_dims=(9,))
+    fans = {
+        "embedding.values": 25,
+        "rnn.0.input.values": 16,
+        "rnn.0.recurrent.values": 16,
+        "rnn.0.bias_ih": 16,
+        "rnn.0.bias_hh": 16,
+        "readout.0.values": 16,
+        "readout.0.bias": 16,
+        "output.values": 9,
+        "output.bias": 9,
+    }
+    for name, parameter in model.named_parameters():
+        bound = 1 / math.sqrt(fans[name])
+        assert 0.6 * bound < parameter.abs().max() <= bound, name
+        assert parameter.min() < 0 < parameter.max(), name
+
+
+def test_forget_gates_of_an_lstm_start_open_and_no_other_gate_does() -> None:
+    layer = build(cell="lstm").rnn[0]
+    i, f, g, o = (layer.bias_ih + layer.bias_hh).detach().chunk(4)
+    assert torch.equal(f, torch.ones(8).double())
+    for gate in (i, g, o):
+        assert 0 < gate.abs().max() <= 2 / math.sqrt(8)
+
+
+def test_dropout_acts_between_recurrent_layers_and_nowhere_else() -> None:
+    model = build(num_layers=2, readout_dims=(6,), dropout=0.5)
+    text = tokens(5, 3)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        found, _ = model(text)
+        embedded = model.embedding.to_dense()[text]
+        x, _ = model.rnn[0](embedded, model.initial_state(3)[0])
+        torch.manual_seed(0)
+        x, _ = model.rnn[1](F.dropout(x, 0.5), model.initial_state(3)[1])
+        expected = model.output(torch.relu(model.readout[0](x)))
+        assert torch.equal(found, expected)
+        assert not torch.equal(found, model(text)[0]), "each pass drops others"
+
+
+def test_dropout_acts_in_training_only() -> None:
+    with torch.no_grad():
+        dropping = build(num_layers=2, dropout=0.5).eval()(tokens(5, 3))[0]
+        plain = build(num_layers=2)(tokens(5, 3))[0]
+        one_layer = build(dropout=0.5)(tokens(5, 3))[0]
+        one_plain_layer = build()(tokens(5, 3))[0]
+    assert torch.equal(dropping, plain)
+    assert torch.equal(one_layer, one_plain_layer)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_computes_near_float32_and_trains_float32_parameters(shape: dict[str, Any]) -> None:
+    model = build(**shape, dtype=torch.float32)
+    expected, expected_state = model(tokens(5, 3))
+    model.compute_dtype = torch.bfloat16
+    logits, state = model(tokens(5, 3))
+    assert logits.dtype == state.dtype == model.initial_state(3).dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(state.float(), expected_state, rtol=0.05, atol=0.05)
+    logits, _ = model(tokens(5, 3), state)
+    logits.float().square().mean().backward()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_parameters_grow_with_connections_and_nothing_else_is_kept() -> None:
+    def numbers(density: float) -> tuple[int, int]:
+        model = build(density, hidden_size=64, embedding_dim=32)
+        connections = sum(w.connections for w in model.sparse_weights().values())
+        return sum(p.numel() for p in model.parameters()) - connections, connections
+
+    biases, few = numbers(0.05)
+    assert biases == 2 * 3 * 64 + VOCAB
+    assert numbers(0.5)[0] == biases
+    assert numbers(0.5)[1] == pytest.approx(10 * few, rel=0.01)
+    model = build(0.05, hidden_size=64, embedding_dim=32)
+    largest = max(w.connections for w in model.sparse_weights().values())
+    held = [*model.state_dict().values(), *model.buffers()]
+    assert max(t.numel() for t in held) == max(largest, 3 * 64)
+    assert sum(t.numel() for t in model.state_dict().values()) == biases + few

@@ -1,0 +1,240 @@
+"""A sparse weight is its connections, and behaves under autograd as the dense matrix with zeros elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rnnsparse.nn.weight import TILE_ROWS, DenseGradient, SparseWeight, materialise
+
+
+def weight_of(dense_RC: list[list[float]], blocks: tuple[str, ...] = ()) -> SparseWeight:
+    """Return a weight whose connections are the non-zero entries."""
+    dense = torch.tensor(dense_RC)
+    weight = SparseWeight("w", *dense.shape, blocks)
+    indices = dense.flatten().nonzero().squeeze(1)
+    weight.connect(indices, dense.flatten()[indices])
+    return weight
+
+
+def random_weight(rows: int, cols: int, density: float, seed: int, name: str = "w") -> SparseWeight:
+    generator = torch.Generator().manual_seed(seed)
+    weight = SparseWeight(name, rows, cols).double()
+    indices = torch.randperm(rows * cols, generator=generator)[: round(density * rows * cols)].sort().values
+    weight.connect(indices, torch.randn(indices.shape, dtype=torch.float64, generator=generator))
+    return weight
+
+
+def test_a_new_weight_has_no_connections() -> None:
+    weight = SparseWeight("w", 2, 3)
+    assert (weight.connections, weight.positions) == (0, 6)
+    assert torch.equal(weight.to_dense(), torch.zeros(2, 3))
+
+
+def test_the_only_parameter_is_one_number_per_connection() -> None:
+    weight = weight_of([[1, 0, 0, 2], [0, 0, 3, 0]])
+    assert {name: p.shape for name, p in weight.named_parameters()} == {"values": (3,)}
+    assert set(weight.state_dict()) == {"values"}
+
+
+def test_to_dense_puts_values_at_their_positions() -> None:
+    weight = SparseWeight("w", 2, 3)
+    weight.connect(torch.tensor([1, 3, 5]), torch.tensor([10.0, 20.0, 30.0]))
+    assert weight.to_dense().tolist() == [[0, 10, 0], [20, 0, 30]]
+    assert not weight.to_dense().requires_grad
+
+
+def test_connect_without_values_gives_zeros_that_are_connections() -> None:
+    weight = SparseWeight("w", 2, 3)
+    weight.connect(torch.tensor([0, 4]))
+    assert weight.values.tolist() == [0, 0]
+    assert weight.connections == 2
+
+
+def test_connect_keeps_the_parameter_object_and_forgets_its_gradient() -> None:
+    weight = weight_of([[1, 2], [0, 3]])
+    parameter = weight.values
+    weight.values.grad = torch.ones(3)
+    weight.connect(torch.tensor([2]), torch.tensor([7.0]))
+    assert weight.values is parameter
+    assert parameter.tolist() == [7]
+    assert parameter.requires_grad
+    assert parameter.grad is None
+
+
+def test_connect_keeps_the_dtype_of_the_weight() -> None:
+    weight = SparseWeight("w", 2, 2).double()
+    weight.connect(torch.tensor([1], dtype=torch.int32), torch.tensor([0.5]))
+    assert weight.values.dtype == torch.float64
+    assert weight.indices.dtype == torch.int64
+
+
+def test_connect_copies_what_it_is_given() -> None:
+    indices, values = torch.tensor([1, 3]), torch.tensor([1.0, 2.0])
+    weight = SparseWeight("w", 2, 2)
+    weight.connect(indices, values)
+    with torch.no_grad():
+        weight.values.add_(1)
+    indices.zero_()
+    assert values.tolist() == [1, 2]
+    assert weight.indices.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "reason"),
+    [
+        ([-1, 2], None, "outside"),
+        ([0, 6], None, "outside"),
+        ([2, 1], None, "sorted"),
+        ([0, 100, 3], None, "sorted"),
+        ([1, 1], None, "repeat"),
+        ([0, 1], [1.0], "one value each"),
+        ([[0, 1]], None, "one position"),
+    ],
+)
+def test_connect_refuses_what_is_no_topology(indices: list[int], values: list[float] | None, reason: str) -> None:
+    weight = SparseWeight("rnn.0.input", 2, 3)
+    weight.connect(torch.tensor([5]), torch.tensor([4.0]))
+    with pytest.raises(ValueError, match=reason) as error:
+        weight.connect(torch.tensor(indices), None if values is None else torch.tensor(values))
+    assert "rnn.0.input" in str(error.value)
+    assert weight.to_dense().tolist() == [[0, 0, 0], [0, 0, 4]], "a refused topology must change nothing"
+
+
+def test_blocks_are_equal_ranges_of_rows_and_own_consecutive_connections() -> None:
+    weight = weight_of([[1, 0], [0, 2], [0, 0], [0, 0], [3, 4], [5, 0]], ("a", "b", "c"))
+    assert [(b.name, b.start_row, b.stop_row) for b in weight.blocks] == [
+        ("a", 0, 2),
+        ("b", 2, 4),
+        ("c", 4, 6),
+    ]
+    assert [weight.bounds(b.start_row, b.stop_row) for b in weight.blocks] == [(0, 2), (2, 2), (2, 5)]
+    assert [weight.block_connections(b) for b in weight.blocks] == [2, 0, 3]
+
+
+def test_a_weight_without_block_names_is_one_block_of_its_own_name() -> None:
+    weight = weight_of([[1, 0], [0, 2]])
+    assert [(b.name, b.start_row, b.stop_row) for b in weight.blocks] == [("w", 0, 2)]
+
+
+def test_a_weight_is_full_only_with_every_position() -> None:
+    assert weight_of([[1, 2], [3, 4]]).is_full
+    assert not weight_of([[1, 2], [3, 0]]).is_full
+
+
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([0, 0.3, 0.8, 1])),
+        min_size=1,
+        max_size=3,
+    ),
+    seed=st.integers(0, 99),
+)
+def test_materialised_matrices_and_their_gradients_are_those_of_dense_autograd(
+    shapes: list[tuple[int, int, float]], seed: int
+) -> None:
+    weights = [random_weight(r, c, d, seed + i) for i, (r, c, d) in enumerate(shapes)]
+    generator = torch.Generator().manual_seed(seed)
+    biases = [torch.randn(r, dtype=torch.float64, generator=generator).requires_grad_() for r, _, _ in shapes]
+    upstream = [torch.randn(r, c, dtype=torch.float64, generator=generator) for r, c, _ in shapes]
+
+    def loss(matrices: list[Tensor], vectors: list[Tensor]) -> Tensor:
+        terms = [
+            (w.sin() * g).sum() + (w.sum(1) * b).sum() for w, b, g in zip(matrices, vectors, upstream, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+    for weight in weights:
+        weight.start_dense_gradient(True)
+    made = materialise(weights, biases)
+    loss(made[: len(weights)], made[len(weights) :]).backward()
+
+    dense = [w.to_dense().requires_grad_() for w in weights]
+    plain = [b.detach().clone().requires_grad_() for b in biases]
+    loss(dense, plain).backward()
+    for weight, matrix, oracle in zip(weights, made, dense, strict=False):
+        assert torch.equal(matrix, oracle)
+        assert torch.equal(weight.values.grad, oracle.grad.flatten()[weight.indices])
+        assert torch.equal(weight.dense_gradient.dense_RC, oracle.grad)
+    for bias, oracle in zip(biases, plain, strict=True):
+        assert torch.equal(bias.grad, oracle.grad)
+
+
+def test_everything_materialised_is_adjacent_in_one_buffer_in_the_order_given() -> None:
+    weights = [random_weight(4, 3, 0.5, 0), random_weight(4, 2, 1, 1)]
+    made = materialise(weights, [torch.ones(4).double(), torch.ones(4).double()])
+    assert [tuple(t.shape) for t in made] == [(4, 3), (4, 2), (4,), (4,)]
+    assert all(t.is_contiguous() for t in made)
+    ends = [t.data_ptr() + t.numel() * t.element_size() for t in made]
+    assert [t.data_ptr() for t in made[1:]] == ends[:-1]
+
+
+def test_materialise_computes_in_the_dtype_asked_for_and_gradients_keep_the_parameters() -> None:
+    weight = weight_of([[0.1, 0], [0, 2]])
+    bias = torch.ones(2, requires_grad=True)
+    weight.start_dense_gradient(True)
+    made = materialise([weight], [bias], torch.bfloat16)
+    assert {t.dtype for t in made} == {torch.bfloat16}
+    (made[0].sum() + made[1].sum()).backward()
+    assert weight.values.grad.dtype == bias.grad.dtype == torch.float32
+    assert weight.dense_gradient.dense_RC.dtype == torch.float32
+
+
+def test_a_full_weight_is_copied_not_aliased() -> None:
+    weight = weight_of([[1, 2], [3, 4]])
+    (dense,) = materialise([weight])
+    assert dense.tolist() == [[1, 2], [3, 4]]
+    assert dense.data_ptr() != weight.values.data_ptr()
+
+
+def backward(weight: SparseWeight, upstream: list[list[float]]) -> None:
+    (dense,) = materialise([weight])
+    (dense * torch.tensor(upstream)).sum().backward()
+
+
+def test_the_dense_gradient_is_the_signed_sum_over_all_backward_passes() -> None:
+    weight = weight_of([[1, 0], [0, 2]])
+    weight.start_dense_gradient(True)
+    backward(weight, [[1, 2], [3, 4]])
+    backward(weight, [[10, -2], [-1, 40]])
+    assert weight.dense_gradient.dense_RC.tolist() == [[11, 0], [2, 44]]
+    assert weight.values.grad.tolist() == [11, 44]
+
+
+def test_the_dense_gradient_is_not_memory_of_autograd() -> None:
+    weight = weight_of([[1, 2], [3, 4]])
+    weight.start_dense_gradient(True)
+    backward(weight, [[1, 2], [3, 4]])
+    weight.values.grad.zero_()
+    assert weight.dense_gradient.dense_RC.tolist() == [[1, 2], [3, 4]]
+
+
+def test_no_dense_gradient_is_kept_unless_asked_for() -> None:
+    weight = weight_of([[1, 0], [0, 2]])
+    backward(weight, [[1, 2], [3, 4]])
+    assert weight.dense_gradient is None
+
+
+def test_starting_anew_forgets_the_dense_gradient_of_before() -> None:
+    weight = weight_of([[1, 0], [0, 2]])
+    weight.start_dense_gradient(True)
+    backward(weight, [[1, 2], [3, 4]])
+    weight.start_dense_gradient(True)
+    backward(weight, [[0, 1], [0, 0]])
+    assert weight.dense_gradient.dense_RC.tolist() == [[0, 1], [0, 0]]
+    weight.start_dense_gradient(False)
+    assert weight.dense_gradient is None
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (3, 3 + TILE_ROWS), (0, TILE_ROWS + 1), (5, 3 * TILE_ROWS), (7, 7)])
+def test_tiles_cover_every_position_of_the_rows_once_and_in_order(rows: tuple[int, int]) -> None:
+    matrix = torch.arange(3 * TILE_ROWS * 2.0).view(-1, 2)
+    tiles = list(DenseGradient(matrix).tiles(*rows))
+    assert all(1 <= tile.gradient_RC.shape[0] <= TILE_ROWS for tile in tiles)
+    # Every entry of the matrix is its own flat position.
+    seen = [p for tile in tiles for p in range(tile.start, tile.start + tile.gradient_RC.numel())]
+    assert seen == list(range(rows[0] * 2, rows[1] * 2))
+    assert [int(x) for tile in tiles for x in tile.gradient_RC.flatten()] == seen

@@ -1,0 +1,236 @@
+"""The contract that every method keeps. A new method joins by one line in CONTRACT."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from rnnsparse.errors import UserError
+from rnnsparse.sparsity import methods  # registers them all
+from rnnsparse.sparsity.allocation import BudgetConfig, connect_randomly
+from rnnsparse.sparsity.drop_grow import DropGrow
+from rnnsparse.sparsity.method import METHODS, Method, Moment, method_class
+from rnnsparse.sparsity.schedule import annealed
+
+# With these, twelve steps show every kind of step: with an update, without one, after the last one.
+OFTEN = {"interval": 2, "drop_fraction": 0.5, "stop": 0.8}
+CONTRACT: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "static": {},
+    "set": OFTEN,
+    "rigl": OFTEN,
+    "snfs": OFTEN,
+}
+STEPS = 12
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
+}
+
+every_method = pytest.mark.parametrize("name", CONTRACT)
+every_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+
+
+def make(name: str, **changes: Any) -> Method:
+    return METHODS[name](**CONTRACT[name] | changes)
+
+
+def moment(step: int, seed: int = 1) -> Moment:
+    return Moment(step, STEPS, seed)
+
+
+def test_every_registered_method_joins_the_contract() -> None:
+    assert methods.__name__ == "rnnsparse.sparsity.methods"
+    assert CONTRACT.keys() == METHODS.keys()
+    assert all(METHODS[name].name == name for name in METHODS)
+
+
+def test_an_unknown_method_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(UserError) as error:
+        method_class("rigel")
+    assert "sparsity.method" in str(error.value)
+    assert "did you mean 'rigl'?" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@every_method
+def test_every_method_says_in_a_line_what_it_does(name: str) -> None:
+    assert METHODS[name].__doc__
+    assert "(" not in METHODS[name].__doc__.splitlines()[0], "a sentence, not a generated signature"
+
+
+@every_method
+@every_cell
+@every_optimizer
+def test_groups_have_exactly_their_connections_after_every_step(
+    tiny_run: Any, name: str, cell: str, optimizer: str
+) -> None:
+    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    whole = run.method.starts == "dense"
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        for budget in run.budgets:
+            expected = budget.group.positions if whole else budget.connections
+            assert budget.group.connections == expected, (budget.group.name, step)
+        for weight in run.weights.values():
+            assert weight.values.shape == weight.indices.shape
+            assert bool((weight.indices.diff() > 0).all())
+            assert 0 <= int(weight.indices[0]) <= int(weight.indices[-1]) < weight.positions
+
+
+@every_method
+@every_cell
+@every_optimizer
+def test_updates_drop_only_the_smallest_and_start_the_new_from_nothing(
+    tiny_run: Any, name: str, cell: str, optimizer: str
+) -> None:
+    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    moved = 0
+    for step in range(1, STEPS + 1):
+        before = run.step(step)
+        after = run.snapshot()
+        for weight, old in before.items():
+            new = after[weight]
+            assert all(new[p] == old[p] for p in old.keys() & new.keys()), "survivors are untouched"
+            assert all(not any(new[p]) for p in new.keys() - old.keys()), "new ones start from nothing"
+            moved += len(new.keys() - old.keys())
+            if not run.method.updates_at(moment(step)):
+                assert old.keys() == new.keys(), "the topology changes at updates only"
+        for budget in run.budgets:
+            (part,) = budget.group.parts
+            rows = range(part.first_position, part.first_position + part.positions)
+            old = {p: entry for p, entry in before[part.weight.name].items() if p in rows}
+            gone = old.keys() - after[part.weight.name].keys()
+            if isinstance(run.method, DropGrow):
+                share = annealed("cosine", OFTEN["drop_fraction"], step, OFTEN["stop"] * STEPS)
+                smallest = sorted(old, key=lambda p: (abs(old[p][0]), p))[: int(len(old) * share)]
+                assert gone <= set(smallest), budget.group.name
+    assert run.sparsifier.connections_moved == moved
+    assert (moved > 0) == isinstance(run.method, DropGrow)
+    updates = sum(run.method.updates_at(moment(step)) for step in range(1, STEPS + 1))
+    assert run.sparsifier.updates == updates
+
+
+def resumed(run: Any, tiny_run: Any, name: str, cell: str, optimizer: str) -> Any:
+    """Return a run that began with another topology and other values, after a round trip through a file."""
+    file = io.BytesIO()
+    torch.save(run.state_dict(), file)
+    file.seek(0)
+    other = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    connect_randomly(other.budgets, seed=99)
+    other.model.reset_parameters(seed=99)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@every_method
+@every_cell
+@every_optimizer
+def test_a_run_reloaded_at_every_step_is_bitwise_the_run_that_went_through(
+    tiny_run: Any, name: str, cell: str, optimizer: str
+) -> None:
+    through = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    reloaded = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    for step in range(1, STEPS + 1):
+        reloaded = resumed(reloaded, tiny_run, name, cell, optimizer)
+        through.step(step)
+        reloaded.step(step)
+        assert through.snapshot() == reloaded.snapshot(), step
+        for ours, theirs in zip(through.model.parameters(), reloaded.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        for counter in ("updates", "connections_moved", "last_moved_share"):
+            assert getattr(through.sparsifier, counter) == getattr(reloaded.sparsifier, counter)
+
+
+@every_method
+@every_cell
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_run: Any, name: str, cell: str) -> None:
+    def final(seed: int) -> Any:
+        run = tiny_run(make(name), cell, total_steps=STEPS, seed=seed)
+        for step in range(1, STEPS + 1):
+            run.step(step)
+            torch.rand(step)  # what others draw from the global generator changes nothing
+        return run
+
+    assert final(3).snapshot() == final(3).snapshot()
+    if METHODS[name].starts != "dense":
+        assert final(3).topology() != final(4).topology()
+
+
+@every_method
+@pytest.mark.parametrize("granularity", ["matrix", "cell"])
+def test_counts_stay_exact_for_coarse_groups_dense_blocks_and_overrides(
+    tiny_run: Any, name: str, granularity: Any
+) -> None:
+    budget = BudgetConfig(sparsity=0.8, granularity=granularity, dense=("embedding",), overrides={"output": 0.5})
+    run = tiny_run(make(name), "lstm", total_steps=STEPS, budget=budget)
+    expected = [b.group.connections for b in run.budgets]
+    embedding = run.weights["embedding"]
+    assert embedding.is_full
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        assert [b.group.connections for b in run.budgets] == expected
+        assert embedding.dense_gradient is None
+
+
+@every_method
+@every_cell
+def test_dense_gradients_are_let_go_after_every_step(tiny_run: Any, name: str, cell: str) -> None:
+    run = tiny_run(make(name), cell, total_steps=STEPS)
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        assert all(w.dense_gradient is None and not w.collects_dense_gradient for w in run.weights.values())
+
+
+@every_method
+def test_the_optimizer_steps_unless_the_update_replaces_it(tiny_run: Any, name: str) -> None:
+    run = tiny_run(make(name), total_steps=STEPS)
+    bias = run.model.rnn[0].bias_ih
+    for step in range(1, STEPS + 1):
+        before = bias.detach().clone()
+        run.step(step)
+        replaced = name == "rigl" and run.method.updates_at(moment(step))
+        assert torch.equal(bias, before) == replaced, step
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if issubclass(METHODS[name], DropGrow)])
+def test_whether_an_update_replaces_the_optimizer_step_can_be_chosen(tiny_run: Any, name: str) -> None:
+    for skip in (False, True):
+        run = tiny_run(make(name, skip_optimizer_step=skip), total_steps=STEPS)
+        bias = run.model.rnn[0].bias_ih
+        before = bias.detach().clone()
+        run.step(1)
+        middle = bias.detach().clone()
+        run.step(2)
+        assert not torch.equal(before, middle)
+        assert torch.equal(bias, middle) == skip
+        assert run.sparsifier.updates == 1
+
+
+# A uniformly sparse net as a share of the dense one's training (RigL, appendix H; interval 100).
+@pytest.mark.parametrize(
+    ("name", "at_75", "at_90"),
+    [
+        ("dense", 1.0, 1.0),
+        ("static", 0.25, 0.1),
+        ("set", 0.25, 0.1),
+        ("rigl", 0.2525, 0.1030),
+        ("snfs", 0.5, 0.4),
+    ],
+)
+def test_training_flops_are_those_of_the_formulas(name: str, at_75: float, at_90: float) -> None:
+    method = METHODS[name]()
+    found = [method.training_flops((1 - s) * 1000, 1000, steps=200_000) / 3000 for s in (0.75, 0.9)]
+    assert found == pytest.approx([at_75, at_90], abs=5e-5)
+
+
+def test_training_flops_of_rigl_depend_on_the_interval() -> None:
+    # (3 * 100 * 9 + 2 * 100 + 1000) / 10
+    assert METHODS["rigl"](interval=9).training_flops(100, 1000, steps=1) == pytest.approx(390)
