@@ -5,13 +5,10 @@ Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import resource
 import shutil
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
@@ -19,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnsparse import __version__
 from rnnsparse.config import RunConfig
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
@@ -29,8 +25,9 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.sparsifier import Sparsifier
-from rnnsparse.training import assembly, checkpoint
-from rnnsparse.training.inspection import inspect, table
+from rnnsparse.training import assembly, checkpoint, run_folder
+from rnnsparse.training.banner import banner
+from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.logging import RunLogger
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
@@ -54,7 +51,9 @@ class Trainer:
     def __init__(self, config: RunConfig, *, resume: bool = False, stream: TextIO | None = None) -> None:
         self.config, self._stream = config, stream
         self.folder = config.folder
-        saved = self._claim_folder(resume)
+        saved = run_folder.last_checkpoint(config) if resume else None
+        if saved is None:
+            run_folder.claim(config.folder)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.run.seed)
@@ -90,18 +89,6 @@ class Trainer:
         self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
         self._symbols_per_character = len(self.corpus.train.tokens) / self.corpus.train.characters
 
-    def _claim_folder(self, resume: bool) -> checkpoint.Checkpoint | None:
-        if resume:
-            saved = checkpoint.load(checkpoint.resolve(self.folder / "last"))
-            _check_same_run(assembly.read_config(saved), self.config)
-            return saved
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UserError(
-                f"{self.folder}: run.dir exists already and nothing is overwritten; continue it with --resume, or "
-                "choose another run.dir"
-            )
-        return None
-
     # ---- the loop
 
     def train(self) -> dict[str, Any]:
@@ -114,7 +101,7 @@ class Trainer:
         training = self.config.training
         try:
             if self.step == 0:
-                self._write_run_files()
+                run_folder.begin(self.config, self.device)
                 self._dry_run()
             with stop_on_signals() as stop, self._logger() as logger:
                 while self.step < training.steps and not self._has_stalled():
@@ -241,30 +228,8 @@ class Trainer:
 
     def banner(self) -> list[str]:
         """Return what a user wants to check before waiting for hours, as lines."""
-        config = self.config
-        report = inspect(config, self.model, self.budgets)
-        vocabulary = self.tokenizer.vocab_size
-        uniform = math.log2(vocabulary)
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        tensorboard = f"tensorboard --logdir {self.folder}" if config.logging.tensorboard else "off"
-        return [
-            f"run         {self.folder} ({f'resumed after step {self.step}' if self.step else 'new'}), "
-            f"seed {config.run.seed}",
-            f"data        {self.corpus.description}",
-            f"vocabulary  {vocabulary} {self.tokenizer.kind}s; a uniform guess costs {uniform:.2f} bits each",
-            f"method      {config.method.name}; {config.training.steps:,} steps of {config.training.batch_size} x "
-            f"{config.training.sequence_length} symbols"
-            + (f" x {config.training.accumulate}" if config.training.accumulate > 1 else ""),
-            f"device      {device}{threads}, {config.training.precision}, execution masked",
-            f"tensorboard {tensorboard}",
-            *table(report),
-        ]
-
-    def _write_run_files(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-        (self.folder / "environment.json").write_text(json.dumps(_environment(self.device), indent=1) + "\n")
+        report = inspect(self.config, self.model, self.budgets)
+        return banner(self.config, self.corpus, self.device, self.step, report)
 
     def _dry_run(self) -> None:
         """Evaluate, sample and write a checkpoint once, so that what would fail hours later fails now."""
@@ -300,7 +265,7 @@ class Trainer:
             "method": self.config.method.name,
             "seed": self.config.run.seed,
         }
-        _write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        run_folder.write_json(self.folder / "summary.json", summary)
         return summary
 
     # ---- logging
@@ -385,53 +350,3 @@ COUNTERS = (
     "best",
     "evaluations_without_gain",
 )
-
-
-def _check_same_run(saved: RunConfig, wanted: RunConfig) -> None:
-    """Refuse to resume with settings that would make another run of it; machine and reporting may change."""
-    free = {"logging", "checkpoint"}
-    free_keys = {
-        "training.device",
-        "training.threads",
-        "training.early_stopping",
-        "data.path",
-        "data.cache",
-        "run.dir",
-        "run.name",
-    }
-    old, new = saved.to_dict(), wanted.to_dict()
-    for section in old.keys() - free:
-        for key in sorted(old[section].keys() | new[section].keys()):
-            before, now = old[section].get(key), new[section].get(key)
-            if before != now and f"{section}.{key}" not in free_keys:
-                raise UserError(
-                    f"{section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or start a new run with "
-                    f"another run.dir"
-                )
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    return {
-        "rnnsparse": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -226,7 +226,7 @@ def test_later_overrides_win() -> None:
             (
                 "sparsity.dense",
                 "'rnn.0.input.r'",
-                "part of rnn.0.input",
+                "not all of rnn.0.input",
                 "granularity=matrix",
                 "rnn.0.input.z",
             ),

@@ -1,0 +1,31 @@
+"""What a run says before it starts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from rnnsparse.config import RunConfig
+from rnnsparse.data.corpus import Corpus
+from rnnsparse.training.inspection import table
+
+
+def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, report: dict[str, Any]) -> list[str]:
+    """Return lines for a run that has made `step` steps; `report` is that of `inspect`."""
+    training, vocabulary = config.training, corpus.tokenizer.vocab_size
+    on_cuda = device.type == "cuda"
+    machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    uniform_bits = math.log2(vocabulary)
+    micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
+    return [
+        f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
+        f"data        {corpus.description}",
+        f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
+        f"method      {config.method.name}; {training.steps:,} steps of {training.batch_size} lanes x "
+        f"{training.sequence_length} symbols{micro_batches}",
+        f"device      {machine}, {training.precision}, masked execution",
+        f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",
+        *table(report),
+    ]

@@ -1,0 +1,100 @@
+"""A run's folder: claiming a new one, going on in an old one, and the small files beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rnnsparse import __version__
+from rnnsparse.config import RunConfig
+from rnnsparse.errors import UserError
+from rnnsparse.training import checkpoint
+from rnnsparse.training.assembly import read_config
+
+# What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
+FREE_SECTIONS = {"logging", "checkpoint"}
+FREE_KEYS = {
+    "training.device",
+    "training.threads",
+    "training.early_stopping",
+    "data.path",
+    "data.cache",
+    "run.dir",
+    "run.name",
+}
+
+
+def claim(folder: Path) -> None:
+    """Make sure that a new run overwrites nothing.
+
+    Raises:
+        UserError: there is something in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder}: run.dir exists already and nothing is overwritten; continue it with --resume, or choose "
+            "another run.dir"
+        )
+
+
+def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
+    """Open the checkpoint that a run continues from.
+
+    Raises:
+        UserError: there is none, it is damaged, or the settings would make another run of it.
+    """
+    saved = checkpoint.load(checkpoint.resolve(config.folder / "last"))
+    old, new = read_config(saved).to_dict(), config.to_dict()
+    for section in old.keys() - FREE_SECTIONS:
+        for key in sorted(old[section].keys() | new[section].keys()):
+            before, now = old[section].get(key), new[section].get(key)
+            if before != now and f"{section}.{key}" not in FREE_KEYS:
+                raise UserError(
+                    f"{config.folder}: {section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or "
+                    "start a new run with another run.dir"
+                )
+    return saved
+
+
+def begin(config: RunConfig, device: torch.device) -> None:
+    """Make the folder of a new run, with the resolved configuration and what it runs on.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    (config.folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    write_json(config.folder / "environment.json", _environment(device))
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    return {
+        "rnnsparse": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
