@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,8 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = _parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
     try:
-        return command(arguments)
+        code = command(arguments)
+        print(end="", flush=True)  # a full disk shows itself here, not after the exit
+        return code
     except (UserError, RunFailed) as error:
         print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -33,9 +39,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rnnsparse: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has left (`| head`): nothing more to say, and nothing to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output has left (`| head`): nothing more to say.
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rnnsparse: {_one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            "rnnsparse: out of memory; lower training.batch_size, training.sequence_length, evaluation.lanes or "
+            f"model.hidden_size ({_one_line(error)[:120]})",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _drop_output() -> None:
+    """If what is printed cannot be written, leave nothing of it to be flushed at the exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has a class of its own for CUDA only.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +107,7 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         summary = trainer.train()
     except Interrupted as stopped:
-        again = ["rnnsparse", "train", str(arguments.config), *arguments.overrides, "--resume"]
+        again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
         print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
         return 130
     rate = summary["characters_per_second"]
@@ -91,11 +128,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device(arguments.device))
     if arguments.data is not None:
-        split, name = load_text_split(arguments.data, restored.tokenizer), str(arguments.data)
+        split = load_text_split(arguments.data, restored.tokenizer, cache=restored.config.data.cache)
+        name = str(arguments.data)
     else:
         corpus = load_corpus(restored.config.data, tokenizer=restored.tokenizer)
         split, name = getattr(corpus, arguments.split), arguments.split
     result = evaluate(restored.model, split, restored.tokenizer, restored.config.evaluation)
+    if not math.isfinite(result.nats):
+        raise RunFailed(f"{arguments.checkpoint}: its predictions are not numbers: the training diverged; use another")
     report = {
         "split": name,
         "bits_per_character": result.bits_per_character,
@@ -132,10 +172,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     for number in range(arguments.num_samples):
         if number:
             print(f"\n--- sample {number + 1} ---")
-        sys.stdout.write(prompt)
+        print(prompt, end="")
         for text in sampler.stream(config, number):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            print(text, end="", flush=True)
         print()
     return 0
 
@@ -145,7 +184,7 @@ def _prompt(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
+        return Path(text[1:]).read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(
             f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
@@ -238,14 +277,16 @@ def _parser() -> argparse.ArgumentParser:
             help="a run folder (its last checkpoint) or a checkpoint folder",
         )
 
+    def add_overrides(sub: argparse.ArgumentParser) -> None:
+        help_text = "settings that replace those of the file"
+        sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=help_text)
+
     def add_device(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
     train = add("train", _train, "Train a model as a YAML file says.")
     train.add_argument("config", type=Path, metavar="CONFIG")
-    train.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="settings that replace those of the file"
-    )
+    add_overrides(train)
     train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
 
     evaluate = add("evaluate", _evaluate, "Measure bits per character.")
@@ -276,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = add("inspect", _inspect, "Show blocks, connections, FLOPs and memory without training.")
     inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT")
-    inspect.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_overrides(inspect)
     inspect.add_argument("--json", action="store_true")
 
     validate = add("validate", _validate, "Check YAML files.")
@@ -319,6 +360,12 @@ def _warn(warnings: Sequence[str]) -> None:
 
 def _one_line(error: Exception | str) -> str:
     return " ".join(str(error).split())
+
+
+def _program() -> list[str]:
+    """Return how this program was called: as the script, or as a module."""
+    called = Path(sys.argv[0])
+    return [str(called)] if called.stem == "rnnsparse" else [sys.executable, "-m", "rnnsparse"]
 
 
 def _quoted(word: str) -> str:

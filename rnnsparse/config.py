@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -49,8 +49,8 @@ class RunConfig:
     evaluation: EvaluationConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
-    # Settings that are valid but do nothing here, each as one line.
-    warnings: tuple[str, ...] = ()
+    # Settings that are valid but do nothing here, each as one line; they are no part of the run.
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def folder(self) -> Path:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.nn.language_model import CharLM, TiedOutput
-from rnnsparse.nn.layers import Linear
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.layers import Linear, TiedOutput
 from rnnsparse.nn.storage import block_tensors
 
 FORMAT_VERSION = 1

@@ -31,6 +31,11 @@ class _Loader(yaml.SafeLoader):
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
 
+# Tags (!!name) construct these and nothing else: no dates, no sets, no bytes.
+_Loader.yaml_constructors = {
+    tag: yaml.SafeLoader.yaml_constructors[tag]
+    for tag in (None, "tag:yaml.org,2002:null", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+}
 # Only what follows is not a word: the resolvers of YAML 1.1 (yes, 1_000, 12:30, dates) are left behind.
 _Loader.yaml_implicit_resolvers = {}
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
@@ -50,6 +55,22 @@ def _construct_number(loader: Any, node: yaml.ScalarNode) -> int | float:
     return int(node.value) if node.tag.endswith(":int") else float(node.value)
 
 
+def _construct_bool(loader: Any, node: yaml.ScalarNode) -> bool:
+    if node.value.lower() not in ("true", "false"):
+        raise yaml.MarkedYAMLError(problem=f"{node.value!r} is not true or false", problem_mark=node.start_mark)
+    return bool(node.value.lower() == "true")
+
+
+def _construct_text(loader: Any, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    # Escapes can write what is no text: neither a path nor a prompt could hold it.
+    if re.search("[\0\ud800-\udfff]", text):
+        raise yaml.MarkedYAMLError(problem="NUL and lone surrogates are no text", problem_mark=node.start_mark)
+    return text
+
+
+_Loader.add_constructor("tag:yaml.org,2002:bool", _construct_bool)
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_number)
 
@@ -75,7 +96,12 @@ def read(text: str) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    """Writes a number plain where `read` takes it for one, so that 1e-08 needs no tag."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # `read` takes none
 
 
 def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
@@ -83,7 +109,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # The resolvers of YAML 1.1 decide about quotes when dumping; those of 1.2 read. Quote what either would misread.
+    # Quote what YAML 1.1, which other programs read, would take for something else.
     plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
 

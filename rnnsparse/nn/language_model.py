@@ -6,10 +6,9 @@ Shape suffixes: T time, B batch, V vocabulary, E embedding, H hidden, L recurren
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +17,13 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.layers import Embedding, Linear
+from rnnsparse.nn.activations import ACTIVATIONS
+from rnnsparse.nn.layers import Embedding, Linear, TiedOutput
 from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight, materialise
 from rnnsparse.randomness import generator_for
 
 Size = Annotated[int, Gt(0)]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,8 @@ class ModelConfig:
     tie_embeddings: Annotated[bool, Doc("use the embedding as output weight too")] = False
     dropout: Annotated[float, Ge(0), Lt(1), Doc("share of units dropped between recurrent layers")] = 0.0
     execution: Annotated[
-        Literal["auto", "masked"], Doc("masked: connections scattered into fused dense kernels; auto: choose")
+        Literal["auto", "masked", "sparse"],
+        Doc("masked: fused dense kernels; sparse: only the connections, on CPU; auto: what is likely faster"),
     ] = "auto"
 
     def __post_init__(self) -> None:
@@ -77,6 +72,7 @@ class CharLM(nn.Module):
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype: torch.dtype | None = None
+        self.execution: Literal["masked", "sparse"] = "masked"
         cell = CELLS[config.cell]
         self.embedding = Embedding("embedding", vocab_size, config.embedding_dim)
         inputs = [config.embedding_dim] + [config.hidden_size] * (config.num_layers - 1)
@@ -140,6 +136,11 @@ class CharLM(nn.Module):
         """Return logits [T, B, V] of each next symbol, and the state after the last one."""
         if state_LSBH is None:
             state_LSBH = self.initial_state(tokens_TB.shape[1])
+        if self.execution == "sparse":
+            # Imported late: its kernels take a second to load, and not every machine has what they need.
+            from rnnsparse.nn import sparse
+
+            return sparse.forward(self, tokens_TB, state_LSBH)
         (embedding_VE,) = materialise([self.embedding], dtype=self.compute_dtype)
         x = F.embedding(tokens_TB, embedding_VE)
         states = []
@@ -155,20 +156,21 @@ class CharLM(nn.Module):
             return self.output(x, embedding_VE), torch.stack(states)
         return self.output(x), torch.stack(states)
 
-    def stepper(self) -> Stepper:
+    def stepper(self) -> Steps:
         """Return a frozen copy that takes one symbol at a time, for sampling."""
+        if self.execution == "sparse":
+            from rnnsparse.nn import sparse
+
+            return sparse.Stepper(self)
         return Stepper(self)
 
 
-class TiedOutput(nn.Module):
-    """Logits through the embedding's own weight; only the bias [V] is its own (Press & Wolf 2017)."""
+class Steps(Protocol):
+    """Something that reads one symbol per call."""
 
-    def __init__(self, vocab_size: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, x: Tensor, embedding_VE: Tensor) -> Tensor:
-        return F.linear(x, embedding_VE, self.bias.to(x.dtype))
+    def step(self, tokens_B: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B, V] of the next symbol and the new state."""
+        ...
 
 
 class Stepper:

@@ -26,3 +26,14 @@ class Linear(SparseWeight):
     def forward(self, x: Tensor) -> Tensor:
         weight_RC, bias_R = materialise([self], [self.bias], x.dtype)
         return F.linear(x, weight_RC, bias_R)
+
+
+class TiedOutput(nn.Module):
+    """Logits through the embedding's own weight; only the bias [V] is its own (Press & Wolf 2017)."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, embedding_VE: Tensor) -> Tensor:
+        return F.linear(x, embedding_VE, self.bias.to(x.dtype))

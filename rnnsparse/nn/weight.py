@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rnnsparse.kernels.cpu import Matrix
 
 TILE_ROWS = 512
 
@@ -32,20 +35,44 @@ class Tile:
     gradient_RC: Tensor
 
 
-class DenseGradient:
-    """The gradient at every position of a weight, existing or not, held as a dense matrix [R, C].
+class GradientSource(Protocol):
+    """One backward pass's gradient at every position of a weight, by rows."""
 
-    Growth reads it tile by tile and never asks for more, so that it need not be materialised by other executions.
-    """
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` to `stop` [rows, C]; the caller does not write to them."""
+        ...
+
+
+class DenseRows:
+    """A gradient that is there as a dense matrix."""
 
     def __init__(self, dense_RC: Tensor) -> None:
         self.dense_RC = dense_RC
 
-    def tiles(self, start_row: int, stop_row: int) -> Iterator[Tile]:
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.dense_RC[start:stop]
+
+
+class DenseGradient:
+    """The gradient at every position of a weight, existing or not: the sum of its sources, times `scale`.
+
+    Growth reads it tile by tile and never asks for more, so the dense matrix need not exist.
+    """
+
+    def __init__(self, *sources: GradientSource) -> None:
+        self.sources = list(sources)
+        self.scale = 1.0
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the gradient of some rows [rows, C]."""
+        first, *others = (source.rows(start, stop) for source in self.sources)
+        total = sum(others, first)
+        return total if self.scale == 1 else total * self.scale
+
+    def tiles(self, start_row: int, stop_row: int, cols: int) -> Iterator[Tile]:
         """Yield rows `start_row` to `stop_row`, at most TILE_ROWS at a time, in order of position."""
-        columns = self.dense_RC.shape[1]
         for row in range(start_row, stop_row, TILE_ROWS):
-            yield Tile(row * columns, self.dense_RC[row : min(row + TILE_ROWS, stop_row)])
+            yield Tile(row * cols, self.rows(row, min(row + TILE_ROWS, stop_row)))
 
 
 class SparseWeight(nn.Module):
@@ -75,6 +102,7 @@ class SparseWeight(nn.Module):
         # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
         self.collects_dense_gradient = False
         self.dense_gradient: DenseGradient | None = None
+        self._matrix: Matrix | None = None
 
     @property
     def positions(self) -> int:
@@ -110,6 +138,7 @@ class SparseWeight(nn.Module):
         self.indices = indices.clone()
         self.values.data = values.detach().to(self.values, copy=True)
         self.values.grad = None
+        self._matrix = None
 
     def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Return the range of connection numbers that lie in a range of rows."""
@@ -132,13 +161,28 @@ class SparseWeight(nn.Module):
         self.collects_dense_gradient = collect
         self.dense_gradient = None
 
-    def add_dense_gradient(self, gradient_RC: Tensor) -> None:
+    def add_gradient_source(self, source: GradientSource) -> None:
         """Add one backward pass's dense gradient: a growth score is that of the whole accumulated batch."""
-        # Always a copy in the parameter's precision: autograd may hand the same memory to others.
-        gradient_RC = gradient_RC.detach().to(self.values.dtype, copy=True)
-        if self.dense_gradient is not None:
-            gradient_RC += self.dense_gradient.dense_RC
-        self.dense_gradient = DenseGradient(gradient_RC)
+        if self.dense_gradient is None:
+            self.dense_gradient = DenseGradient()
+        self.dense_gradient.sources.append(source)
+
+    def add_dense_gradient(self, gradient_RC: Tensor) -> None:
+        """Add a dense gradient [R, C], copied in the parameter's precision; all such are summed in one matrix."""
+        gradient_RC = gradient_RC.detach()
+        for source in self.dense_gradient.sources if self.dense_gradient else []:
+            if isinstance(source, DenseRows):
+                source.dense_RC += gradient_RC
+                return
+        self.add_gradient_source(DenseRows(gradient_RC.to(self.values.dtype, copy=True)))
+
+    def matrix(self) -> Matrix:
+        """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
+        if self._matrix is None:
+            from rnnsparse.kernels.cpu import build_matrix
+
+            self._matrix = build_matrix(self.indices, self.rows, self.cols)
+        return self._matrix
 
     def extra_repr(self) -> str:
         return f"{self.name}: {self.connections} of {self.rows} x {self.cols}"

@@ -73,7 +73,7 @@ class Group:
     def tiles(self, gradient_of: Callable[[SparseWeight], DenseGradient]) -> Iterator[Tile]:
         """Yield the dense gradient of all parts, in order of group position, `start` counted in the group."""
         for part, shift in self._offsets():
-            for tile in gradient_of(part.weight).tiles(part.start_row, part.stop_row):
+            for tile in gradient_of(part.weight).tiles(part.start_row, part.stop_row, part.weight.cols):
                 yield Tile(tile.start + shift, tile.gradient_RC)
 
     def split(self, indices: Tensor) -> Iterator[tuple[Part, Tensor]]:

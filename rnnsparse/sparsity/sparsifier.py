@@ -55,8 +55,8 @@ class Sparsifier:
         moment = self._moment(step)
         if self.method.needs_dense_gradient(moment):
             for weight in self._weights:
-                if gradient_scale != 1 and weight.dense_gradient is not None:
-                    weight.dense_gradient.dense_RC.div_(gradient_scale)
+                if weight.dense_gradient is not None:
+                    weight.dense_gradient.scale = 1 / gradient_scale
             self.method.observe(self._weights)
         replaces = self.method.replaces_optimizer_step and self.method.updates_at(moment)
         if replaces:

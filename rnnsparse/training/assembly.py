@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,11 +13,15 @@ from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
+from rnnsparse.kernels import COMPILED
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.training import checkpoint
+from rnnsparse.training.settings import TrainingConfig
 
 PARAMETER_TYPES = {"fp64": torch.float64}
+# Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py).
+SPARSE_WINS_FROM = 0.5
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,8 +34,25 @@ def choose_device(wanted: str = "auto") -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda is not available on this machine; use training.device=auto or cpu")
+        raise UserError(
+            "device cuda: PyTorch finds none on this machine; use cpu or auto (training.device, or the option --device)"
+        )
     return torch.device(wanted)
+
+
+def training_device(config: TrainingConfig) -> torch.device:
+    """Return the device that a run trains on.
+
+    Raises:
+        UserError: it is not there, or it is no match for the precision.
+    """
+    device = choose_device(config.device)
+    if config.precision in COMPUTE_TYPES and device.type != "cuda":
+        raise UserError(
+            f"training.precision: {config.precision} needs a CUDA device, this run is on {device.type}; use "
+            "training.precision=fp32"
+        )
+    return device
 
 
 def vocabulary_size(config: RunConfig) -> int:
@@ -41,22 +63,47 @@ def vocabulary_size(config: RunConfig) -> int:
 def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
     """Return a model without connections, and the budgets that its groups have.
 
+    Half precision is for CUDA: elsewhere such a model computes in fp32.
+
     Raises:
-        UserError: the budgets cannot be met, or the precision needs another device.
+        UserError: the budgets cannot be met.
     """
     precision = config.training.precision
-    if precision in COMPUTE_TYPES and device.type != "cuda":
-        raise UserError(
-            f"training.precision: {precision} needs a CUDA device, this run is on {device.type}; use "
-            "training.precision=fp32"
-        )
     model = CharLM(config.model, vocab_size).to(device=device, dtype=PARAMETER_TYPES.get(precision, torch.float32))
-    model.compute_dtype = COMPUTE_TYPES.get(precision)
+    model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
+    model.execution, _ = choose_execution(config, device)
     return model, allocate(list(model.sparse_weights().values()), config.budget)
 
 
+def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["masked", "sparse"], str]:
+    """Return how a model is computed on a device, and why in a few words; sparse only where that is possible."""
+    wanted, method = config.model.execution, config.method
+    if wanted == "masked":
+        return "masked", "as configured"
+    if device.type != "cpu":
+        return "masked", "sparse execution is for CPUs"
+    if method.dense_gradient == "always":
+        return "masked", f"method {method.name} needs the dense gradient at every step"
+    if wanted == "sparse":
+        return "sparse", "as configured" if COMPILED else "as configured, but slow: numba is not installed"
+    if method.starts == "dense":
+        return "masked", f"method {method.name} has every connection"
+    if not COMPILED:
+        return "masked", "numba, which makes sparse execution fast, is not installed"
+    if config.budget.sparsity < SPARSE_WINS_FROM:
+        return "masked", f"dense kernels are faster below a sparsity of {SPARSE_WINS_FROM}"
+    return "sparse", f"faster than dense kernels from a sparsity of {SPARSE_WINS_FROM}"
+
+
 def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
-    """Return a model as a run starts with it: first topology and first values, both by `run.seed`; and its budgets."""
+    """Return a model as a run starts with it: first topology and first values, both by `run.seed`; and its budgets.
+
+    Raises:
+        UserError: the budgets cannot be met, or sparse execution is wanted where it is impossible.
+    """
+    execution, reason = choose_execution(config, device)
+    if config.model.execution == "sparse" and execution != "sparse":
+        raise UserError(f"model.execution: sparse is impossible here: {reason}; use model.execution=masked or auto")
     model, budgets = empty_model(config, vocab_size, device)
     connect_randomly(budgets, config.run.seed, config.method.starts)
     model.reset_parameters(config.run.seed)
@@ -76,7 +123,7 @@ class Restored:
 
 
 def restore(path: Path, device: torch.device) -> Restored:
-    """Read a run (its last checkpoint) or a checkpoint. One trained in half precision on CUDA runs in fp32 elsewhere.
+    """Read a run (its last checkpoint) or a checkpoint.
 
     Raises:
         UserError: there is none, it is damaged, or of another program or version.
@@ -84,8 +131,6 @@ def restore(path: Path, device: torch.device) -> Restored:
     saved = checkpoint.load(checkpoint.resolve(path))
     config = read_config(saved)
     tokenizer = Tokenizer.from_json(saved.tokenizer_json)
-    if config.training.precision in COMPUTE_TYPES and device.type != "cuda":
-        config = parse_config(config.to_dict(), str(path), ["training.precision=fp32"])
     model, budgets = empty_model(config, tokenizer.vocab_size, device)
     saved.apply_weights(model)
     return Restored(path, saved.step, config, model, tokenizer, budgets)

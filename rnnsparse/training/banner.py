@@ -9,6 +9,7 @@ import torch
 
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import Corpus
+from rnnsparse.training.assembly import choose_execution
 from rnnsparse.training.inspection import table
 
 
@@ -17,6 +18,7 @@ def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, r
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    execution, reason = choose_execution(config, device)
     uniform_bits = math.log2(vocabulary)
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     return [
@@ -25,7 +27,8 @@ def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, r
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
         f"method      {config.method.name}; {training.steps:,} steps of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}",
-        f"device      {machine}, {training.precision}, masked execution",
+        f"device      {machine}, {training.precision}",
+        f"execution   {execution}: {reason}",
         f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",
         *table(report),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 from pathlib import Path
@@ -35,11 +36,34 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: there is something in the folder already.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            f"{folder}: run.dir exists already and nothing is overwritten; continue it with --resume, or choose "
-            "another run.dir"
-        )
+    try:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        way_out = "continue it with --resume, or choose another run.dir"
+        if not folder.joinpath("last").exists():
+            way_out = "it holds no checkpoint to continue from, so remove it, or choose another run.dir"
+        raise UserError(f"{folder}: run.dir exists already and nothing is overwritten; {way_out}")
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def make(folder: Path) -> None:
+    """Make the folder of a new run.
+
+    Raises:
+        UserError: it cannot be made where it should be.
+        OSError: the disk is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"{folder}: run.dir cannot be a folder for this run: {error.strerror}; choose another run.dir")
 
 
 def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
@@ -48,10 +72,12 @@ def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
     Raises:
         UserError: there is none, it is damaged, or the settings would make another run of it.
     """
+    if not config.folder.is_dir():
+        raise UserError(f"{config.folder}: run.dir holds no run to resume; train without --resume to start it")
     saved = checkpoint.load(checkpoint.resolve(config.folder / "last"))
     old, new = read_config(saved).to_dict(), config.to_dict()
-    for section in old.keys() - FREE_SECTIONS:
-        for key in sorted(old[section].keys() | new[section].keys()):
+    for section in [name for name in old if name not in FREE_SECTIONS]:
+        for key in old[section] | new[section]:
             before, now = old[section].get(key), new[section].get(key)
             if before != now and f"{section}.{key}" not in FREE_KEYS:
                 raise UserError(
@@ -61,13 +87,12 @@ def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
     return saved
 
 
-def begin(config: RunConfig, device: torch.device) -> None:
-    """Make the folder of a new run, with the resolved configuration and what it runs on.
+def describe(config: RunConfig, device: torch.device) -> None:
+    """Write the resolved configuration of a new run, and what it runs on.
 
     Raises:
         OSError: it cannot be written.
     """
-    config.folder.mkdir(parents=True, exist_ok=True)
     (config.folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_json(config.folder / "environment.json", _environment(device))
 

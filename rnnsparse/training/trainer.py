@@ -30,9 +30,10 @@ from rnnsparse.training.banner import banner
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
-DIVERGED = "lower training.learning_rate or training.grad_clip in a new run; the last checkpoint is intact"
+DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
 
 
@@ -57,7 +58,7 @@ class Trainer:
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
         torch.manual_seed(config.run.seed)
-        self.device = assembly.choose_device(config.training.device)
+        self.device = assembly.training_device(config.training)
         tokenizer = Tokenizer.from_json(saved.tokenizer_json) if saved else None
         self.corpus = load_corpus(config.data, tokenizer)
         self.tokenizer = self.corpus.tokenizer
@@ -84,7 +85,7 @@ class Trainer:
         self.best: float | None = None
         self.evaluations_without_gain = 0
         if saved:
-            self._load_state(saved.training_state())
+            self._resume_from(saved)
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
         self._symbols_per_character = len(self.corpus.train.tokens) / self.corpus.train.characters
@@ -101,8 +102,9 @@ class Trainer:
         training = self.config.training
         try:
             if self.step == 0:
-                run_folder.begin(self.config, self.device)
+                run_folder.make(self.folder)
                 self._dry_run()
+                run_folder.describe(self.config, self.device)
             with stop_on_signals() as stop, self._logger() as logger:
                 while self.step < training.steps and not self._has_stalled():
                     self._train_step(logger)
@@ -111,9 +113,7 @@ class Trainer:
             self.save()
             return self._finish()
         except OSError as error:
-            raise RunFailed(
-                f"{self.folder}: {error.strerror or error}; the last checkpoint is intact, continue with --resume"
-            ) from error
+            raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
 
     def _train_step(self, logger: RunLogger) -> None:
         """One step and what is due after it."""
@@ -147,7 +147,7 @@ class Trainer:
             nats += self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
         nats /= training.accumulate
         if not math.isfinite(nats):
-            raise RunFailed(f"{self.folder}: step {step}: the loss is {nats}; {DIVERGED}")
+            raise self._failure(f"step {step}: the loss is {nats}; {DIVERGED}")
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), training.grad_clip)
@@ -192,7 +192,7 @@ class Trainer:
         evaluation = self._evaluate(self._validation())
         bits = evaluation.bits_per_character
         if not math.isfinite(bits):
-            raise RunFailed(f"{self.folder}: step {self.step}: validation costs {bits} bits per character; {DIVERGED}")
+            raise self._failure(f"step {self.step}: validation costs {bits} bits per character; {DIVERGED}")
         if self.best is None or bits < self.best:
             self.best, self.evaluations_without_gain = bits, 0
             self._save_to("best", training_state=None)
@@ -222,7 +222,7 @@ class Trainer:
 
     def _density(self) -> float:
         groups = [budget.group for budget in self.budgets if not budget.dense]
-        return sum(g.connections for g in groups) / max(1, sum(g.positions for g in groups))
+        return sum(g.connections for g in groups) / sum(g.positions for g in groups) if groups else 1.0
 
     # ---- before and after
 
@@ -290,14 +290,27 @@ class Trainer:
 
     def _sample_text(self, length: int) -> str:
         prompt = self.config.logging.sample_prompt
-        sampler = Sampler(self.model, self.tokenizer, prompt)
+        try:
+            sampler = Sampler(self.model, self.tokenizer, prompt)
+        except UserError as error:
+            raise UserError(f"logging.sample_prompt: {error}") from None
         return prompt + "".join(sampler.stream(SamplingConfig(length=length, seed=self.config.run.seed)))
 
     # ---- checkpoints
 
     def save(self) -> None:
-        """Write `last`, from which a run continues bit for bit."""
+        """Write `last`, from which a run continues bit for bit.
+
+        Raises:
+            RunFailed: it cannot be written, or the model is lost, and `last` stays what it was.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
         self._save_to("last", self._training_state())
+
+    def _failure(self, reason: str) -> RunFailed:
+        left = "the last checkpoint is intact" if (self.folder / "last").is_dir() else "there is no checkpoint yet"
+        return RunFailed(f"{self.folder}: {reason}; {left}")
 
     def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
         checkpoint.save(
@@ -322,6 +335,14 @@ class Trainer:
             "corpus": self.corpus.fingerprint,
             **{name: getattr(self, name) for name in COUNTERS},
         }
+
+    def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
+        try:
+            self._load_state(saved.training_state())
+        except UserError:
+            raise
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise damaged(saved.folder / checkpoint.STATE, "does not fit this run") from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
         if state["corpus"] != self.corpus.fingerprint:

@@ -156,7 +156,7 @@ def test_a_tied_embedding_gets_the_gradient_of_both_uses() -> None:
     embedding.start_dense_gradient(True)
     unused = VOCAB - 1
     F.cross_entropy(model(torch.zeros(3, 2, dtype=torch.long))[0].flatten(0, 1), torch.ones(6).long()).backward()
-    dense = embedding.dense_gradient.dense_RC
+    dense = embedding.dense_gradient.rows(0, embedding.rows)
     assert dense[unused].abs().max() > 0, "a symbol that is never read is still scored"
 
     # The oracle: one dense leaf, used as look-up table and as output.
@@ -211,6 +211,42 @@ def test_initial_values_fill_the_range_of_their_fan() -> None:
         bound = 1 / math.sqrt(fans[name])
         assert 0.6 * bound < parameter.abs().max() <= bound, name
         assert parameter.min() < 0 < parameter.max(), name
+
+
+def test_a_sparse_row_starts_as_wide_as_if_what_exists_of_it_were_all() -> None:
+    # Output rows with 1, 2, ... 9 of 9 inputs; the bound of a row with n connections is 1 / sqrt(n).
+    model = build(1.0, hidden_size=9)
+    output = model.sparse_weights()["output"]
+    counts = [1 + row % 9 for row in range(VOCAB)]
+    output.connect(torch.tensor([row * 9 + col for row, n in enumerate(counts) for col in range(n)]))
+    widest = torch.zeros(VOCAB, 9).double()
+    for seed in range(200):
+        model.reset_parameters(seed)
+        widest = widest.maximum(output.to_dense().abs())
+    for row, n in enumerate(counts):
+        assert 0.9 / math.sqrt(n) < widest[row, :n].max() <= 1 / math.sqrt(n) * (1 + 1e-6)
+        assert not widest[row, n:].any()
+
+
+def test_a_recurrent_row_counts_its_own_share_of_the_hidden_size() -> None:
+    # One of five inputs exists in every row of the input matrix: fan 8 / 5, not 8.
+    model = build(1.0)
+    weight = model.sparse_weights()["rnn.0.input"]
+    weight.connect(torch.arange(weight.rows) * weight.cols)
+    widest = torch.zeros(weight.rows).double()
+    for seed in range(50):
+        model.reset_parameters(seed)
+        widest = widest.maximum(weight.values.detach().abs())
+    bound = 1 / math.sqrt(8 / 5)
+    assert widest.max() <= bound * (1 + 1e-6)
+    assert widest.min() > 0.8 * bound
+
+
+def test_a_reset_forgets_the_bias_of_a_tied_output() -> None:
+    model = build(readout_dims=(5,), tie_embeddings=True)
+    model.output.bias.data.fill_(3)
+    model.reset_parameters(1)
+    assert not model.output.bias.any()
 
 
 def test_forget_gates_of_an_lstm_start_open_and_no_other_gate_does() -> None:

@@ -68,7 +68,7 @@ def masked(case: Case) -> dict[str, Tensor]:
     found = {"outputs": y.detach(), "last state": last.detach(), "input": x.grad, "initial state": state.grad}
     for name, weight in zip(("w_ih", "w_hh"), weights, strict=True):
         found[f"{name} values"] = weight.values.grad
-        found[f"{name} everywhere"] = weight.dense_gradient.dense_RC
+        found[f"{name} everywhere"] = weight.dense_gradient.rows(0, weight.rows)
     return found | {"bias_ih": layer.bias_ih.grad, "bias_hh": layer.bias_hh.grad}
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnnsparse.nn.weight import TILE_ROWS, DenseGradient, SparseWeight, materialise
+from rnnsparse.nn.weight import TILE_ROWS, DenseGradient, DenseRows, SparseWeight, materialise
 
 
 def weight_of(dense_RC: list[list[float]], blocks: tuple[str, ...] = ()) -> SparseWeight:
@@ -158,7 +158,7 @@ def test_materialised_matrices_and_their_gradients_are_those_of_dense_autograd(
     for weight, matrix, oracle in zip(weights, made, dense, strict=False):
         assert torch.equal(matrix, oracle)
         assert torch.equal(weight.values.grad, oracle.grad.flatten()[weight.indices])
-        assert torch.equal(weight.dense_gradient.dense_RC, oracle.grad)
+        assert torch.equal(weight.dense_gradient.rows(0, weight.rows), oracle.grad)
     for bias, oracle in zip(biases, plain, strict=True):
         assert torch.equal(bias.grad, oracle.grad)
 
@@ -180,7 +180,7 @@ def test_materialise_computes_in_the_dtype_asked_for_and_gradients_keep_the_para
     assert {t.dtype for t in made} == {torch.bfloat16}
     (made[0].sum() + made[1].sum()).backward()
     assert weight.values.grad.dtype == bias.grad.dtype == torch.float32
-    assert weight.dense_gradient.dense_RC.dtype == torch.float32
+    assert weight.dense_gradient.rows(0, weight.rows).dtype == torch.float32
 
 
 def test_a_full_weight_is_copied_not_aliased() -> None:
@@ -200,7 +200,7 @@ def test_the_dense_gradient_is_the_signed_sum_over_all_backward_passes() -> None
     weight.start_dense_gradient(True)
     backward(weight, [[1, 2], [3, 4]])
     backward(weight, [[10, -2], [-1, 40]])
-    assert weight.dense_gradient.dense_RC.tolist() == [[11, 0], [2, 44]]
+    assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[11, 0], [2, 44]]
     assert weight.values.grad.tolist() == [11, 44]
 
 
@@ -209,7 +209,7 @@ def test_the_dense_gradient_is_not_memory_of_autograd() -> None:
     weight.start_dense_gradient(True)
     backward(weight, [[1, 2], [3, 4]])
     weight.values.grad.zero_()
-    assert weight.dense_gradient.dense_RC.tolist() == [[1, 2], [3, 4]]
+    assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[1, 2], [3, 4]]
 
 
 def test_no_dense_gradient_is_kept_unless_asked_for() -> None:
@@ -224,7 +224,7 @@ def test_starting_anew_forgets_the_dense_gradient_of_before() -> None:
     backward(weight, [[1, 2], [3, 4]])
     weight.start_dense_gradient(True)
     backward(weight, [[0, 1], [0, 0]])
-    assert weight.dense_gradient.dense_RC.tolist() == [[0, 1], [0, 0]]
+    assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[0, 1], [0, 0]]
     weight.start_dense_gradient(False)
     assert weight.dense_gradient is None
 
@@ -232,7 +232,7 @@ def test_starting_anew_forgets_the_dense_gradient_of_before() -> None:
 @pytest.mark.parametrize("rows", [(0, 1), (3, 3 + TILE_ROWS), (0, TILE_ROWS + 1), (5, 3 * TILE_ROWS), (7, 7)])
 def test_tiles_cover_every_position_of_the_rows_once_and_in_order(rows: tuple[int, int]) -> None:
     matrix = torch.arange(3 * TILE_ROWS * 2.0).view(-1, 2)
-    tiles = list(DenseGradient(matrix).tiles(*rows))
+    tiles = list(DenseGradient(DenseRows(matrix)).tiles(*rows, cols=2))
     assert all(1 <= tile.gradient_RC.shape[0] <= TILE_ROWS for tile in tiles)
     # Every entry of the matrix is its own flat position.
     seen = [p for tile in tiles for p in range(tile.start, tile.start + tile.gradient_RC.numel())]

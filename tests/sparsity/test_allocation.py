@@ -184,6 +184,7 @@ def test_an_override_may_empty_a_block_or_fill_it_without_leaving_the_count() ->
         ("rnn", {f"rnn.0.{side}.{gate}" for side in ("input", "recurrent") for gate in "rzn"}),
         ("*.z", {"rnn.0.input.z", "rnn.0.recurrent.z"}),
         ("rnn.?.recurrent.[rz]", {"rnn.0.recurrent.r", "rnn.0.recurrent.z"}),
+        ("*.recurrent", {"rnn.0.recurrent.r", "rnn.0.recurrent.z", "rnn.0.recurrent.n"}),
         ("*put", {"output", "rnn.0.input.r", "rnn.0.input.z", "rnn.0.input.n"}),
     ],
 )
@@ -225,7 +226,7 @@ def test_later_overrides_win() -> None:
             {"granularity": "matrix", "dense": ("rnn.0.input.r",)},
             (
                 "sparsity.dense",
-                "'rnn.0.input.r'",
+                "rnn.0.input.r but",
                 "not all of rnn.0.input",
                 "granularity=matrix",
                 "rnn.0.input.z",

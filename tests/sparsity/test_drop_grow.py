@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rnnsparse.nn.weight import DenseGradient, SparseWeight
+from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group, Part, make_groups
@@ -23,6 +23,11 @@ from rnnsparse.sparsity.sparsifier import Sparsifier
 o = math.nan  # an absent position in a picture
 HALF = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
 MOMENT = Moment(step=1, total_steps=10, seed=0)
+
+
+def dense_gradient(dense_RC: torch.Tensor) -> DenseGradient:
+    return DenseGradient(DenseRows(dense_RC))
+
 
 
 def weight_of(picture: list[list[float]], name: str = "w", blocks: tuple[str, ...] = ()) -> SparseWeight:
@@ -49,7 +54,7 @@ class GrowFirst(DropGrow):
     dense_gradient = "at updates"
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
-        return DenseGradient(torch.arange(weight.positions, 0, -1.0).view(weight.rows, weight.cols))
+        return dense_gradient(torch.arange(weight.positions, 0, -1.0).view(weight.rows, weight.cols))
 
     def grow_score(self, tile: Any) -> Any:
         return tile.gradient_RC
@@ -96,14 +101,14 @@ def test_rigl_grows_the_largest_gradient_of_either_sign() -> None:
     #  .   .5  -.1   .       3    9    0    4      .   K   .   +
     #  .2   .   .  -.9       1   -7    2    8      .   +   .   K
     weight = weight_of([[o, 0.5, -0.1, o], [0.2, o, o, -0.9]])
-    weight.dense_gradient = DenseGradient(torch.tensor([[3.0, 9, 0, 4], [1, -7, 2, 8]]))
+    weight.dense_gradient = dense_gradient(torch.tensor([[3.0, 9, 0, 4], [1, -7, 2, 8]]))
     assert updated(RigL(**HALF), weight) == [1, 3, 5, 7]
 
 
 def test_rigl_breaks_ties_in_order_of_position() -> None:
     # Gradient 2 at five free positions and at one just dropped (4): the first two grow.
     weight = weight_of([[o, 0.5, -0.1, o], [0.2, o, o, -0.9]])
-    weight.dense_gradient = DenseGradient(torch.tensor([[0.0, 9, 0, -2], [2, 2, -2, 8]]))
+    weight.dense_gradient = dense_gradient(torch.tensor([[0.0, 9, 0, -2], [2, 2, -2, 8]]))
     assert updated(RigL(**HALF), weight) == [1, 3, 4, 7]
 
 
@@ -111,7 +116,7 @@ def test_a_just_dropped_connection_may_grow_again() -> None:
     #  .   .5  -.1   .       0    0    6    1      .   K   +   .
     #  .2   .   .  -.9       5    0    2    0      +   .   .   K
     weight = weight_of([[o, 0.5, -0.1, o], [0.2, o, o, -0.9]])
-    weight.dense_gradient = DenseGradient(torch.tensor([[0.0, 0, 6, 1], [5, 0, 2, 0]]))
+    weight.dense_gradient = dense_gradient(torch.tensor([[0.0, 0, 6, 1], [5, 0, 2, 0]]))
     assert updated(RigL(**HALF), weight) == [1, 2, 4, 7]
 
 
@@ -119,7 +124,7 @@ def test_a_just_dropped_connection_may_grow_again() -> None:
 def test_growth_without_any_score_is_uniform_over_all_that_is_not_kept(method: str) -> None:
     # Kept are 1 and 7; two of the six others are drawn, the just dropped 2 and 4 among them.
     weight = weight_of([[o, 0.5, -0.1, o], [0.2, o, o, -0.9]])
-    weight.dense_gradient = DenseGradient(torch.zeros(2, 4))
+    weight.dense_gradient = dense_gradient(torch.zeros(2, 4))
     seen = torch.zeros(8)
     for seed in range(900):
         one = METHODS[method](**HALF)
@@ -136,7 +141,7 @@ def test_growth_without_any_score_is_uniform_over_all_that_is_not_kept(method: s
 def test_too_few_scores_are_filled_at_random_and_never_from_the_kept() -> None:
     # One score only, at 6, and large ones at the kept 1 and 7: 6 always grows, one more is drawn.
     weight = weight_of([[o, 0.5, -0.1, o], [0.2, o, o, -0.9]])
-    weight.dense_gradient = DenseGradient(torch.tensor([[0.0, 9, 0, 0], [0, 0, 1, 9]]))
+    weight.dense_gradient = dense_gradient(torch.tensor([[0.0, 9, 0, 0], [0, 0, 1, 9]]))
     seen = set()
     for seed in range(100):
         indices = updated(RigL(**HALF), weight, Moment(1, 10, seed))
@@ -168,9 +173,9 @@ def test_snfs_grows_by_the_average_of_all_steps_not_by_the_last() -> None:
     weight = weight_of([[o, 1.0, 2.0, o]])
     method = SNFS(**HALF | {"drop_fraction": 0.5})
     for gradient in ([4.0, 0, 0, 0], [4.0, 0, 0, 0], [0, 0, 0, 5.0]):
-        weight.dense_gradient = DenseGradient(torch.tensor([gradient]))
+        weight.dense_gradient = dense_gradient(torch.tensor([gradient]))
         method.observe([weight])
-    average = method.growth_gradient(weight).dense_RC
+    average = method.growth_gradient(weight).rows(0, weight.rows)
     torch.testing.assert_close(average, torch.tensor([[0.684, 0, 0, 0.5]]))
     assert updated(method, weight) == [0, 2]
 
@@ -180,7 +185,7 @@ def test_snfs_averages_signed_gradients() -> None:
     weight = weight_of([[o, 1.0, 2.0, o]])
     method = SNFS(**HALF)
     for sign in (1, -1, 1, -1):
-        weight.dense_gradient = DenseGradient(torch.tensor([[sign * 4.0, 0, 0, 1.0]]))
+        weight.dense_gradient = dense_gradient(torch.tensor([[sign * 4.0, 0, 0, 1.0]]))
         method.observe([weight])
     assert updated(method, weight) == [2, 3]
 
@@ -209,7 +214,7 @@ def test_gates_and_matrices_of_a_cell_compete() -> None:
 def test_gates_with_budgets_of_their_own_do_not_compete() -> None:
     # The same weights and gradients gate by gate: every gate keeps its count.
     left = weight_of([[0.1, o], [0.2, o], [0.3, o], [o, 0.9]], "rnn.0.input", ("a", "b"))
-    left.dense_gradient = DenseGradient(torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 0]]))
+    left.dense_gradient = dense_gradient(torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 0]]))
     chosen = RigL(**HALF).update(make_groups([left], "gate"), MOMENT)
     # a: .1 dropped, grown at (1, 1); b: .3 dropped, of its three gradients 9 the first, itself, grows again
     assert [c.tolist() for c in chosen] == [[2, 3], [0, 3]]

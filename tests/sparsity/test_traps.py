@@ -32,7 +32,7 @@ def moments(run: Any) -> dict[str, list[Tensor]]:
 
 
 def dense_gradients(run: Any) -> dict[str, Tensor]:
-    return {name: w.dense_gradient.dense_RC.clone() for name, w in run.weights.items()}
+    return {name: w.dense_gradient.rows(0, w.rows).clone() for name, w in run.weights.items()}
 
 
 def absent(run: Any, name: str) -> Tensor:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight, Tile
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Moment, register
 
@@ -31,7 +31,7 @@ class SNFS(DropGrow):
 
     def observe(self, weights: Sequence[SparseWeight]) -> None:
         for weight in weights:
-            gradient_RC = super().growth_gradient(weight).dense_RC
+            gradient_RC = super().growth_gradient(weight).rows(0, weight.rows)
             average_RC = self._average.get(weight.name)
             if average_RC is None:
                 average_RC = torch.zeros_like(gradient_RC)
@@ -39,7 +39,7 @@ class SNFS(DropGrow):
             self._average[weight.name] = average_RC.to(gradient_RC).lerp_(gradient_RC, 1 - self.momentum)
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
-        return DenseGradient(self._average[weight.name])
+        return DenseGradient(DenseRows(self._average[weight.name]))
 
     def grow_score(self, tile: Tile) -> Tensor:
         return tile.gradient_RC.abs()

@@ -1,0 +1,49 @@
+"""The kernels of sparse execution on a CPU: compiled ones where numba is installed, PyTorch's elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rnnsparse.kernels import COMPILED
+
+if TYPE_CHECKING or COMPILED:
+    from rnnsparse.kernels import gru, lstm
+    from rnnsparse.kernels.matrix import (
+        Matrix,
+        add_product,
+        add_sampled_product,
+        add_transposed_product,
+        add_vector_product,
+        build_matrix,
+        lanes,
+        look_up,
+        sum_by_symbol,
+    )
+else:
+    from rnnsparse.kernels.fallback import (
+        Matrix,
+        add_product,
+        add_sampled_product,
+        add_transposed_product,
+        add_vector_product,
+        build_matrix,
+        gru,
+        lanes,
+        look_up,
+        lstm,
+        sum_by_symbol,
+    )
+
+__all__ = [
+    "Matrix",
+    "add_product",
+    "add_sampled_product",
+    "add_transposed_product",
+    "add_vector_product",
+    "build_matrix",
+    "gru",
+    "lanes",
+    "look_up",
+    "lstm",
+    "sum_by_symbol",
+]
