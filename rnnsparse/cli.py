@@ -12,7 +12,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -105,7 +106,8 @@ def _train(arguments: argparse.Namespace) -> int:
     trainer = Trainer(config, resume=arguments.resume)
     print("\n".join(trainer.banner()), flush=True)
     try:
-        summary = trainer.train()
+        with _writer_errors_told_once():
+            summary = trainer.train()
     except Interrupted as stopped:
         again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
         print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
@@ -119,6 +121,22 @@ def _train(arguments: argparse.Namespace) -> int:
         + f"\n{config.folder / 'summary.json'}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _writer_errors_told_once() -> Iterator[None]:
+    """Keep the traceback of TensorBoard's writer thread off the terminal: it raises the same OSError in ours."""
+    previous = threading.excepthook
+
+    def hook(raised: threading.ExceptHookArgs) -> None:
+        if not issubclass(raised.exc_type, OSError):
+            previous(raised)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

@@ -15,12 +15,13 @@ if TYPE_CHECKING or COMPILED:
         add_transposed_product,
         add_vector_product,
         build_matrix,
-        lanes,
-        look_up,
         sum_by_symbol,
+        tile_width,
     )
+    from rnnsparse.kernels.recurrence import Input
 else:
     from rnnsparse.kernels.fallback import (
+        Input,
         Matrix,
         add_product,
         add_sampled_product,
@@ -28,13 +29,13 @@ else:
         add_vector_product,
         build_matrix,
         gru,
-        lanes,
-        look_up,
         lstm,
         sum_by_symbol,
+        tile_width,
     )
 
 __all__ = [
+    "Input",
     "Matrix",
     "add_product",
     "add_sampled_product",
@@ -42,8 +43,7 @@ __all__ = [
     "add_vector_product",
     "build_matrix",
     "gru",
-    "lanes",
-    "look_up",
     "lstm",
     "sum_by_symbol",
+    "tile_width",
 ]

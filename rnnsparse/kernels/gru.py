@@ -1,11 +1,10 @@
 """The GRU recurrence over connections, forward and backward through time.
 
-As in `lstm.py`, threads own units and meet once per step. `gates` [T, 4H, B] holds n r z q, where q = W_n h + b_n is
-what the reset gate multiplies: before forward what the input contributes to n r z (biases included) and b_n for q;
-after it n r z and q; after backward their gradients. So rows H to 4H are the gradient of the recurrent products (of
-r z n, in the order of the weight's rows), and rows 0 to 3H that of the input's (of n r z).
+`gates` [K, T, 4H, B] holds n r z q after forward, where q = W_n h + b_n is what the reset gate multiplies, and their
+gradients after backward. So rows H to 4H are then the gradients of the recurrent products, in the order r z n of the
+weight's rows, and rows 0 to 3H those of the input's, in the order n r z.
 
-Shape suffixes: T time, H hidden, B batch (innermost, whole vectors).
+Shape suffixes: K batch tiles, T time, H hidden, B batch within a tile (innermost).
 """
 
 from __future__ import annotations
@@ -15,72 +14,125 @@ from torch import Tensor
 
 from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import kernel
-from rnnsparse.kernels.matrix import Matrix, accumulate, by_column, flat
-from rnnsparse.kernels.vector import VECTOR_BYTES, fill, load, meet, multiply_add, sigmoid, store, tanh
+from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
+from rnnsparse.kernels.recurrence import UNITS, Input, begin_row, share, sums_buffer
+from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, meet, multiply_add, sigmoid, store, tanh
 
 
 @kernel
-def _forward(thread, threads, values, pointers, columns, gates, h, times, hidden, batch, counter):
-    start, stop = hidden * thread // threads, hidden * (thread + 1) // threads
-    width, size = VECTOR_BYTES // h.itemsize, hidden * batch
-    for t in range(times):
-        for unit in range(start, stop):
-            for gate in range(3):
-                row = gate * hidden + unit
-                place = t * 4 * size + size + row * batch
-                accumulate(values, columns, pointers[row], pointers[row + 1], h, t * size, batch, gates, place)
-            for b in range(unit * batch, (unit + 1) * batch, width):
-                place, before = t * 4 * size + b, t * size + b
-                r, z = sigmoid(load(gates, place + size)), sigmoid(load(gates, place + 2 * size))
-                n = tanh(multiply_add(r, load(gates, place + 3 * size), load(gates, place)))
-                store(gates, place, n)
-                store(gates, place + size, r)
-                store(gates, place + 2 * size, z)
-                store(h, before + size, multiply_add(z, load(h, before) - n, n))
-        meet(counter, threads * (t + 1))
+def _forward(
+    thread, threads, values, pointers, columns, q_bias, gates, h, tiles, times, hidden, batch, counter,
+    is_table, table, tokens, bias, in_values, in_pointers, in_columns, x, x_step,
+):  # fmt: skip
+    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
+    width, size, meetings = VECTOR_BYTES // h.itemsize, hidden * batch, 0
+    for tile in range(first_tile, last_tile):
+        for t in range(times):
+            moment = tile * times + t
+            step = moment * 4 * size
+            before = (tile * (times + 1) + t) * size
+            # Few units at a time, so that their gates stay in the cache from the first sum to the last.
+            for low in range(start, stop, UNITS):
+                high = min(low + UNITS, stop)
+                for gate in range(3):
+                    # The input's r z n go to places 1 2 0, the recurrent ones to 1 2 3.
+                    shift = step + ((gate + 1) % 3 - gate) * size
+                    for row in range(gate * hidden + low, gate * hidden + high):
+                        begin_row(gates, shift + row * batch, row, moment, batch, is_table, table, tokens, bias)
+                for unit in range(low, high):
+                    for b in range(unit * batch, (unit + 1) * batch, width):
+                        store(gates, step + 3 * size + b, fill(at(q_bias, unit)))
+                for part in range(in_pointers.shape[1] - 1):
+                    for gate in range(3):
+                        shift = step + ((gate + 1) % 3 - gate) * size
+                        for row in range(gate * hidden + low, gate * hidden + high):
+                            k, end = in_pointers[row, part], in_pointers[row, part + 1]
+                            accumulate(
+                                in_values, in_columns, k, end, x, moment * x_step, batch, gates, shift + row * batch
+                            )
+                for part in range(pointers.shape[1] - 1):
+                    for gate in range(3):
+                        for row in range(gate * hidden + low, gate * hidden + high):
+                            k, end = pointers[row, part], pointers[row, part + 1]
+                            accumulate(values, columns, k, end, h, before, batch, gates, step + size + row * batch)
+                for b in range(low * batch, high * batch, width):
+                    place, old = step + b, before + b
+                    r, z = sigmoid(load(gates, place + size)), sigmoid(load(gates, place + 2 * size))
+                    n = tanh(multiply_add(r, load(gates, place + 3 * size), load(gates, place)))
+                    store(gates, place, n)
+                    store(gates, place + size, r)
+                    store(gates, place + 2 * size, z)
+                    store(h, old + size, multiply_add(z, load(h, old) - n, n))
+            if tiles % threads != 0:
+                meetings += threads
+                meet(counter, meetings)
 
 
 @kernel
-def _backward(thread, threads, values, column_pointers, rows, gates, h, dy, dy_step, dh, times, hidden, batch, counter):
-    start, stop = hidden * thread // threads, hidden * (thread + 1) // threads
-    width, size = VECTOR_BYTES // dh.itemsize, hidden * batch
+def _backward(thread, threads, values, pointers, rows, gates, h, dy, dh, sums, tiles, times, hidden, batch, counter):
+    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
+    width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
     one = fill(dh.dtype.type(1))
-    for step in range(times):
-        t = times - 1 - step
-        for b in range(start * batch, stop * batch, width):
-            place, before = t * 4 * size + b, t * size + b
-            n, r = load(gates, place), load(gates, place + size)
-            z, q = load(gates, place + 2 * size), load(gates, place + 3 * size)
-            d_h = load(dh, b) + load(dy, t * dy_step + b)
-            d_n = d_h * (one - z) * (one - n * n)
-            store(gates, place, d_n)
-            store(gates, place + size, d_n * q * r * (one - r))
-            store(gates, place + 2 * size, d_h * (load(h, before) - n) * z * (one - z))
-            store(gates, place + 3 * size, d_n * r)
-            store(dh, b, d_h * z)
-        meet(counter, threads * (step + 1))
-        for part in range(column_pointers.shape[0]):
+    own_sums = thread * 4 * hidden * width
+    for tile in range(first_tile, last_tile):
+        state = tile * size
+        for backwards in range(times):
+            t = times - 1 - backwards
+            moment = tile * times + t
+            step = moment * 4 * size
+            before = (tile * (times + 1) + t) * size
             for unit in range(start, stop):
-                k, end = column_pointers[part, unit], column_pointers[part, unit + 1]
-                accumulate(values, rows, k, end, gates, t * 4 * size + size, batch, dh, unit * batch)
+                s = own_sums + unit * width
+                for b in range(unit * batch, (unit + 1) * batch, width):
+                    place = step + b
+                    n, r = load(gates, place), load(gates, place + size)
+                    z, q = load(gates, place + 2 * size), load(gates, place + 3 * size)
+                    d_h = load(dh, state + b) + load(dy, moment * size + b)
+                    d_n = d_h * (one - z) * (one - n * n)
+                    d_r = d_n * q * r * (one - r)
+                    d_z = d_h * (load(h, before + b) - n) * z * (one - z)
+                    store(gates, place, d_n)
+                    store(gates, place + size, d_r)
+                    store(gates, place + 2 * size, d_z)
+                    store(gates, place + 3 * size, d_n * r)
+                    store(dh, state + b, d_h * z)
+                    store(sums, s, load(sums, s) + d_n)
+                    store(sums, s + hidden * width, load(sums, s + hidden * width) + d_r)
+                    store(sums, s + 2 * hidden * width, load(sums, s + 2 * hidden * width) + d_z)
+                    store(sums, s + 3 * hidden * width, load(sums, s + 3 * hidden * width) + d_n * r)
+            if tiles % threads != 0:
+                meetings += threads
+                meet(counter, meetings)
+            for part in range(pointers.shape[0]):
+                for unit in range(start, stop):
+                    k, end = pointers[part, unit], pointers[part, unit + 1]
+                    accumulate(values, rows, k, end, gates, step + size, batch, dh, state + unit * batch)
 
 
-def forward(matrix: Matrix, values: Tensor, gates_TGB: Tensor, h_THB: Tensor) -> None:
-    """Run all steps; h [T + 1, H, B] holds the initial state at moment 0 and gets all others."""
-    times, hidden, batch = len(gates_TGB), h_THB.shape[1], h_THB.shape[2]
+def forward(
+    matrix: Matrix, values: Tensor, source: Input, q_bias_H: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor
+) -> None:
+    """Run all steps; h [K, T + 1, H, B] holds the initial state at moment 0 and gets all others."""
+    tiles, times, _, batch = gates_KTGB.shape
     threads.run(
-        _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns,
-        flat(gates_TGB), flat(h_THB), times, hidden, batch, np.zeros(1, np.int64),
+        _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns, q_bias_H.detach().numpy(),
+        gates_KTGB.view(-1).numpy(), h_KTHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2], batch,
+        np.zeros(1, np.int64), *source.arguments(),
     )  # fmt: skip
 
 
-def backward(matrix: Matrix, values: Tensor, gates_TGB: Tensor, h_THB: Tensor, dy_THB: Tensor, dh_HB: Tensor) -> None:
+def backward(
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor
+) -> Tensor:
     """Turn gates into their gradients, and dh from that of the final state into that of the initial state.
 
-    `dy` [T, H, B] is the gradient of every output.
+    `dy` [K, T, H, B] is the gradient of every output. Returns the sum of each of n r z q's gradients [4H].
     """
-    times, hidden, batch = dy_THB.shape
+    tiles, times, hidden, batch = dy_KTHB.shape
+    sums = sums_buffer(threads.thread_count(), 4 * hidden, dh_KHB)
     threads.run(
-        _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, flat(gates_TGB), flat(h_THB),
-        flat(dy_THB), dy_THB.stride(0), dh_HB.view(-1).numpy(), times, hidden, batch, np.zeros(1, np.int64),
+        _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
+        h_KTHB.view(-1).numpy(), dy_KTHB.view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(),
+        tiles, times, hidden, batch, np.zeros(1, np.int64),
     )  # fmt: skip
+    return sums.sum((0, 2))

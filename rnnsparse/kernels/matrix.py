@@ -8,6 +8,7 @@ connections.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,16 @@ from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import inlined, kernel, vector_kernel
 from rnnsparse.kernels.vector import VECTOR_BYTES, add_dots, add_few_dots, at, fill, load, multiply_add, store, zero
 
-# A slice of activations that is read again and again should stay in the second-level cache.
-CACHE_BYTES = 768 * 1024
-GRADIENT_ROWS = 4096
+TILE_BYTES = 128  # of batch: two AVX-512 registers; a wider batch is several tiles
+# A range of activations that is read again and again should stay in the first-level cache, unless that leaves too few
+# connections of a row in it.
+FIRST_CACHE_BYTES = 32 * 1024
+FEWEST_CONNECTIONS = 16
+SECOND_CACHE_BYTES = 768 * 1024
 # Below this a second thread takes longer to wake than it saves.
 ONE_THREAD_CONNECTIONS = 100_000
+SYMBOL_ROWS = 64
+OUTPUT_ROWS = 128
 
 
 def lanes(dtype: torch.dtype) -> int:
@@ -30,12 +36,19 @@ def lanes(dtype: torch.dtype) -> int:
     return VECTOR_BYTES // dtype.itemsize
 
 
+def tile_width(dtype: torch.dtype, batch: int) -> int:
+    """Return the width of batch tiles: two vectors, or one where that is enough for the whole batch."""
+    tile = TILE_BYTES // dtype.itemsize
+    return min(tile, -(-batch // lanes(dtype)) * lanes(dtype))
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Where the connections of one weight are, by row and by column.
+    """Where the connections of one weight are, by row and by column, each cut into ranges that fit a cache.
 
-    `row_pointers` [R + 1] and `columns` [N] are compressed rows. The transpose is cut into `column_pointers` [Q, C + 1]
-    for Q ranges of GRADIENT_ROWS rows: `rows` [N] of the connections in that order, `order` [N] their numbers.
+    Connections are numbered by row. `row_pointers` [R, Q + 1]: connections row_pointers[r, q] to [r, q + 1] of row r
+    lie in the q-th range of columns; `columns` [N]. `column_pointers` [P, C + 1] cuts the transpose likewise: `rows`
+    [N] of the connections in the order (range of rows, column, row), and `order` [N] their numbers.
     """
 
     row_count: int
@@ -44,20 +57,21 @@ class Matrix:
     columns: NDArray[np.integer]
     column_pointers: NDArray[np.int64]
     rows: NDArray[np.integer]
-    order: NDArray[np.integer]
+    order: NDArray[Any]
 
 
 def build_matrix(indices: Tensor, row_count: int, column_count: int) -> Matrix:
     """Return the structure of a weight [R, C] with connections at sorted flat positions [N]; O(N) time and memory."""
     flat = indices.numpy()
-    row_starts = np.arange(row_count + 1, dtype=np.int64) * column_count
-    row_pointers = np.searchsorted(flat, row_starts)
     columns = np.empty(len(flat), _index_type(column_count))
-    ranges = -(-row_count // GRADIENT_ROWS)
-    column_pointers = np.zeros((ranges, column_count + 1), np.int64)
     rows = np.empty(len(flat), _index_type(row_count))
+    # What fits into the first cache, or as much as holds enough connections of one row.
+    density = max(len(flat), 1) / (row_count * column_count)
+    width = max(FIRST_CACHE_BYTES // TILE_BYTES, int(FEWEST_CONNECTIONS / density))
+    row_pointers = np.empty((row_count, -(-column_count // width) + 1), np.int64)
+    column_pointers = np.zeros((-(-row_count // width), column_count + 1), np.int64)
     order = np.empty(len(flat), np.int32 if len(flat) < 1 << 31 else np.int64)
-    _build(flat, row_pointers, columns, column_pointers, rows, order)
+    _build(flat, width, row_pointers, columns, column_pointers, rows, order)
     return Matrix(row_count, column_count, row_pointers, columns, column_pointers, rows, order)
 
 
@@ -66,15 +80,20 @@ def _index_type(size: int) -> type[np.unsignedinteger]:
 
 
 @kernel
-def _build(flat, row_pointers, columns, column_pointers, rows, order):
-    """Counting sort by (range of rows, column); rows come in order, so each list of rows is sorted."""
-    row_count, column_count = row_pointers.size - 1, column_pointers.shape[1] - 1
+def _build(flat, width, row_pointers, columns, column_pointers, rows, order):
+    """Two passes: count by (range of rows, column), then a counting sort, in which rows come in order."""
+    row_count, ranges, column_count = row_pointers.shape[0], row_pointers.shape[1] - 1, column_pointers.shape[1] - 1
+    k = 0
     for row in range(row_count):
-        part = row // GRADIENT_ROWS
-        for k in range(row_pointers[row], row_pointers[row + 1]):
-            column = flat[k] - row * column_count
-            columns[k] = column
-            column_pointers[part, column + 1] += 1
+        row_pointers[row, 0] = k
+        for part in range(ranges):
+            last = row * column_count + min((part + 1) * width, column_count)
+            while k < flat.size and flat[k] < last:
+                column = flat[k] - row * column_count
+                columns[k] = column
+                column_pointers[row // width, column + 1] += 1
+                k += 1
+            row_pointers[row, part + 1] = k
     total = 0
     for part in range(column_pointers.shape[0]):
         column_pointers[part, 0] = total
@@ -83,8 +102,8 @@ def _build(flat, row_pointers, columns, column_pointers, rows, order):
         total = column_pointers[part, column_count]
     place = column_pointers[:, :-1].copy()
     for row in range(row_count):
-        part = row // GRADIENT_ROWS
-        for k in range(row_pointers[row], row_pointers[row + 1]):
+        part = row // width
+        for k in range(row_pointers[row, 0], row_pointers[row, ranges]):
             column = columns[k]
             rows[place[part, column]] = row
             order[place[part, column]] = k
@@ -93,97 +112,97 @@ def _build(flat, row_pointers, columns, column_pointers, rows, order):
 
 @inlined
 def accumulate(values, neighbours, start, stop, x, x_0, batch, y, y_0):
-    """y[y_0 :] += sum over connections `start` to `stop` of value * row of x, each row `batch` numbers."""
-    width = VECTOR_BYTES // y.itemsize
+    """y[y_0 :] += sum over connections `start` to `stop` of value * row of x, each row `batch` numbers.
+
+    Several sums at a time keep a processor busy that starts two multiply-adds a cycle and needs four cycles for each.
+    The last one to three connections are done without a branch, which would be mispredicted every other time: what is
+    not there is the last connection again, times zero.
+    """
+    if start == stop:
+        return
+    width, number = VECTOR_BYTES // y.itemsize, y.dtype.type
+    last = stop - 1
+    whole = start + (stop - start) // 4 * 4
+    k_0, k_1, k_2 = min(whole, last), min(whole + 1, last), min(whole + 2, last)
+    is_0, is_1, is_2 = number(whole < stop), number(whole + 1 < stop), number(whole + 2 < stop)
     b = 0
     while b + 2 * width <= batch:
-        a_0, a_1 = load(y, y_0 + b), load(y, y_0 + b + width)
-        c_0, c_1 = zero(values), zero(values)
-        k = start
-        while k + 4 <= stop:
-            v = fill(at(values, k))
-            place = x_0 + np.int64(at(neighbours, k)) * batch + b
-            a_0, a_1 = multiply_add(v, load(x, place), a_0), multiply_add(v, load(x, place + width), a_1)
-            v = fill(at(values, k + 1))
-            place = x_0 + np.int64(at(neighbours, k + 1)) * batch + b
-            c_0, c_1 = multiply_add(v, load(x, place), c_0), multiply_add(v, load(x, place + width), c_1)
-            v = fill(at(values, k + 2))
-            place = x_0 + np.int64(at(neighbours, k + 2)) * batch + b
-            a_0, a_1 = multiply_add(v, load(x, place), a_0), multiply_add(v, load(x, place + width), a_1)
-            v = fill(at(values, k + 3))
-            place = x_0 + np.int64(at(neighbours, k + 3)) * batch + b
-            c_0, c_1 = multiply_add(v, load(x, place), c_0), multiply_add(v, load(x, place + width), c_1)
-            k += 4
-        while k < stop:
-            v = fill(at(values, k))
-            place = x_0 + np.int64(at(neighbours, k)) * batch + b
-            a_0, a_1 = multiply_add(v, load(x, place), a_0), multiply_add(v, load(x, place + width), a_1)
-            k += 1
-        store(y, y_0 + b, a_0 + c_0)
-        store(y, y_0 + b + width, a_1 + c_1)
+        p_0, p_1 = load(y, y_0 + b), load(y, y_0 + b + width)
+        q_0, q_1, r_0, r_1 = zero(y), zero(y), zero(y), zero(y)
+        for k in range(start, whole, 4):
+            v, place = fill(at(values, k)), x_0 + np.int64(at(neighbours, k)) * batch + b
+            p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
+            v, place = fill(at(values, k + 1)), x_0 + np.int64(at(neighbours, k + 1)) * batch + b
+            q_0, q_1 = multiply_add(v, load(x, place), q_0), multiply_add(v, load(x, place + width), q_1)
+            v, place = fill(at(values, k + 2)), x_0 + np.int64(at(neighbours, k + 2)) * batch + b
+            r_0, r_1 = multiply_add(v, load(x, place), r_0), multiply_add(v, load(x, place + width), r_1)
+            v, place = fill(at(values, k + 3)), x_0 + np.int64(at(neighbours, k + 3)) * batch + b
+            p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
+        v, place = fill(at(values, k_0) * is_0), x_0 + np.int64(at(neighbours, k_0)) * batch + b
+        q_0, q_1 = multiply_add(v, load(x, place), q_0), multiply_add(v, load(x, place + width), q_1)
+        v, place = fill(at(values, k_1) * is_1), x_0 + np.int64(at(neighbours, k_1)) * batch + b
+        r_0, r_1 = multiply_add(v, load(x, place), r_0), multiply_add(v, load(x, place + width), r_1)
+        v, place = fill(at(values, k_2) * is_2), x_0 + np.int64(at(neighbours, k_2)) * batch + b
+        p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
+        store(y, y_0 + b, (p_0 + q_0) + r_0)
+        store(y, y_0 + b + width, (p_1 + q_1) + r_1)
         b += 2 * width
     if b < batch:
-        a_0, a_1 = load(y, y_0 + b), zero(values)
-        k = start
-        while k + 2 <= stop:
-            place = x_0 + np.int64(at(neighbours, k)) * batch + b
-            a_0 = multiply_add(fill(at(values, k)), load(x, place), a_0)
-            place = x_0 + np.int64(at(neighbours, k + 1)) * batch + b
-            a_1 = multiply_add(fill(at(values, k + 1)), load(x, place), a_1)
-            k += 2
-        if k < stop:
-            place = x_0 + np.int64(at(neighbours, k)) * batch + b
-            a_0 = multiply_add(fill(at(values, k)), load(x, place), a_0)
-        store(y, y_0 + b, a_0 + a_1)
+        p_0, q_0, r_0 = load(y, y_0 + b), zero(y), zero(y)
+        for k in range(start, whole, 4):
+            p_0 = multiply_add(fill(at(values, k)), load(x, x_0 + np.int64(at(neighbours, k)) * batch + b), p_0)
+            q_0 = multiply_add(fill(at(values, k + 1)), load(x, x_0 + np.int64(at(neighbours, k + 1)) * batch + b), q_0)
+            r_0 = multiply_add(fill(at(values, k + 2)), load(x, x_0 + np.int64(at(neighbours, k + 2)) * batch + b), r_0)
+            p_0 = multiply_add(fill(at(values, k + 3)), load(x, x_0 + np.int64(at(neighbours, k + 3)) * batch + b), p_0)
+        q_0 = multiply_add(fill(at(values, k_0) * is_0), load(x, x_0 + np.int64(at(neighbours, k_0)) * batch + b), q_0)
+        r_0 = multiply_add(fill(at(values, k_1) * is_1), load(x, x_0 + np.int64(at(neighbours, k_1)) * batch + b), r_0)
+        p_0 = multiply_add(fill(at(values, k_2) * is_2), load(x, x_0 + np.int64(at(neighbours, k_2)) * batch + b), p_0)
+        store(y, y_0 + b, (p_0 + q_0) + r_0)
 
 
 @kernel
 def _product(thread, threads, values, pointers, columns, first, last, x, x_step, y, y_step, times, batch):
     start, stop = first + (last - first) * thread // threads, first + (last - first) * (thread + 1) // threads
     for t in range(times):
-        for row in range(start, stop):
-            k, end = at(pointers, row), at(pointers, row + 1)
-            accumulate(values, columns, k, end, x, t * x_step, batch, y, t * y_step + (row - first) * batch)
+        for low in range(start, stop, OUTPUT_ROWS):
+            for part in range(pointers.shape[1] - 1):
+                for row in range(low, min(low + OUTPUT_ROWS, stop)):
+                    k, end = pointers[row, part], pointers[row, part + 1]
+                    accumulate(values, columns, k, end, x, t * x_step, batch, y, t * y_step + (row - first) * batch)
 
 
 @kernel
-def _transposed_product(thread, threads, values, column_pointers, rows, g, g_step, x, x_step, times, batch):
-    column_count = column_pointers.shape[1] - 1
+def _transposed_product(thread, threads, values, pointers, rows, g, g_step, x, x_step, times, batch):
+    column_count = pointers.shape[1] - 1
     start, stop = column_count * thread // threads, column_count * (thread + 1) // threads
     for t in range(times):
-        for part in range(column_pointers.shape[0]):
-            for column in range(start, stop):
-                k, end = column_pointers[part, column], column_pointers[part, column + 1]
-                accumulate(values, rows, k, end, g, t * g_step, batch, x, t * x_step + column * batch)
+        for low in range(start, stop, OUTPUT_ROWS):
+            for part in range(pointers.shape[0]):
+                for column in range(low, min(low + OUTPUT_ROWS, stop)):
+                    k, end = pointers[part, column], pointers[part, column + 1]
+                    accumulate(values, rows, k, end, g, t * g_step, batch, x, t * x_step + column * batch)
 
 
 @kernel
 def _sampled_product(
-    thread, threads, pointers, columns, first, last, g, g_step, x, x_step, times, batch, tile_columns, tile_times, out
+    thread, threads, pointers, columns, first, last, g, g_step, x, x_step, times, batch, parts, tile_times, out
 ):
     # Rows are shared out by connections, so that threads finish together whatever the densities.
-    total = pointers[last] - pointers[first]
-    low, high = pointers[first] + total * thread // threads, pointers[first] + total * (thread + 1) // threads
-    start = first + np.searchsorted(pointers[first:last], low)
-    stop = last if thread == threads - 1 else first + np.searchsorted(pointers[first:last], high)
+    low, total = pointers[first, 0], pointers[last - 1, -1] - pointers[first, 0]
+    start = first + np.searchsorted(pointers[first:last, 0], low + total * thread // threads)
+    stop = last if thread == threads - 1 else 0
+    if thread < threads - 1:
+        stop = first + np.searchsorted(pointers[first:last, 0], low + total * (thread + 1) // threads)
     width = VECTOR_BYTES // out.itemsize
-    # Where each row's connections in the current range of columns begin.
-    heads = pointers[start:stop].copy()
+    ranges = pointers.shape[1] - 1
     for t in range(0, times, tile_times):
         some = min(tile_times, times - t)
-        heads[:] = pointers[start:stop]
-        column_stop = 0
-        while column_stop < tile_columns[0]:
-            column_stop += tile_columns[1]
+        for part in range(0, ranges, parts):
             for row in range(start, stop):
-                k, end = heads[row - start], pointers[row + 1]
-                stop_k = end
-                if column_stop < tile_columns[0]:
-                    stop_k = k + np.searchsorted(columns[k:end], column_stop)
-                heads[row - start] = stop_k
+                k, end = pointers[row, part], pointers[row, min(part + parts, ranges)]
                 g_0 = t * g_step + (row - first) * batch
-                while k < stop_k:
-                    count = min(stop_k - k, width)
+                while k < end:
+                    count = min(end - k, width)
                     if count > 4:
                         add_dots(g, g_0, g_step, x, t * x_step, x_step, batch, some, columns, k, count, out)
                     else:
@@ -192,33 +211,26 @@ def _sampled_product(
 
 
 @kernel
-def _look_up(thread, threads, table, first, last, tokens, y, y_step, batch):
-    start, stop = first + (last - first) * thread // threads, first + (last - first) * (thread + 1) // threads
-    for t in range(tokens.shape[0]):
-        for row in range(start, stop):
-            y_0 = t * y_step + (row - first) * batch
-            for b in range(batch):
-                y[y_0 + b] = table[row, tokens[t, b]]
-
-
-@kernel
-def _sum_by_symbol(thread, threads, g, g_step, first, last, tokens, table, batch):
-    start, stop = first + (last - first) * thread // threads, first + (last - first) * (thread + 1) // threads
-    for t in range(tokens.shape[0]):
-        for row in range(start, stop):
-            g_0 = t * g_step + (row - first) * batch
-            for b in range(batch):
-                table[row, tokens[t, b]] += g[g_0 + b]
+def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch):
+    row_count = table.shape[0]
+    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
+    # A few rows of the table at a time, so that they stay in the cache while the text goes by.
+    for low in range(start, stop, SYMBOL_ROWS):
+        for t in range(tokens.shape[0]):
+            for row in range(low, min(low + SYMBOL_ROWS, stop)):
+                g_0 = t * g_step + row * batch
+                for b in range(batch):
+                    table[row, tokens[t, b]] += g[g_0 + b]
 
 
 @vector_kernel
 def _vector_product(thread, threads, values, pointers, columns, x, y):
-    total = pointers[-1]
-    start = np.searchsorted(pointers[:-1], total * thread // threads)
-    stop = y.size if thread == threads - 1 else np.searchsorted(pointers[:-1], total * (thread + 1) // threads)
+    total = pointers[-1, -1]
+    start = np.searchsorted(pointers[:, 0], total * thread // threads)
+    stop = y.size if thread == threads - 1 else np.searchsorted(pointers[:, 0], total * (thread + 1) // threads)
     for row in range(start, stop):
         dot = y[row]
-        for k in range(pointers[row], pointers[row + 1]):
+        for k in range(pointers[row, 0], pointers[row, -1]):
             dot += values[k] * x[columns[k]]
         y[row] = dot
 
@@ -264,12 +276,14 @@ def add_sampled_product(
     if out_N.numel() == 0:
         return
     batch = x_TCB.shape[2]
-    row_bytes = batch * x_TCB.element_size()
-    tile_columns = min(matrix.column_count, max(1024, CACHE_BYTES // row_bytes))
-    tile_times = max(1, CACHE_BYTES // (tile_columns * row_bytes))
+    ranges = matrix.row_pointers.shape[1] - 1
+    range_bytes = -(-matrix.column_count // ranges) * batch * x_TCB.element_size()
+    # As wide as the second cache allows, so that a row's connections come in long runs; then as many moments as fit.
+    parts = max(1, min(ranges, SECOND_CACHE_BYTES // range_bytes))
+    tile_times = max(1, SECOND_CACHE_BYTES // (parts * range_bytes))
     threads.run(
         _sampled_product, matrix.row_pointers, matrix.columns, first, last, flat(g_TRB), g_TRB.stride(0),
-        flat(x_TCB), x_TCB.stride(0), len(x_TCB), batch, (matrix.column_count, tile_columns), tile_times, out_N.numpy(),
+        flat(x_TCB), x_TCB.stride(0), len(x_TCB), batch, parts, tile_times, out_N.numpy(),
     )  # fmt: skip
 
 
@@ -282,17 +296,6 @@ def add_vector_product(matrix: Matrix, values: Tensor, x_C: Tensor, y_R: Tensor)
         threads.run(_vector_product, *kernel_arguments)
 
 
-def look_up(table_RV: Tensor, tokens_TB: Tensor, y_TRB: Tensor, first: int = 0, last: int | None = None) -> None:
-    """y[t, :, b] = the column of the table for symbol tokens[t, b]; with `first` and `last` only those rows."""
-    last = len(table_RV) if last is None else last
-    threads.run(
-        _look_up, table_RV.numpy(), first, last, tokens_TB.numpy(), flat(y_TRB), y_TRB.stride(0), y_TRB.shape[2]
-    )  # fmt: skip
-
-
-def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor, first: int = 0, last: int | None = None) -> None:
-    """Add the gradient of `look_up` to the table's."""
-    last = len(table_RV) if last is None else last
-    threads.run(
-        _sum_by_symbol, flat(g_TRB), g_TRB.stride(0), first, last, tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2]
-    )  # fmt: skip
+def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
+    """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
+    threads.run(_sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2])

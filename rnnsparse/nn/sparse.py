@@ -4,8 +4,11 @@ Activations are batch-innermost from the first layer to the logits. The first la
 weights at each moment: with V symbols, embedding and input weights together are a table [V, G*H], computed once per
 batch, and the gradient of that table is a sum of gate gradients by symbol.
 
-Shape suffixes: T time, B batch padded to whole vectors, V vocabulary (padded where it is innermost), E embedding,
-I input, H hidden, G rows of `gates`, R rows and C columns of a weight, L layers, S state tensors per layer.
+The batch is cut into tiles of a few vectors; those do not depend on each other, and products treat every moment of
+every tile alike.
+
+Shape suffixes: K tiles, T time, M = K * T moments, B batch of a tile (innermost), V vocabulary, E embedding, I input,
+H hidden, G rows of `gates`, R rows and C columns of a weight, L layers, S state tensors per layer.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnsparse.kernels import cpu
+from rnnsparse.kernels import cpu, memory
 from rnnsparse.nn.activations import ACTIVATIONS
 from rnnsparse.nn.layers import Linear, TiedOutput
 from rnnsparse.nn.recurrent import LSTM, RecurrentLayer
@@ -27,174 +30,187 @@ if TYPE_CHECKING:
 
 
 class ProductGradient:
-    """The dense gradient sum_t g_t x_t^T of a weight, made row by row from what multiplies to it.
+    """The dense gradient, the sum over moments of g x^T, of a weight, made row by row from what multiplies to it.
 
     Keeps one copy of x, laid out for matrix products, from the first tile on.
     """
 
-    def __init__(self, g_TRB: Tensor, x_TCB: Tensor) -> None:
-        self._g_TRB, self._x_TCB = g_TRB, x_TCB
+    def __init__(self, g_MRB: Tensor, x_MCB: Tensor) -> None:
+        self._g_MRB, self._x_MCB = g_MRB, x_MCB
         self._x_NC: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         if self._x_NC is None:
-            self._x_NC = self._x_TCB.transpose(1, 2).reshape(-1, self._x_TCB.shape[1])
-        return self._g_TRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
-
-
-def _padded(x: Tensor, multiple: int) -> Tensor:
-    """Return x with zeros behind its last dimension, up to whole vectors."""
-    return F.pad(x, (0, -x.shape[-1] % multiple)).contiguous()
+            self._x_NC = self._x_MCB.transpose(1, 2).reshape(-1, self._x_MCB.shape[1])
+        return self._g_MRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
 
 
 class _Recurrence(torch.autograd.Function):
-    """One recurrent layer over all moments.
-
-    `x` is the input sequence [T, I, B], or, with `tokens` [T, B], the transposed embedding [1, E, V]. Its buffer of
-    gates becomes that of their gradients, so it can be differentiated once.
-    """
+    """One recurrent layer; the buffer of gates becomes that of their gradients, so it can be differentiated once."""
 
     @staticmethod
     def forward(
-        ctx: Any, layer: RecurrentLayer, tokens_TB: Tensor | None, x: Tensor,
-        values_ih: Tensor, values_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, state_SHB: Tensor,
+        ctx: Any, layer: RecurrentLayer, tokens_MB: Tensor | None, x: Tensor,
+        values_ih: Tensor, values_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, state_SKHB: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        times, hidden, batch = len(x) if tokens_TB is None else len(tokens_TB), layer.hidden_size, state_SHB.shape[2]
-        gates_TGB = x.new_empty(times, 4 * hidden, batch)
+        _, tiles, hidden, batch = state_SKHB.shape
+        times = len(x if tokens_MB is None else tokens_MB) // tiles
         if isinstance(layer, LSTM):
-            places, bias_R = [(0, 4 * hidden, 0)], bias_ih + bias_hh
+            bias_R = bias_ih + bias_hh
         else:
-            # The order of gates is n r z q (kernels/gru.py), that of the weight's rows r z n.
-            places = [(0, 2 * hidden, hidden), (2 * hidden, 3 * hidden, 0)]
             bias_R = torch.cat([bias_ih[: 2 * hidden] + bias_hh[: 2 * hidden], bias_ih[2 * hidden :]])
-            gates_TGB[:, 3 * hidden :] = bias_hh[2 * hidden :, None]
-        matrix_ih = layer.input.matrix()
-        if tokens_TB is not None:
-            table_RV = bias_R[:, None].expand(-1, x.shape[2]).contiguous()
-            cpu.add_product(matrix_ih, values_ih, x, table_RV[None])
-        for first, last, place in places:
-            part_TRB = gates_TGB[:, place : place + last - first]
-            if tokens_TB is not None:
-                cpu.look_up(table_RV, tokens_TB, part_TRB, first, last)
-            else:
-                part_TRB.copy_(bias_R[first:last, None])
-                cpu.add_product(matrix_ih, values_ih, x, part_TRB, first, last)
-        states = [x.new_empty(times + 1, hidden, batch) for _ in state_SHB]
-        for all_THB, initial_HB in zip(states, state_SHB, strict=True):
-            all_THB[0] = initial_HB
-        kernel = cpu.lstm if isinstance(layer, LSTM) else cpu.gru
-        kernel.forward(layer.recurrent.matrix(), values_hh, gates_TGB, *states)
-        ctx.layer, ctx.tokens, ctx.states, ctx.gates = layer, tokens_TB, states, gates_TGB
-        ctx.save_for_backward(x, values_ih, values_hh)
-        return states[0][1:], torch.stack([state[-1] for state in states])
+        if tokens_MB is None:
+            source = cpu.Input(bias_R, layer.input.matrix(), values_ih, x_MIB=x)
+        else:
+            table_RV = bias_R[:, None].repeat(1, x.shape[2])
+            cpu.add_product(layer.input.matrix(), values_ih, x, table_RV[None])
+            source = cpu.Input(bias_R, table_RV=table_RV, tokens_MB=tokens_MB)
+        gates_KTGB = memory.empty((tiles, times, 4 * hidden, batch), x.dtype)
+        states = [memory.empty((tiles, times + 1, hidden, batch), x.dtype) for _ in state_SKHB]
+        for all_KTHB, initial_KHB in zip(states, state_SKHB, strict=True):
+            all_KTHB[:, 0] = initial_KHB
+        matrix = layer.recurrent.matrix()
+        if isinstance(layer, LSTM):
+            cpu.lstm.forward(matrix, values_hh, source, gates_KTGB, *states)
+        else:
+            cpu.gru.forward(matrix, values_hh, source, bias_hh[2 * hidden :], gates_KTGB, *states)
+        if any(ctx.needs_input_grad):
+            ctx.layer, ctx.tokens, ctx.states, ctx.gates = layer, tokens_MB, states, gates_KTGB
+            ctx.save_for_backward(x, values_ih, values_hh)
+        return states[0][:, 1:], torch.stack([state[:, -1] for state in states])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dy_THB, dstate_SHB = gradients[0].contiguous(), gradients[1].clone(memory_format=torch.contiguous_format)
-        layer, tokens_TB, (h_THB, *c_THB), gates_TGB = ctx.layer, ctx.tokens, ctx.states, ctx.gates
-        assert gates_TGB is not None, "sparse execution differentiates a forward pass once"
+        dy_KTHB, dstate_SKHB = gradients[0].contiguous(), gradients[1].clone(memory_format=torch.contiguous_format)
+        layer, tokens_MB, gates_KTGB, states = ctx.layer, ctx.tokens, ctx.gates, ctx.states
+        assert gates_KTGB is not None, "sparse execution differentiates a forward pass once"
         ctx.gates = ctx.states = None
         x, values_ih, values_hh = ctx.saved_tensors
-        hidden, is_lstm = layer.hidden_size, isinstance(layer, LSTM)
-        if is_lstm:
-            dh_HB, dc_HB = dstate_SHB
-            cpu.lstm.backward(layer.recurrent.matrix(), values_hh, gates_TGB, c_THB[0], dy_THB, dh_HB, dc_HB)
-            recurrent_TRB = gates_TGB
+        matrix, hidden, h_KTHB = layer.recurrent.matrix(), layer.hidden_size, states[0]
+        if isinstance(layer, LSTM):
+            sums_G = cpu.lstm.backward(matrix, values_hh, gates_KTGB, states[1], dy_KTHB, *dstate_SKHB)
+            dbias_ih = dbias_hh = sums_G
+            weight_rows = slice(None)
         else:
-            cpu.gru.backward(layer.recurrent.matrix(), values_hh, gates_TGB, h_THB, dy_THB, dstate_SHB[0])
-            recurrent_TRB = gates_TGB[:, hidden:]
+            sums_G = cpu.gru.backward(matrix, values_hh, gates_KTGB, h_KTHB, dy_KTHB, *dstate_SKHB)
+            dbias_ih, dbias_hh = torch.cat([sums_G[hidden : 3 * hidden], sums_G[:hidden]]), sums_G[hidden:]
+            weight_rows = slice(hidden, None)
         dvalues_hh = torch.zeros_like(values_hh)
-        cpu.add_sampled_product(layer.recurrent.matrix(), recurrent_TRB, h_THB[:-1], dvalues_hh)
-        dbias_hh = recurrent_TRB.sum((0, 2))
-        if layer.recurrent.collects_dense_gradient:
-            kept_TRB = recurrent_TRB if is_lstm else recurrent_TRB.clone()
-            layer.recurrent.add_gradient_source(ProductGradient(kept_TRB, h_THB[:-1]))
-        if not is_lstm:
+        for gates_TGB, h_THB in zip(gates_KTGB, h_KTHB, strict=True):
+            g_TRB, h_THB = gates_TGB[:, weight_rows], h_THB[:-1]
+            cpu.add_sampled_product(matrix, g_TRB, h_THB, dvalues_hh)
+            if layer.recurrent.collects_dense_gradient:
+                kept_TRB = g_TRB if isinstance(layer, LSTM) else g_TRB.clone()  # the GRU's change below
+                layer.recurrent.add_gradient_source(ProductGradient(kept_TRB, h_THB))
+        if not isinstance(layer, LSTM):
             # From here on the last quarter holds n's own gradient, so that rows are in the weight's order.
-            gates_TGB[:, 3 * hidden :] = gates_TGB[:, :hidden]
-        input_TRB = recurrent_TRB
-        if tokens_TB is not None:
+            gates_KTGB[:, :, 3 * hidden :] = gates_KTGB[:, :, :hidden]
+        g_MRB = gates_KTGB.flatten(0, 1)[:, weight_rows]
+        if tokens_MB is not None:
             table_RV = x.new_zeros(layer.input.rows, x.shape[2])
-            cpu.sum_by_symbol(input_TRB, tokens_TB, table_RV)
-            input_TRB = table_RV[None]
-        matrix_ih = layer.input.matrix()
-        dvalues_ih, dx = torch.zeros_like(values_ih), torch.zeros_like(x)
-        cpu.add_sampled_product(matrix_ih, input_TRB, x, dvalues_ih)
+            cpu.sum_by_symbol(g_MRB, tokens_MB, table_RV)
+            g_MRB = table_RV[None]
+        dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
+        cpu.add_sampled_product(layer.input.matrix(), g_MRB, x, dvalues_ih)
+        cpu.add_transposed_product(layer.input.matrix(), values_ih, g_MRB, dx)
         if layer.input.collects_dense_gradient:
-            layer.input.add_gradient_source(ProductGradient(input_TRB, x))
-        cpu.add_transposed_product(matrix_ih, values_ih, input_TRB, dx)
-        return None, None, dx, dvalues_ih, dvalues_hh, input_TRB.sum((0, 2)), dbias_hh, dstate_SHB
+            layer.input.add_gradient_source(ProductGradient(g_MRB, x))
+        return None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
+
+
+def run_layer(layer: RecurrentLayer, tokens_MB: Tensor | None, x: Tensor, state_SKHB: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all outputs [K, T, H, B] and the last state [S, K, H, B].
+
+    `x` is the input sequence [M, I, B], or, with `tokens` [M, B], the transposed embedding [1, E, V].
+    """
+    parameters = (layer.input.values, layer.recurrent.values, layer.bias_ih, layer.bias_hh)
+    outputs: tuple[Tensor, Tensor] = _Recurrence.apply(layer, tokens_MB, x, *parameters, state_SKHB)
+    return outputs
 
 
 class _Linear(torch.autograd.Function):
     """y = W x + b at every moment."""
 
     @staticmethod
-    def forward(ctx: Any, weight: SparseWeight, values: Tensor, bias_R: Tensor, x_TCB: Tensor) -> Tensor:
-        y_TRB = bias_R[:, None].expand(len(x_TCB), -1, x_TCB.shape[2]).contiguous()
-        cpu.add_product(weight.matrix(), values, x_TCB, y_TRB)
+    def forward(ctx: Any, weight: SparseWeight, values: Tensor, bias_R: Tensor, x_MCB: Tensor) -> Tensor:
+        y_MRB = memory.empty((len(x_MCB), len(bias_R), x_MCB.shape[2]), x_MCB.dtype).copy_(bias_R[:, None])
+        cpu.add_product(weight.matrix(), values, x_MCB, y_MRB)
         ctx.weight = weight
-        ctx.save_for_backward(values, x_TCB)
-        return y_TRB
+        ctx.save_for_backward(values, x_MCB)
+        return y_MRB
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        g_TRB = gradients[0].contiguous()
-        values, x_TCB = ctx.saved_tensors
-        dvalues, dx_TCB = torch.zeros_like(values), torch.zeros_like(x_TCB)
-        cpu.add_sampled_product(ctx.weight.matrix(), g_TRB, x_TCB, dvalues)
-        cpu.add_transposed_product(ctx.weight.matrix(), values, g_TRB, dx_TCB)
+        g_MRB = gradients[0].contiguous()
+        values, x_MCB = ctx.saved_tensors
+        dvalues, dx_MCB = torch.zeros_like(values), memory.zeros(x_MCB.shape, x_MCB.dtype)
+        cpu.add_sampled_product(ctx.weight.matrix(), g_MRB, x_MCB, dvalues)
+        cpu.add_transposed_product(ctx.weight.matrix(), values, g_MRB, dx_MCB)
         if ctx.weight.collects_dense_gradient:
-            ctx.weight.add_gradient_source(ProductGradient(g_TRB, x_TCB))
-        return None, dvalues, g_TRB.sum((0, 2)), dx_TCB
+            ctx.weight.add_gradient_source(ProductGradient(g_MRB, x_MCB))
+        return None, dvalues, g_MRB.sum((0, 2)), dx_MCB
+
+
+class Tiles:
+    """How a batch is cut into tiles: from [..., batch] to [K, ..., B], zeros behind the last lane, and back."""
+
+    def __init__(self, batch: int, dtype: torch.dtype) -> None:
+        self.batch, self.width = batch, cpu.tile_width(dtype, batch)
+
+    def cut(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, -self.batch % self.width))
+        return padded.unflatten(-1, (-1, self.width)).movedim(-2, 0).contiguous()
+
+    def join(self, x: Tensor) -> Tensor:
+        joined: Tensor = x.movedim(0, -2).flatten(-2)[..., : self.batch]
+        return joined
 
 
 def forward(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits [T, B, V] and the last state, as `CharLM.forward` does."""
-    batch = tokens_TB.shape[1]
-    width = cpu.lanes(model.embedding.values.dtype)
-    tokens = _padded(tokens_TB, width).int()
-    state_LSHB = _padded(state_LSBH.transpose(2, 3), width)
+    times, batch = tokens_TB.shape
+    tiles = Tiles(batch, model.embedding.values.dtype)
+    tokens_MB = tiles.cut(tokens_TB).flatten(0, 1).int()
     (embedding_VE,) = materialise([model.embedding])
-    symbols: Tensor | None = tokens
-    if model.vocab_size <= tokens.numel():
-        x = _padded(embedding_VE.T, width)[None]
+    symbols: Tensor | None = tokens_MB
+    if model.vocab_size <= tokens_MB.numel():
+        x = F.pad(embedding_VE.T, (0, -model.vocab_size % tiles.width)).contiguous()[None]
     else:
         # More symbols than moments: a table would cost more than it saves.
-        symbols, x = None, F.embedding(tokens, embedding_VE).transpose(1, 2).contiguous()
-    states = []
-    for i, layer in enumerate(model.recurrent_layers):
-        if i > 0:
-            symbols, x = None, _dropout(x, model.config.dropout if model.training else 0.0, batch)
-        x, state_SHB = _Recurrence.apply(
-            layer, symbols, x, layer.input.values, layer.recurrent.values, layer.bias_ih, layer.bias_hh, state_LSHB[i]
-        )
-        states.append(state_SHB)
+        symbols, x = None, F.embedding(tokens_MB, embedding_VE).transpose(1, 2).contiguous()
+    states: list[Tensor] = []
+    for layer, state_SBH in zip(model.recurrent_layers, state_LSBH, strict=True):
+        if states:
+            symbols, x = None, _dropout(x, model.config.dropout if model.training else 0.0, tiles, times)
+        state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
+        x_KTHB, state_SKHB = run_layer(layer, symbols, x, state_SKHB)
+        # One tile needs no copy; of several, each starts with its initial state, which is no output.
+        x = x_KTHB.flatten(0, 1) if len(x_KTHB) > 1 else x_KTHB[0]
+        states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
     activation = ACTIVATIONS[model.config.readout_activation]
     for readout in model.readout:
         x = activation(_apply_linear(readout, x))
     output = model.output
     if isinstance(output, TiedOutput):
-        logits_TVB = _Linear.apply(model.embedding, model.embedding.values, output.bias, x)
+        logits_MVB = _Linear.apply(model.embedding, model.embedding.values, output.bias, x)
     else:
-        logits_TVB = _apply_linear(output, x)
-    last_LSBH = torch.stack(states)[..., :batch].transpose(2, 3)
-    return logits_TVB[..., :batch].transpose(1, 2), last_LSBH.contiguous()
+        logits_MVB = _apply_linear(output, x)
+    logits_TVB = tiles.join(logits_MVB.unflatten(0, (-1, times)))
+    return logits_TVB.transpose(1, 2), torch.stack(states)
 
 
-def _apply_linear(linear: nn.Module, x_TCB: Tensor) -> Tensor:
+def _apply_linear(linear: nn.Module, x_MCB: Tensor) -> Tensor:
     assert isinstance(linear, Linear)
-    y_TRB: Tensor = _Linear.apply(linear, linear.values, linear.bias, x_TCB)
-    return y_TRB
+    y_MRB: Tensor = _Linear.apply(linear, linear.values, linear.bias, x_MCB)
+    return y_MRB
 
 
-def _dropout(x_THB: Tensor, share: float, batch: int) -> Tensor:
-    """Drop the same units as masked execution does, whose activations are [T, B, H]."""
+def _dropout(x_MHB: Tensor, share: float, tiles: Tiles, times: int) -> Tensor:
+    """Drop the same units as masked execution does, whose activations are [T, batch, H]."""
     if share == 0:
-        return x_THB
-    times, hidden, padded = x_THB.shape
-    kept_TBH = F.dropout(x_THB.new_ones(times, batch, hidden), share)
-    return x_THB * F.pad(kept_TBH.transpose(1, 2), (0, padded - batch))
+        return x_MHB
+    kept = F.dropout(x_MHB.new_ones(times, tiles.batch, x_MHB.shape[1]), share)
+    return x_MHB * tiles.cut(kept.transpose(1, 2)).flatten(0, 1)
 
 
 class Stepper:

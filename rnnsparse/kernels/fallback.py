@@ -1,0 +1,227 @@
+"""The kernels of sparse execution in plain PyTorch, for machines without numba: right everywhere, several times slower.
+
+The same names and arguments as the compiled kernels, whose files say what each one does; `cpu.py` chooses. Shape
+suffixes: K batch tiles, T time, M moments (all those of all tiles), R rows of a weight, C its columns, N connections,
+I inputs, V symbols, H hidden, G rows of `gates`, B batch within a tile.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+# How many numbers the sampled product gathers at a time.
+GATHERED = 1 << 22
+
+
+@functools.cache
+def _warn() -> None:
+    warnings.warn(
+        "numba is not installed: sparse execution computes with PyTorch's sparse products, several times slower; "
+        "install numba, or use model.execution=masked",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Return what the batch of a tile must be a multiple of: nothing in particular."""
+    return 1
+
+
+def tile_width(dtype: torch.dtype, batch: int) -> int:
+    """Return the width of batch tiles: the whole batch is one."""
+    return max(1, batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Where the connections of one weight are: compressed rows, and those of the transpose.
+
+    `row_pointers` [R + 1] and `columns` [N]; `column_pointers` [C + 1], `rows` [N], and `order` [N]: the numbers of the
+    connections in the order of `rows`.
+    """
+
+    row_count: int
+    column_count: int
+    row_pointers: Tensor
+    columns: Tensor
+    column_pointers: Tensor
+    rows: Tensor
+    order: Tensor
+
+
+def build_matrix(indices: Tensor, row_count: int, column_count: int) -> Matrix:
+    """Return the structure of a weight [R, C] with connections at sorted flat positions [N]; O(N log N) time."""
+    _warn()
+    rows, columns = indices // column_count, indices % column_count
+    order = columns.argsort(stable=True)
+    return Matrix(
+        row_count, column_count, _pointers(rows, row_count), columns.int(),
+        _pointers(columns[order], column_count), rows[order].int(), order,
+    )  # fmt: skip
+
+
+def _pointers(sorted_numbers: Tensor, count: int) -> Tensor:
+    """Return where each number from 0 to `count` starts in a sorted list."""
+    return torch.searchsorted(sorted_numbers, torch.arange(count + 1)).int()
+
+
+def _compressed(pointers: Tensor, others: Tensor, values: Tensor, column_count: int) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            pointers, others, values, (len(pointers) - 1, column_count), check_invariants=False
+        )
+
+
+def _some_rows(matrix: Matrix, first: int, last: int | None) -> tuple[Tensor, slice]:
+    """Return the pointers of rows `first` to `last`, from zero on, and which connections those are."""
+    pointers = matrix.row_pointers[first : None if last is None else last + 1]
+    return pointers - pointers[0], slice(int(pointers[0]), int(pointers[-1]))
+
+
+def _sparse(matrix: Matrix, values: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+    """Return rows `first` to `last` of W as a sparse tensor."""
+    pointers, some = _some_rows(matrix, first, last)
+    return _compressed(pointers, matrix.columns[some], values.detach()[some], matrix.column_count)
+
+
+def _transposed(matrix: Matrix, values: Tensor) -> Tensor:
+    return _compressed(matrix.column_pointers, matrix.rows, values.detach()[matrix.order], matrix.row_count)
+
+
+def add_product(
+    matrix: Matrix, values: Tensor, x_MCB: Tensor, y_MRB: Tensor, first: int = 0, last: int | None = None
+) -> None:
+    """y += W x at every moment; with `first` and `last` only those rows of W, which are then all rows of y."""
+    w_RC = _sparse(matrix, values, first, last)
+    for x_CB, y_RB in zip(x_MCB, y_MRB, strict=True):
+        y_RB += w_RC @ x_CB
+
+
+def add_transposed_product(matrix: Matrix, values: Tensor, g_MRB: Tensor, x_MCB: Tensor) -> None:
+    """x += W^T g at every moment."""
+    w_CR = _transposed(matrix, values)
+    for g_RB, x_CB in zip(g_MRB, x_MCB, strict=True):
+        x_CB += w_CR @ g_RB
+
+
+def add_vector_product(matrix: Matrix, values: Tensor, x_C: Tensor, y_R: Tensor) -> None:
+    """y += W x for one vector."""
+    y_R += _sparse(matrix, values) @ x_C
+
+
+def add_sampled_product(
+    matrix: Matrix, g_MRB: Tensor, x_MCB: Tensor, out_N: Tensor, first: int = 0, last: int | None = None
+) -> None:
+    """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
+    pointers, some = _some_rows(matrix, first, last)
+    rows = torch.arange(len(pointers) - 1).repeat_interleave(pointers.diff())
+    chunk = max(1, GATHERED // max(1, x_MCB[:, 0].numel()))
+    pieces = (rows.split(chunk), matrix.columns[some].split(chunk), out_N[some].split(chunk))
+    for row, column, out in zip(*pieces, strict=True):
+        out += (g_MRB[:, row] * x_MCB[:, column]).sum((0, 2))
+
+
+def sum_by_symbol(g_MRB: Tensor, tokens_MB: Tensor, table_RV: Tensor) -> None:
+    """table[r, v] += sum of g[m, r, b] over all moments whose symbol tokens[m, b] is v."""
+    for g_RB, tokens_B in zip(g_MRB, tokens_MB, strict=True):
+        table_RV.index_add_(1, tokens_B, g_RB)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer adds to its gates at each moment: either W x + b, or the column of a table for a symbol."""
+
+    bias_R: Tensor
+    matrix: Matrix | None = None
+    values: Tensor | None = None
+    x_MIB: Tensor | None = None
+    table_RV: Tensor | None = None
+    tokens_MB: Tensor | None = None
+
+    def moments(self) -> Iterator[Tensor]:
+        """Yield it for one moment [R, B] after the other."""
+        if self.table_RV is not None:
+            assert self.tokens_MB is not None
+            for tokens_B in self.tokens_MB:
+                yield self.table_RV.index_select(1, tokens_B)
+        else:
+            assert self.matrix is not None
+            assert self.values is not None
+            assert self.x_MIB is not None
+            w_RI = _sparse(self.matrix, self.values)
+            for x_IB in self.x_MIB:
+                yield self.bias_R.detach()[:, None] + w_RI @ x_IB
+
+
+def _lstm_forward(
+    matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KTHB: Tensor
+) -> None:
+    w_GH, moments = _sparse(matrix, values), source.moments()
+    for gates_TGB, h, c in zip(gates_KTGB, h_KTHB, c_KTHB, strict=True):
+        for t, gates_GB in enumerate(gates_TGB):
+            i, f, g, o = (next(moments) + w_GH @ h[t]).chunk(4)
+            i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+            c[t + 1] = f * c[t] + i * g
+            h[t + 1] = o * c[t + 1].tanh()
+            torch.cat([i, f, g, o], out=gates_GB)
+
+
+def _lstm_backward(
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, c_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor, dc_KHB: Tensor
+) -> Tensor:
+    w_HG = _transposed(matrix, values)
+    for gates_TGB, c, dy, dh, dc in zip(gates_KTGB, c_KTHB, dy_KTHB, dh_KHB, dc_KHB, strict=True):
+        for t in reversed(range(len(dy))):
+            i, f, g, o = gates_TGB[t].chunk(4)
+            d_h, c_tanh = dh + dy[t], c[t + 1].tanh()
+            d_c = dc + d_h * o * (1 - c_tanh**2)
+            d_i, d_f = d_c * g * i * (1 - i), d_c * c[t] * f * (1 - f)
+            d_g, d_o = d_c * i * (1 - g**2), d_h * c_tanh * o * (1 - o)
+            dc.copy_(d_c * f)
+            torch.cat([d_i, d_f, d_g, d_o], out=gates_TGB[t])
+            dh.copy_(w_HG @ gates_TGB[t])
+    return gates_KTGB.sum((0, 1, 3))
+
+
+def _gru_forward(
+    matrix: Matrix, values: Tensor, source: Input, q_bias_H: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor
+) -> None:
+    w_GH, moments = _sparse(matrix, values), source.moments()
+    for gates_TGB, h in zip(gates_KTGB, h_KTHB, strict=True):
+        for t, gates_GB in enumerate(gates_TGB):
+            input_r, input_z, input_n = next(moments).chunk(3)
+            state_r, state_z, state_n = (w_GH @ h[t]).chunk(3)
+            r, z = (input_r + state_r).sigmoid(), (input_z + state_z).sigmoid()
+            q = state_n + q_bias_H.detach()[:, None]
+            n = (input_n + r * q).tanh()
+            h[t + 1] = n + z * (h[t] - n)
+            torch.cat([n, r, z, q], out=gates_GB)
+
+
+def _gru_backward(
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor
+) -> Tensor:
+    w_HG, hidden = _transposed(matrix, values), h_KTHB.shape[2]
+    for gates_TGB, h, dy, dh in zip(gates_KTGB, h_KTHB, dy_KTHB, dh_KHB, strict=True):
+        for t in reversed(range(len(dy))):
+            n, r, z, q = gates_TGB[t].chunk(4)
+            d_h = dh + dy[t]
+            d_n = d_h * (1 - z) * (1 - n**2)
+            d_r, d_z = d_n * q * r * (1 - r), d_h * (h[t] - n) * z * (1 - z)
+            dh.copy_(d_h * z)
+            torch.cat([d_n, d_r, d_z, d_n * r], out=gates_TGB[t])
+            dh += w_HG @ gates_TGB[t, hidden:]
+    return gates_KTGB.sum((0, 1, 3))
+
+
+lstm = SimpleNamespace(forward=_lstm_forward, backward=_lstm_backward)
+gru = SimpleNamespace(forward=_gru_forward, backward=_gru_backward)

@@ -1,0 +1,66 @@
+"""Memory for activations: in large pages, and used again as soon as nobody holds it.
+
+Fresh memory has to be zeroed by the system and entered into page tables, which costs more than the arithmetic of a
+99 % sparse layer. A training step asks for the same sizes again and again.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 20  # bytes; anything smaller is left to PyTorch
+MEMORY_OF_USES = 64  # a block that was not taken for so many allocations goes back to the system
+
+
+class _Pool:
+    """Free blocks by size. A block comes back when the storage of the tensor that was made on it is gone."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[tuple[int, mmap.mmap]]] = {}
+        self._lock = threading.RLock()  # a block can come back at any moment, also while one is taken
+        self._uses = 0
+
+    def take(self, size: int) -> mmap.mmap:
+        with self._lock:
+            self._uses += 1
+            blocks = self._free.get(size)
+            block = blocks.pop()[1] if blocks else None
+            oldest = self._uses - MEMORY_OF_USES
+            self._free = {s: [b for b in bs if b[0] >= oldest] for s, bs in self._free.items()}
+        if block is None:
+            block = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+    def give_back(self, block: mmap.mmap) -> None:
+        with self._lock:
+            self._free.setdefault(len(block), []).append((self._uses, block))
+
+
+_pool = _Pool()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor on the CPU that holds whatever was there."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < SMALLEST:
+        return torch.empty(*shape, dtype=dtype)
+    block = _pool.take(size)
+    # The tensor's storage keeps this view alive, and nothing else does: when it dies the block is free.
+    view = np.frombuffer(block, np.uint8)
+    weakref.finalize(view, _pool.give_back, block).atexit = False
+    return torch.frombuffer(view, dtype=dtype).view(*shape)
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros on the CPU."""
+    return empty(shape, dtype).zero_()

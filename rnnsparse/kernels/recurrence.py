@@ -1,0 +1,83 @@
+"""What the LSTM and the GRU recurrence share: where a step's input comes from, and who computes what.
+
+Shape suffixes: K batch tiles, T time, M = K * T moments, R rows of the input weight, I inputs, V vocabulary, B batch
+within a tile (innermost).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnsparse.kernels.compiling import inlined
+from rnnsparse.kernels.matrix import Matrix, flat
+from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, store
+
+UNITS = 32
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer adds to its gates at each moment: either W x + b, or the column of a table for a symbol.
+
+    `x` [M, I, B] goes through `matrix` and `values`; with `table` [R, V], which includes the bias, and `tokens` [M, B]
+    those are not used.
+    """
+
+    bias_R: Tensor
+    matrix: Matrix | None = None
+    values: Tensor | None = None
+    x_MIB: Tensor | None = None
+    table_RV: Tensor | None = None
+    tokens_MB: Tensor | None = None
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the arguments of `begin_rows` and `add_inputs`, the same types in either case."""
+        bias = self.bias_R.detach().numpy()
+        if self.table_RV is not None:
+            assert self.tokens_MB is not None
+            nothing = np.zeros((0, 1), np.int64)
+            no_columns, no_values = np.zeros(0, np.uint16), np.zeros(0, bias.dtype)
+            table, tokens = self.table_RV.numpy(), self.tokens_MB.numpy()
+            return True, table, tokens, bias, no_values, nothing, no_columns, no_values, 0
+        assert self.matrix is not None
+        assert self.values is not None
+        assert self.x_MIB is not None
+        no_table, no_tokens = np.zeros((0, 0), bias.dtype), np.zeros((0, 0), np.int32)
+        return (
+            False, no_table, no_tokens, bias, self.values.detach().numpy(), self.matrix.row_pointers,
+            self.matrix.columns, flat(self.x_MIB), self.x_MIB.stride(0),
+        )  # fmt: skip
+
+
+@inlined
+def begin_row(gates, place, row, moment, batch, is_table, table, tokens, bias):
+    """Set a row of gates to what the table or the bias says."""
+    if is_table:
+        for b in range(batch):
+            gates[place + b] = table[row, tokens[moment, b]]
+    else:
+        width = VECTOR_BYTES // gates.itemsize
+        for b in range(0, batch, width):
+            store(gates, place + b, fill(at(bias, row)))
+
+
+@inlined
+def share(thread, threads, tiles, units):
+    """Return (first tile, last tile, first unit, last unit) of a thread.
+
+    Tiles do not depend on each other. Where they come out even, each thread takes whole ones and never waits; else
+    all threads work on one tile together and meet at each step.
+    """
+    if tiles % threads == 0:
+        return tiles * thread // threads, tiles * (thread + 1) // threads, 0, units
+    return 0, tiles, units * thread // threads, units * (thread + 1) // threads
+
+
+def sums_buffer(threads: int, rows: int, like: Tensor) -> Tensor:
+    """Return zeros [threads, R, vector], in which threads sum up gate gradients."""
+    return torch.zeros(threads, rows, VECTOR_BYTES // like.element_size(), dtype=like.dtype)

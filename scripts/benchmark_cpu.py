@@ -1,0 +1,396 @@
+#!/usr/bin/env python3
+"""Measure sparse execution on this CPU against what PyTorch does with dense weights of the same shape.
+
+Every ratio is taken inside one process, with the two sides interleaved and medians compared, so that a busy machine
+slows both. Peak memory is measured in a process of its own. Prints tables, and each target as met or not.
+
+    python scripts/benchmark_cpu.py            all of it, about fifteen minutes on two cores
+    python scripts/benchmark_cpu.py --quick    one size, about two minutes
+    python scripts/benchmark_cpu.py --json     the numbers as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rnnsparse.nn import sparse
+from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
+from rnnsparse.nn.reference import run as run_textbook_cell
+from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.sparsity.methods.rigl import RigL
+from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.topology import best_absent, draw_positions
+
+DENSE = {"lstm": nn.LSTM, "gru": nn.GRU}
+DENSE_CELL = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
+LAYER_TARGETS = {0.75: 2.0, 0.90: 4.5, 0.95: 8.0, 0.99: 15.0}
+STEP_TARGETS = {0.75: 2.0, 0.90: 4.0, 0.95: 6.0, 0.99: 10.0}
+SAMPLING_TARGETS = {0.90: 4.0, 0.99: 10.0}
+MEMORY_TARGETS = {8192: 1.2e9, 16384: 2.5e9}
+
+
+def medians(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
+    """Return the median seconds of each side; one uncounted call each, then `rounds` interleaved ones."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for side in sides.values():
+        side()
+    for _ in range(rounds):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def random_layer(cell: str, inputs: int, hidden: int, sparsity: float) -> RecurrentLayer:
+    layer = CELLS[cell]("rnn.0", inputs, hidden)
+    for weight in (layer.input, layer.recurrent):
+        count = round(weight.positions * (1 - sparsity))
+        indices = draw_positions(count, weight.positions, torch.Generator().manual_seed(0))
+        weight.connect(indices, torch.randn(count) / (hidden * (1 - sparsity)) ** 0.5)
+    return layer
+
+
+def layer_step(
+    cell: str, hidden: int, sparsities: list[float], batch: int, times: int, rounds: int
+) -> dict[str, float]:
+    """Forward and backward of one recurrent layer with 128 inputs, everything differentiated."""
+    inputs = 128
+    dense = DENSE[cell](inputs, hidden)
+    x_TBI, y_TBH = torch.randn(times, batch, inputs), torch.randn(times, batch, hidden)
+    tiles = sparse.Tiles(batch, torch.float32)
+    x_MIB, y_KTHB = tiles.cut(x_TBI.transpose(1, 2)).flatten(0, 1), tiles.cut(y_TBH.transpose(1, 2))
+
+    def run_dense() -> None:
+        x = x_TBI.clone().requires_grad_()
+        dense(x)[0].backward(y_TBH)
+        dense.zero_grad()
+
+    def run_sparse(layer: RecurrentLayer) -> None:
+        x = x_MIB.clone().requires_grad_()
+        state = torch.zeros(layer.states, len(y_KTHB), hidden, tiles.width)
+        sparse.run_layer(layer, None, x, state)[0].backward(y_KTHB)
+        layer.zero_grad()
+
+    sides: dict[str, Callable[[], object]] = {"dense": run_dense}
+    for sparsity in sparsities:
+        sides[str(sparsity)] = partial(run_sparse, random_layer(cell, inputs, hidden, sparsity))
+    return medians(rounds, **sides)
+
+
+class DenseLM(nn.Module):
+    """The same network from PyTorch's own layers."""
+
+    def __init__(self, cell: str, vocabulary: int, embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.rnn = DENSE[cell](embedding, hidden)
+        self.output = nn.Linear(hidden, vocabulary)
+
+    def forward(self, tokens_TB: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.rnn(self.embedding(tokens_TB))[0])
+        return logits
+
+
+def language_model(cell: str, hidden: int, sparsity: float, execution: str = "sparse") -> CharLM:
+    model = CharLM(ModelConfig(cell=cell, embedding_dim=128, hidden_size=hidden), 256)  # type: ignore[arg-type]
+    budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
+    connect_randomly(budgets, 0)
+    model.reset_parameters(0)
+    model.execution = execution  # type: ignore[assignment]
+    return model
+
+
+def training_step(
+    cell: str, hidden: int, sparsities: list[float], batch: int, times: int, rounds: int
+) -> dict[str, float]:
+    """A whole step of a character model: embedding, recurrence, output, loss, clipping, Adam; 256 symbols."""
+    tokens = torch.randint(256, (times + 1, batch))
+
+    def stepper(model: nn.Module, logits_of: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+
+        def step() -> None:
+            loss = F.cross_entropy(logits_of(tokens[:-1]).flatten(0, 1), tokens[1:].flatten())
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    dense = DenseLM(cell, 256, 128, hidden)
+    sides = {"dense": stepper(dense, dense)}
+    for sparsity in sparsities:
+        model = language_model(cell, hidden, sparsity)
+        sides[str(sparsity)] = stepper(model, lambda tokens_TB, model=model: model(tokens_TB)[0])  # type: ignore[misc]
+    return medians(rounds, **sides)
+
+
+def sampling(cell: str, hidden: int, sparsities: list[float], rounds: int) -> dict[str, float]:
+    """One symbol after another, batch 1: the recurrent cell, the embedding and the output."""
+    symbols = 20
+    dense_cell, head = DENSE_CELL[cell](128, hidden), nn.Linear(hidden, 256)
+    embedding = nn.Embedding(256, 128)
+
+    @torch.no_grad()
+    def run_dense() -> None:
+        state: Any = None
+        for symbol in range(symbols):
+            state = dense_cell(embedding(torch.tensor([symbol])), state)
+            head(state[0] if cell == "lstm" else state)
+
+    def run_sparse(stepper: Any, state: Tensor) -> None:
+        for symbol in range(symbols):
+            _, state = stepper.step(torch.tensor([symbol]), state)
+
+    sides: dict[str, Callable[[], object]] = {"dense": run_dense}
+    for sparsity in sparsities:
+        model = language_model(cell, hidden, sparsity)
+        sides[str(sparsity)] = partial(run_sparse, model.stepper(), model.initial_state(1))
+    return medians(rounds, **sides)
+
+
+def alternatives(hidden: int, sparsity: float, batch: int, times: int, rounds: int) -> dict[str, float]:
+    """Forward of one LSTM layer: nn.LSTM, these kernels, torch.sparse in a loop, and a loop over masked weights."""
+    layer = random_layer("lstm", 128, hidden, sparsity)
+    dense = nn.LSTM(128, hidden)
+    x_TBI = torch.randn(times, batch, 128)
+    x_TIB, zeros_SHB = x_TBI.transpose(1, 2).contiguous(), torch.zeros(2, hidden, batch)
+    weights = [weight.to_dense() for weight in (layer.input, layer.recurrent)]
+    masks = [(weight != 0).float() for weight in weights]
+    csr = [weight.to_sparse_csr() for weight in weights]
+
+    @torch.no_grad()
+    def run_torch_sparse() -> None:
+        h, c = zeros_SHB
+        for x_IB in x_TIB:
+            i, f, g, o = (csr[0] @ x_IB + csr[1] @ h + layer.bias_ih[:, None]).chunk(4)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+
+    @torch.no_grad()
+    def run_masked_loop() -> None:
+        masked = [weight * mask for weight, mask in zip(weights, masks, strict=True)]
+        run_textbook_cell("lstm", x_TBI, zeros_SHB.transpose(1, 2), *masked, layer.bias_ih, layer.bias_hh)
+
+    @torch.no_grad()
+    def run_sparse() -> None:
+        sparse.run_layer(layer, None, x_TIB, zeros_SHB[:, None])
+
+    @torch.no_grad()
+    def run_dense() -> None:
+        dense(x_TBI)
+
+    return medians(
+        rounds, dense=run_dense, sparse=run_sparse, torch_sparse=run_torch_sparse, masked_loop=run_masked_loop
+    )
+
+
+def update_cost(hidden: int, sparsity: float, batch: int, times: int, rounds: int) -> dict[str, float]:
+    """Choosing what grows in a recurrent LSTM matrix: tile by tile, and from a materialised gradient."""
+    layer = random_layer("lstm", 128, hidden, sparsity)
+    weight = layer.recurrent
+    gradient = sparse.ProductGradient(torch.randn(times, 4 * hidden, batch), torch.randn(times, hidden, batch))
+    count = weight.connections // 10
+    weight.add_gradient_source(gradient)
+    assert weight.dense_gradient is not None
+    dense_gradient, found = weight.dense_gradient, {}
+
+    def by_tiles() -> None:
+        tiles = dense_gradient.tiles(0, weight.rows, weight.cols)
+        found["tiles"] = best_absent(tiles, lambda tile: tile.gradient_RC.abs(), weight.indices, count)
+
+    def materialised() -> None:
+        scores = dense_gradient.rows(0, weight.rows).abs().view(-1)
+        scores[weight.indices] = -1
+        found["materialised"] = scores.topk(count).indices.sort().values
+
+    result = medians(rounds, tiles=by_tiles, materialised=materialised)
+    result["identical"] = float(torch.equal(found["tiles"], found["materialised"]))
+    return result
+
+
+def peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> None:
+    """Run two training steps with an update in this process and print its peak memory in bytes."""
+    torch.manual_seed(0)
+    model = language_model("lstm", hidden, sparsity)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
+    sparsifier = Sparsifier(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
+    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks = []
+    for step in (1, 2):
+        tokens = torch.randint(256, (times + 1, batch))
+        sparsifier.before_backward(step)
+        logits, _ = model(tokens[:-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
+        loss.backward()
+        del loss, logits
+        if sparsifier.after_backward(step):
+            optimizer.step()
+        sparsifier.after_step(step)
+        optimizer.zero_grad()
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(json.dumps({"start": started, "step": peaks[0], "update": peaks[1]}))
+
+
+def measured_memory(hidden: int, sparsity: float, batch: int, times: int) -> dict[str, float]:
+    arguments = [str(hidden), str(sparsity), str(batch), str(times)]
+    command = [sys.executable, __file__, "--peak-memory", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def verdict(name: str, target: float, measured: float, unit: str = "x", at_most: bool = False) -> dict[str, Any]:
+    met = measured <= target if at_most else measured >= target
+    return {"target": name, "wanted": target, "measured": measured, "unit": unit, "met": met}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--quick", action="store_true", help="hidden size 1024 only, fewer rounds, no memory")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.90, 0.95, 0.99])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--times", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--peak-memory", nargs=4, metavar=("HIDDEN", "SPARSITY", "BATCH", "TIMES"), help=argparse.SUPPRESS
+    )
+    arguments = parser.parse_args()
+    if arguments.peak_memory:
+        hidden, sparsity, batch, times = arguments.peak_memory
+        peak_memory(int(hidden), float(sparsity), int(batch), int(times))
+        return
+    if arguments.quick:
+        arguments.hidden, arguments.rounds = [1024], 3
+    report = measure(arguments)
+    print(json.dumps(report, indent=1) if arguments.json else as_text(report))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    batch, times, sparsities = arguments.batch, arguments.times, arguments.sparsity
+    report: dict[str, Any] = {
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch": batch,
+        "times": times,
+        "layer_step": [],
+        "targets": [],
+    }
+    for cell in ("lstm", "gru"):
+        for hidden in arguments.hidden:
+            rounds = max(2, arguments.rounds * 1024 // max(1024, hidden))
+            seconds = layer_step(cell, hidden, sparsities, batch, times, rounds)
+            report["layer_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
+            for sparsity, target in LAYER_TARGETS.items():
+                if hidden >= 1024 and str(sparsity) in seconds:
+                    ratio = seconds["dense"] / seconds[str(sparsity)]
+                    report["targets"].append(verdict(f"{cell} layer, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+            progress(f"layer step {cell} {hidden}")
+    hidden = 1024 if arguments.quick else 2048
+    report["training_step"], report["sampling"] = [], []
+    for cell in ("lstm", "gru"):
+        seconds = training_step(cell, hidden, sparsities, batch, times, max(2, arguments.rounds // 2))
+        report["training_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
+        for sparsity, target in STEP_TARGETS.items():
+            ratio = seconds["dense"] / seconds[str(sparsity)]
+            report["targets"].append(verdict(f"{cell} training step, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+        progress(f"training step {cell}")
+        seconds = sampling(cell, hidden, sparsities, 3 * arguments.rounds)
+        report["sampling"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
+        for sparsity, target in SAMPLING_TARGETS.items():
+            ratio = seconds["dense"] / seconds[str(sparsity)]
+            report["targets"].append(verdict(f"{cell} sampling, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+        progress(f"sampling {cell}")
+    report["alternatives"] = {str(s): alternatives(1024, s, batch, 32, arguments.rounds) for s in (0.9, 0.99)}
+    progress("alternatives")
+    report["update"] = {
+        str(h): update_cost(h, 0.9, batch, times, 2) for h in ([1024] if arguments.quick else [1024, 4096])
+    }
+    progress("update")
+    report["memory"] = {}
+    for hidden, limit in {} if arguments.quick else MEMORY_TARGETS.items():
+        peak = measured_memory(hidden, 0.99, batch, times)
+        report["memory"][str(hidden)] = peak
+        name = f"peak memory of a training step, H={hidden}, 99% sparse"
+        report["targets"].append(verdict(name, limit / 1e9, peak["step"] / 1e9, "GB", at_most=True))
+        progress(f"memory {hidden}")
+    return report
+
+
+def progress(what: str) -> None:
+    print(f"measured: {what}", file=sys.stderr, flush=True)
+
+
+def as_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['machine']}, {report['threads']} threads, torch {report['torch']}, fp32, "
+        f"batch {report['batch']}, {report['times']} time steps",
+    ]
+    for key, title in (
+        ("layer_step", "one layer, forward + backward"),
+        ("training_step", "character model, whole training step"),
+        ("sampling", "sampling 20 symbols, batch 1"),
+    ):
+        columns = [name for name in report[key][0]["seconds"] if name != "dense"]
+        lines += ["", f"{title}: dense ms, then times faster by sparsity"]
+        lines.append(f"{'':12}{'dense ms':>10}" + "".join(f"{float(name):>8.0%}" for name in columns))
+        for row in report[key]:
+            dense = row["seconds"]["dense"]
+            ratios = "".join(f"{dense / row['seconds'][name]:>7.1f}x" for name in columns)
+            lines.append(f"{row['cell']:5}{row['hidden']:>6} {dense * 1e3:>10.1f}{ratios}")
+    lines += ["", "forward of one LSTM layer, H=1024: times faster than nn.LSTM"]
+    for sparsity, seconds in report["alternatives"].items():
+        others = ", ".join(
+            f"{name} {seconds['dense'] / value:.2f}x" for name, value in seconds.items() if name != "dense"
+        )
+        lines.append(f"{float(sparsity):.0%} sparse: {others}")
+    lines += ["", "choosing 10 % of the connections of a recurrent LSTM matrix to grow"]
+    for hidden, result in report["update"].items():
+        same = "identical set" if result["identical"] else "DIFFERENT SET"
+        lines.append(
+            f"H={hidden}: by tiles {result['tiles']:.2f} s, materialised {result['materialised']:.2f} s, {same}"
+        )
+    for hidden, peak in report["memory"].items():
+        lines.append(
+            f"memory H={hidden}, 99 % sparse: peak {peak['step'] / 1e9:.2f} GB of a step, "
+            f"{peak['update'] / 1e9:.2f} GB with an update"
+        )
+    lines += ["", "targets"]
+    for row in report["targets"]:
+        mark, unit = "met" if row["met"] else "NOT MET", row["unit"]
+        lines.append(f"{row['target']}: wanted {row['wanted']:g}{unit}, measured {row['measured']:.2f}{unit}: {mark}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
