@@ -1,6 +1,9 @@
 """Arithmetic on connections: pure functions on tensors, no modules, no autograd."""
 
-import importlib.util
-
 # Whether the fast kernels can be used; otherwise PyTorch's sparse products stand in for them.
-COMPILED = importlib.util.find_spec("numba") is not None
+try:
+    import numba  # noqa: F401
+except ImportError:  # not installed, or not with this version of something else
+    COMPILED = False
+else:
+    COMPILED = True

@@ -73,7 +73,6 @@ def _backward(thread, threads, values, pointers, rows, gates, h, dy, dh, sums, t
     first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
     width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
     one = fill(dh.dtype.type(1))
-    own_sums = thread * 4 * hidden * width
     for tile in range(first_tile, last_tile):
         state = tile * size
         for backwards in range(times):
@@ -82,7 +81,7 @@ def _backward(thread, threads, values, pointers, rows, gates, h, dy, dh, sums, t
             step = moment * 4 * size
             before = (tile * (times + 1) + t) * size
             for unit in range(start, stop):
-                s = own_sums + unit * width
+                s = (tile * 4 * hidden + unit) * width
                 for b in range(unit * batch, (unit + 1) * batch, width):
                     place = step + b
                     n, r = load(gates, place), load(gates, place + size)
@@ -129,7 +128,7 @@ def backward(
     `dy` [K, T, H, B] is the gradient of every output. Returns the sum of each of n r z q's gradients [4H].
     """
     tiles, times, hidden, batch = dy_KTHB.shape
-    sums = sums_buffer(threads.thread_count(), 4 * hidden, dh_KHB)
+    sums = sums_buffer(tiles, 4 * hidden, dh_KHB)
     threads.run(
         _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
         h_KTHB.view(-1).numpy(), dy_KTHB.view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(),

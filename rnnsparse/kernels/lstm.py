@@ -69,7 +69,6 @@ def _backward(
     first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
     width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
     one = fill(dh.dtype.type(1))
-    own_sums = thread * 4 * hidden * width
     for tile in range(first_tile, last_tile):
         state = tile * size
         for backwards in range(times):
@@ -78,7 +77,7 @@ def _backward(
             step = moment * 4 * size
             before = (tile * (times + 1) + t) * size
             for unit in range(start, stop):
-                s = own_sums + unit * width
+                s = (tile * 4 * hidden + unit) * width
                 for b in range(unit * batch, (unit + 1) * batch, width):
                     place, old = step + b, before + b
                     i, f = load(gates, place), load(gates, place + size)
@@ -125,7 +124,7 @@ def backward(
     `dy` [K, T, H, B] is the gradient of every output. Returns the sum of each gate's gradients [4H].
     """
     tiles, times, hidden, batch = dy_KTHB.shape
-    sums = sums_buffer(threads.thread_count(), 4 * hidden, dh_KHB)
+    sums = sums_buffer(tiles, 4 * hidden, dh_KHB)
     threads.run(
         _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
         c_KTHB.view(-1).numpy(), dy_KTHB.view(-1).numpy(), dh_KHB.view(-1).numpy(), dc_KHB.view(-1).numpy(),

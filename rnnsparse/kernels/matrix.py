@@ -238,7 +238,9 @@ def _vector_product(thread, threads, values, pointers, columns, x, y):
 def flat(x_TFB: Tensor) -> NDArray[np.floating]:
     """Return the memory of a tensor whose last two dimensions are contiguous, from its first element on."""
     times, features, batch = x_TFB.shape
-    assert x_TFB.stride()[1:] == (batch, 1), "activations must be batch-innermost"
+    # Where there is only one, a stride means nothing.
+    assert batch == 1 or x_TFB.stride(2) == 1, "activations must be batch-innermost"
+    assert features == 1 or x_TFB.stride(1) == batch, "activations must be batch-innermost"
     size = (times - 1) * x_TFB.stride(0) + features * batch
     return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
 

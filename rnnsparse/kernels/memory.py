@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,29 +26,47 @@ class _Pool:
     """Free blocks by size. A block comes back when the storage of the tensor that was made on it is gone."""
 
     def __init__(self) -> None:
+        # Blocks come back at any moment, in any thread, also while one is taken: into a queue that needs no lock.
+        self._returned: deque[mmap.mmap] = deque()
         self._free: dict[int, list[tuple[int, mmap.mmap]]] = {}
-        self._lock = threading.RLock()  # a block can come back at any moment, also while one is taken
         self._uses = 0
+        self.lock = threading.Lock()
 
     def take(self, size: int) -> mmap.mmap:
-        with self._lock:
+        with self.lock:
             self._uses += 1
-            blocks = self._free.get(size)
-            block = blocks.pop()[1] if blocks else None
+            while self._returned:
+                block = self._returned.popleft()
+                self._free.setdefault(len(block), []).append((self._uses, block))
+            found = self._free[size].pop()[1] if self._free.get(size) else None
             oldest = self._uses - MEMORY_OF_USES
-            self._free = {s: [b for b in bs if b[0] >= oldest] for s, bs in self._free.items()}
-        if block is None:
-            block = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
-        return block
+            self._free = {s: [b for b in blocks if b[0] >= oldest] for s, blocks in self._free.items()}
+        return found or _new_block(size)
 
     def give_back(self, block: mmap.mmap) -> None:
-        with self._lock:
-            self._free.setdefault(len(block), []).append((self._uses, block))
+        self._returned.append(block)
+
+
+def _new_block(size: int) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    # Private: after a fork each process has its own.
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
 _pool = _Pool()
+
+
+def _renew_lock() -> None:
+    """A thread that held the lock at a fork does not exist in the child."""
+    _pool.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

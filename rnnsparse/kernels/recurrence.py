@@ -78,6 +78,6 @@ def share(thread, threads, tiles, units):
     return 0, tiles, units * thread // threads, units * (thread + 1) // threads
 
 
-def sums_buffer(threads: int, rows: int, like: Tensor) -> Tensor:
-    """Return zeros [threads, R, vector], in which threads sum up gate gradients."""
-    return torch.zeros(threads, rows, VECTOR_BYTES // like.element_size(), dtype=like.dtype)
+def sums_buffer(tiles: int, rows: int, like: Tensor) -> Tensor:
+    """Return zeros [K, R, vector] for sums of gate gradients: the same sums, whichever thread does a tile."""
+    return torch.zeros(tiles, rows, VECTOR_BYTES // like.element_size(), dtype=like.dtype)

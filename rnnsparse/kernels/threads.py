@@ -1,8 +1,10 @@
 """One kernel on several threads at once, each of which surely runs.
 
 Kernels meet at barriers inside, so every one of their threads must exist and be running: a pool that runs two pieces
-one after another would wait for ever. Each call therefore has operating-system threads of its own; they release
-Python's lock while they compute, take no part in any other pool, and are made anew after a fork.
+one after another would wait for ever. Kernels therefore have operating-system threads of their own; these release
+Python's lock while they compute, take no part in any other pool, and are made anew after a fork. One of them leads: it
+takes jobs one at a time, whichever thread they come from, and starts the others. The caller only waits, so that an
+exception from a signal (Ctrl-C) can never leave a kernel with a part of its threads.
 """
 
 from __future__ import annotations
@@ -17,40 +19,64 @@ from typing import Any
 import torch
 
 
-class _Worker:
-    """A thread that runs what it is handed, one call at a time."""
+class _Job:
+    """A call that another thread makes, and its outcome."""
 
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name="rnnsparse kernel", daemon=True).start()
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        # A bare lock: an exception from a signal would leave those that threading builds on it in a useless state.
+        self._is_done, self._running = False, threading.Lock()
+        self._running.acquire()
+
+    def carry_out(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._is_done = True
+            self._running.release()
+
+    def wait(self) -> None:
+        """Return when the call has; what interrupts the waiting is raised after that, like the call's own exception."""
+        interruption: BaseException | None = None
+        while not self._is_done:
+            try:
+                self._running.acquire()
+            except BaseException as error:
+                interruption = error
+        if interruption or self._error:
+            raise interruption or self._error  # type: ignore[misc]
+
+
+class _Worker:
+    """A thread that carries out jobs in the order in which they come."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=f"rnnsparse {name}", daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            call = self._calls.get()
-            try:
-                call()
-            except BaseException as error:
-                self._results.put(error)
-            else:
-                self._results.put(None)
+            self._jobs.get().carry_out()
 
-    def begin(self, call: Callable[[], Any]) -> None:
-        self._calls.put(call)
-
-    def finish(self) -> BaseException | None:
-        return self._results.get()
+    def begin(self, call: Callable[[], Any]) -> _Job:
+        job = _Job(call)
+        self._jobs.put(job)
+        return job
 
 
-_workers: list[_Worker] = []
-_in_use = threading.Lock()
+_leader: _Worker | None = None
+_helpers: list[_Worker] = []
+_making_leader = threading.Lock()
 
 
 def _forget_workers() -> None:
     """Threads do not survive a fork; neither may a lock that one of them held."""
-    global _in_use
-    _workers.clear()
-    _in_use = threading.Lock()
+    global _leader, _making_leader
+    _leader, _making_leader = None, threading.Lock()
+    _helpers.clear()
 
 
 os.register_at_fork(after_in_child=_forget_workers)
@@ -66,18 +92,26 @@ def run(kernel: Callable[..., None], *arguments: Any) -> None:
 
     Calls from several Python threads take turns.
     """
+    global _leader
     threads = thread_count()
-    with _in_use:
-        while len(_workers) < threads - 1:
-            _workers.append(_Worker())
-        helpers = _workers[: threads - 1]
-        for number, worker in enumerate(helpers, start=1):
-            worker.begin(partial(kernel, number, threads, *arguments))
-        errors: list[BaseException | None] = []
-        try:
-            kernel(0, threads, *arguments)
-        finally:
-            errors = [worker.finish() for worker in helpers]
-        for error in errors:
-            if error is not None:
-                raise error
+    if threads == 1:
+        kernel(0, 1, *arguments)
+        return
+    if _leader is None:
+        with _making_leader:
+            if _leader is None:
+                _leader = _Worker("leader")
+    _leader.begin(partial(_lead, kernel, threads, arguments)).wait()
+
+
+def _lead(kernel: Callable[..., None], threads: int, arguments: tuple[Any, ...]) -> None:
+    while len(_helpers) < threads - 1:
+        _helpers.append(_Worker(f"helper {len(_helpers) + 1}"))
+    jobs = [
+        helper.begin(partial(kernel, i, threads, *arguments)) for i, helper in enumerate(_helpers[: threads - 1], 1)
+    ]
+    try:
+        kernel(0, threads, *arguments)
+    finally:
+        for job in jobs:
+            job.wait()

@@ -36,7 +36,7 @@ class ProductGradient:
     """
 
     def __init__(self, g_MRB: Tensor, x_MCB: Tensor) -> None:
-        self._g_MRB, self._x_MCB = g_MRB, x_MCB
+        self._g_MRB, self._x_MCB = g_MRB.detach(), x_MCB.detach()
         self._x_NC: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -75,21 +75,24 @@ class _Recurrence(torch.autograd.Function):
         else:
             cpu.gru.forward(matrix, values_hh, source, bias_hh[2 * hidden :], gates_KTGB, *states)
         if any(ctx.needs_input_grad):
-            ctx.layer, ctx.tokens, ctx.states, ctx.gates = layer, tokens_MB, states, gates_KTGB
+            # The structures as they are now: a topology may change before the backward pass.
+            ctx.layer, ctx.matrices = layer, (layer.input.matrix(), matrix)
+            ctx.tokens, ctx.kept = tokens_MB, (gates_KTGB, *states)
             ctx.save_for_backward(x, values_ih, values_hh)
         return states[0][:, 1:], torch.stack([state[:, -1] for state in states])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dy_KTHB, dstate_SKHB = gradients[0].contiguous(), gradients[1].clone(memory_format=torch.contiguous_format)
-        layer, tokens_MB, gates_KTGB, states = ctx.layer, ctx.tokens, ctx.gates, ctx.states
-        assert gates_KTGB is not None, "sparse execution differentiates a forward pass once"
-        ctx.gates = ctx.states = None
+        if ctx.kept is None:
+            raise RuntimeError("sparse execution can differentiate a forward pass only once")
+        layer, tokens_MB, (matrix_ih, matrix) = ctx.layer, ctx.tokens, ctx.matrices
+        (gates_KTGB, h_KTHB, *c_KTHB), ctx.kept = ctx.kept, None
         x, values_ih, values_hh = ctx.saved_tensors
-        matrix, hidden, h_KTHB = layer.recurrent.matrix(), layer.hidden_size, states[0]
+        hidden = layer.hidden_size
         if isinstance(layer, LSTM):
-            sums_G = cpu.lstm.backward(matrix, values_hh, gates_KTGB, states[1], dy_KTHB, *dstate_SKHB)
-            dbias_ih = dbias_hh = sums_G
+            sums_G = cpu.lstm.backward(matrix, values_hh, gates_KTGB, c_KTHB[0], dy_KTHB, *dstate_SKHB)
+            dbias_ih, dbias_hh = sums_G, sums_G.clone()
             weight_rows = slice(None)
         else:
             sums_G = cpu.gru.backward(matrix, values_hh, gates_KTGB, h_KTHB, dy_KTHB, *dstate_SKHB)
@@ -111,8 +114,8 @@ class _Recurrence(torch.autograd.Function):
             cpu.sum_by_symbol(g_MRB, tokens_MB, table_RV)
             g_MRB = table_RV[None]
         dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
-        cpu.add_sampled_product(layer.input.matrix(), g_MRB, x, dvalues_ih)
-        cpu.add_transposed_product(layer.input.matrix(), values_ih, g_MRB, dx)
+        cpu.add_sampled_product(matrix_ih, g_MRB, x, dvalues_ih)
+        cpu.add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
         if layer.input.collects_dense_gradient:
             layer.input.add_gradient_source(ProductGradient(g_MRB, x))
         return None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
@@ -135,7 +138,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, weight: SparseWeight, values: Tensor, bias_R: Tensor, x_MCB: Tensor) -> Tensor:
         y_MRB = memory.empty((len(x_MCB), len(bias_R), x_MCB.shape[2]), x_MCB.dtype).copy_(bias_R[:, None])
         cpu.add_product(weight.matrix(), values, x_MCB, y_MRB)
-        ctx.weight = weight
+        ctx.weight, ctx.matrix = weight, weight.matrix()
         ctx.save_for_backward(values, x_MCB)
         return y_MRB
 
@@ -144,8 +147,8 @@ class _Linear(torch.autograd.Function):
         g_MRB = gradients[0].contiguous()
         values, x_MCB = ctx.saved_tensors
         dvalues, dx_MCB = torch.zeros_like(values), memory.zeros(x_MCB.shape, x_MCB.dtype)
-        cpu.add_sampled_product(ctx.weight.matrix(), g_MRB, x_MCB, dvalues)
-        cpu.add_transposed_product(ctx.weight.matrix(), values, g_MRB, dx_MCB)
+        cpu.add_sampled_product(ctx.matrix, g_MRB, x_MCB, dvalues)
+        cpu.add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
         if ctx.weight.collects_dense_gradient:
             ctx.weight.add_gradient_source(ProductGradient(g_MRB, x_MCB))
         return None, dvalues, g_MRB.sum((0, 2)), dx_MCB
@@ -159,7 +162,8 @@ class Tiles:
 
     def cut(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (0, -self.batch % self.width))
-        return padded.unflatten(-1, (-1, self.width)).movedim(-2, 0).contiguous()
+        lanes: Tensor = padded.unflatten(-1, (-1, self.width))
+        return lanes.movedim(-2, 0).contiguous()
 
     def join(self, x: Tensor) -> Tensor:
         joined: Tensor = x.movedim(0, -2).flatten(-2)[..., : self.batch]
@@ -169,6 +173,11 @@ class Tiles:
 def forward(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
     """Return logits [T, B, V] and the last state, as `CharLM.forward` does."""
     times, batch = tokens_TB.shape
+    if state_LSBH.shape[2] != batch:
+        raise ValueError(f"a state for {state_LSBH.shape[2]} lanes does not fit {batch} lanes of symbols")
+    # Compiled look-ups do not check, and would read and write elsewhere.
+    if tokens_TB.numel() and not 0 <= int(tokens_TB.min()) <= int(tokens_TB.max()) < model.vocab_size:
+        raise IndexError(f"symbols must lie in 0 to {model.vocab_size - 1}")
     tiles = Tiles(batch, model.embedding.values.dtype)
     tokens_MB = tiles.cut(tokens_TB).flatten(0, 1).int()
     (embedding_VE,) = materialise([model.embedding])
