@@ -39,15 +39,24 @@ class _Job:
             self._running.release()
 
     def wait(self) -> None:
-        """Return when the call has; what interrupts the waiting is raised after that, like the call's own exception."""
+        """Return when the call has, or raise what it raised, or else what has interrupted the waiting."""
+        interruption = self._wait()
+        if self._error or interruption:
+            raise self._error or interruption  # type: ignore[misc]
+
+    def outcome(self) -> BaseException | None:
+        """Wait for the call and return what it raised, if anything; for threads that no signal interrupts."""
+        self._wait()
+        return self._error
+
+    def _wait(self) -> BaseException | None:
         interruption: BaseException | None = None
         while not self._is_done:
             try:
                 self._running.acquire()
             except BaseException as error:
                 interruption = error
-        if interruption or self._error:
-            raise interruption or self._error  # type: ignore[misc]
+        return interruption
 
 
 class _Worker:
@@ -110,8 +119,9 @@ def _lead(kernel: Callable[..., None], threads: int, arguments: tuple[Any, ...])
     jobs = [
         helper.begin(partial(kernel, i, threads, *arguments)) for i, helper in enumerate(_helpers[: threads - 1], 1)
     ]
-    try:
-        kernel(0, threads, *arguments)
-    finally:
-        for job in jobs:
-            job.wait()
+    own = _Job(partial(kernel, 0, threads, *arguments))
+    own.carry_out()
+    # All have ended before the first error, if any, is raised: none may still write.
+    errors = [error for job in (own, *jobs) if (error := job.outcome())]
+    if errors:
+        raise errors[0]
