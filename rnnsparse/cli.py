@@ -233,7 +233,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, empty_model
+    from rnnsparse.training.assembly import choose_device, empty_model, require_execution
 
     failed = 0
     for path in arguments.configs:
@@ -242,6 +242,7 @@ def _validate(arguments: argparse.Namespace) -> int:
             _warn(config.warnings)
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
             empty_model(config, 256, choose_device("cpu"))
+            require_execution(config, choose_device("cpu"))
         except UserError as error:
             print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
             failed += 1

@@ -16,4 +16,4 @@ else
     "${rnnsparse[@]}" train configs/quickstart.yaml run.dir=$run "$@"
 fi
 "${rnnsparse[@]}" evaluate $run
-"${rnnsparse[@]}" sample $run --prompt "The " --length 300 --temperature 0.8 --seed 1
+"${rnnsparse[@]}" sample $run --prompt "The " --length 300 --temperature 0.5 --seed 1

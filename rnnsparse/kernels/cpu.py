@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rnnsparse.kernels import COMPILED
+from rnnsparse.kernels import are_compiled
 
-if TYPE_CHECKING or COMPILED:
+if TYPE_CHECKING or are_compiled():
     from rnnsparse.kernels import gru, lstm
     from rnnsparse.kernels.matrix import (
         Matrix,

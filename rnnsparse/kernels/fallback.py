@@ -23,8 +23,8 @@ GATHERED = 1 << 22
 @functools.cache
 def _warn() -> None:
     warnings.warn(
-        "numba is not installed: sparse execution computes with PyTorch's sparse products, several times slower; "
-        "install numba, or use model.execution=masked",
+        "numba is not installed, or cannot be imported: sparse execution computes with PyTorch's sparse products, "
+        "several times slower; install numba, or use model.execution=masked",
         RuntimeWarning,
         stacklevel=3,
     )

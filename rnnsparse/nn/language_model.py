@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -23,7 +23,8 @@ from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight, materialise
 from rnnsparse.randomness import generator_for
 
-Size = Annotated[int, Gt(0)]
+# A limit far beyond any memory, so that a slip of the finger is an error and not an overflow.
+Size = Annotated[int, Gt(0), Le(1 << 20)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class ModelConfig:
     cell: Annotated[Literal["lstm", "gru"], Doc("recurrent cell")] = "gru"
     embedding_dim: Annotated[Size, Doc("numbers per symbol")] = 64
     hidden_size: Annotated[Size, Doc("units per recurrent layer")] = 256
-    num_layers: Annotated[Size, Doc("recurrent layers")] = 1
+    num_layers: Annotated[int, Gt(0), Le(1000), Doc("recurrent layers")] = 1
     readout_dims: Annotated[
         tuple[Size, ...], Doc("widths of the layers between the last recurrent one and the output")
     ] = ()

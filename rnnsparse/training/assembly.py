@@ -13,7 +13,7 @@ from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
-from rnnsparse.kernels import COMPILED
+from rnnsparse.kernels import are_compiled
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.training import checkpoint
@@ -85,14 +85,25 @@ def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["
     if method.dense_gradient == "always":
         return "masked", f"method {method.name} needs the dense gradient at every step"
     if wanted == "sparse":
-        return "sparse", "as configured" if COMPILED else "as configured, but slow: numba is not installed"
+        return "sparse", "as configured" if are_compiled() else "as configured, but slow: numba is not installed"
     if method.starts == "dense":
         return "masked", f"method {method.name} has every connection"
-    if not COMPILED:
+    if not are_compiled():
         return "masked", "numba, which makes sparse execution fast, is not installed"
     if config.budget.sparsity < SPARSE_WINS_FROM:
         return "masked", f"dense kernels are faster below a sparsity of {SPARSE_WINS_FROM}"
     return "sparse", f"faster than dense kernels from a sparsity of {SPARSE_WINS_FROM}"
+
+
+def require_execution(config: RunConfig, device: torch.device) -> None:
+    """Make sure that a new run can be computed as it wants to be.
+
+    Raises:
+        UserError: sparse execution is wanted where it is impossible.
+    """
+    execution, reason = choose_execution(config, device)
+    if config.model.execution == "sparse" and execution != "sparse":
+        raise UserError(f"model.execution: sparse is impossible here: {reason}; use model.execution=masked or auto")
 
 
 def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
@@ -101,9 +112,7 @@ def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple
     Raises:
         UserError: the budgets cannot be met, or sparse execution is wanted where it is impossible.
     """
-    execution, reason = choose_execution(config, device)
-    if config.model.execution == "sparse" and execution != "sparse":
-        raise UserError(f"model.execution: sparse is impossible here: {reason}; use model.execution=masked or auto")
+    require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
     connect_randomly(budgets, config.run.seed, config.method.starts)
     model.reset_parameters(config.run.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Le
 from typing_extensions import Doc
 
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
@@ -27,7 +27,7 @@ class TrainingConfig:
     sequence_length: Annotated[int, Ge(1), Doc("symbols per lane and step, the reach of truncated backpropagation")] = (
         128
     )
-    learning_rate: Annotated[float, Gt(0), Doc("the peak: reached after the warm-up")] = 2e-3
+    learning_rate: Annotated[float, Gt(0), Le(1e6), Doc("the peak: reached after the warm-up")] = 2e-3
     lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
         "cosine"
     )
@@ -45,7 +45,7 @@ class TrainingConfig:
     epsilon: Annotated[float, Gt(0), Doc("adam, adamw: added to the root of the second moment")] = 1e-8
     momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
     weight_decay: Annotated[
-        float, Ge(0), Doc("pull of every existing connection and bias towards zero, 0 for none")
+        float, Ge(0), Le(1e6), Doc("pull of every existing connection and bias towards zero, 0 for none")
     ] = 0.0
     grad_clip: Annotated[
         PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
@@ -61,7 +61,9 @@ class TrainingConfig:
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Doc("auto: the first CUDA device if there is one, else the CPU")
     ] = "auto"
-    threads: Annotated[PositiveInt | None, Doc("CPU threads, null for PyTorch's choice")] = None
+    threads: Annotated[
+        Annotated[int, Interval(ge=1, le=1024)] | None, Doc("CPU threads, null for PyTorch's choice")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class LoggingConfig:
         Doc("steps between weight histograms, connectivity images and text samples, null for none"),
     ] = 500
     sample_length: Annotated[int, Ge(1), Doc("symbols of each text sample")] = 200
-    sample_prompt: Annotated[str, Doc("what each text sample continues")] = "The "
+    sample_prompt: Annotated[str, Doc("what each text sample continues")] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ def dense_gradient(dense_RC: torch.Tensor) -> DenseGradient:
     return DenseGradient(DenseRows(dense_RC))
 
 
-
 def weight_of(picture: list[list[float]], name: str = "w", blocks: tuple[str, ...] = ()) -> SparseWeight:
     dense = torch.tensor(picture)
     weight = SparseWeight(name, *dense.shape, blocks)

@@ -1,0 +1,61 @@
+"""Both sets of kernels, and weights to try them on."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rnnsparse.kernels import cpu, fallback
+from rnnsparse.kernels.matrix import lanes
+
+
+@pytest.fixture(scope="session", params=["compiled", "fallback"])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    if request.param == "compiled":
+        return SimpleNamespace(**vars(cpu), lanes=lanes)
+    with warnings.catch_warnings():
+        # It comes once per process (test_fallback.py).
+        warnings.simplefilter("ignore", RuntimeWarning)
+        fallback.build_matrix(torch.tensor([0]), 1, 1)
+    return fallback
+
+
+class Weight:
+    """Random connections, as kernels want them and as a dense matrix."""
+
+    def __init__(self, kernels: Any, rows: int, cols: int, count: int, dtype: torch.dtype, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(rows * cols, (count,), generator=self.generator).unique()
+        if 4 * count > rows * cols:
+            drawn = torch.randperm(rows * cols, generator=self.generator)[:count].sort().values
+        self.rows, self.cols, self.indices, self.dtype = rows, cols, drawn, dtype
+        self.values = self.normal(drawn.numel())
+        self.matrix = kernels.build_matrix(drawn, rows, cols)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, generator=self.generator)
+
+    def dense(self) -> Tensor:
+        dense = torch.zeros(self.rows * self.cols, dtype=self.dtype)
+        dense[self.indices] = self.values
+        return dense.view(self.rows, self.cols)
+
+
+@pytest.fixture(scope="session")
+def make_weight() -> Callable[..., Weight]:
+    return Weight
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """Return the environment of a Python process that finds this package and computes with one thread."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,211 @@
+"""Products over connections are those of the dense matrix with zeros elsewhere.
+
+Shape suffixes: T time, R rows, C columns, B batch (whole vectors), N connections, V symbols.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+F64, F32 = torch.float64, torch.float32
+TOLERANCE = {F64: 1e-12, F32: 1e-6}
+
+SHAPES: dict[str, Any] = {
+    "rows": st.integers(1, 9),
+    "cols": st.integers(1, 40),
+    "density": st.sampled_from([0, 0.05, 0.3, 0.8, 1]),
+    "times": st.integers(1, 3),
+    "vectors": st.integers(1, 5),
+    "dtype": st.sampled_from([F64, F32]),
+    "seed": st.integers(0, 999),
+    "data": st.data(),
+}
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    """Compare relative to the norm: single sums may cancel."""
+    error = (found.double() - expected.double()).norm()
+    assert error <= TOLERANCE[found.dtype] * max(1.0, float(expected.double().norm())), (found, expected)
+
+
+def guarded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a copy of x [T, F, B] whose moments lie apart in a larger tensor, and that tensor."""
+    times, features, batch = x.shape
+    around = torch.full((times, features + 2, batch), torch.nan, dtype=x.dtype)
+    view = around[:, 1:-1]
+    view.copy_(x)
+    return view, around
+
+
+def assert_untouched(around: Tensor) -> None:
+    """Nothing was written outside the view, nor anything read from there."""
+    assert around[:, [0, -1]].isnan().all()
+    assert not around[:, 1:-1].isnan().any()
+
+
+@given(**SHAPES)
+def test_the_product_adds_that_of_the_dense_matrix(
+    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
+    dtype: torch.dtype, seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
+    first = data.draw(st.integers(0, rows), "first row")
+    last = data.draw(st.integers(first, rows), "row after the last")
+    batch = vectors * kernels.lanes(dtype)
+    x, x_around = guarded(weight.normal(times, cols, batch))
+    y, y_around = guarded(weight.normal(times, last - first, batch))
+    expected = y + weight.dense()[first:last] @ x
+    kernels.add_product(weight.matrix, weight.values, x, y, first, last)
+    assert_close(y, expected)
+    assert_untouched(x_around)
+    assert_untouched(y_around)
+
+
+@given(**SHAPES)
+def test_the_transposed_product_adds_that_of_the_dense_matrix(
+    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
+    dtype: torch.dtype, seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
+    batch = vectors * kernels.lanes(dtype)
+    g, g_around = guarded(weight.normal(times, rows, batch))
+    x, x_around = guarded(weight.normal(times, cols, batch))
+    expected = x + weight.dense().T @ g
+    kernels.add_transposed_product(weight.matrix, weight.values, g, x)
+    assert_close(x, expected)
+    assert_untouched(x_around)
+    assert_untouched(g_around)
+
+
+@given(**SHAPES)
+def test_the_sampled_product_adds_the_gradient_of_the_connections(
+    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
+    dtype: torch.dtype, seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
+    first = data.draw(st.integers(0, rows), "first row")
+    last = data.draw(st.integers(first, rows), "row after the last")
+    batch = vectors * kernels.lanes(dtype)
+    x, x_around = guarded(weight.normal(times, cols, batch))
+    g, g_around = guarded(weight.normal(times, last - first, batch))
+    out = weight.normal(weight.indices.numel())
+    dense = torch.zeros(rows, cols, dtype=dtype)
+    dense[first:last] = torch.einsum("trb,tcb->rc", g, x)
+    expected = out + dense.flatten()[weight.indices]
+    kernels.add_sampled_product(weight.matrix, g, x, out, first, last)
+    assert_close(out, expected)
+    assert_untouched(x_around)
+    assert_untouched(g_around)
+
+
+@given(**SHAPES)
+def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
+    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
+    dtype: torch.dtype, seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
+    x_C, y_R = weight.normal(cols), weight.normal(rows)
+    expected = y_R + weight.dense() @ x_C
+    kernels.add_vector_product(weight.matrix, weight.values, x_C, y_R)
+    assert_close(y_R, expected)
+
+
+@given(**SHAPES)
+def test_gradients_are_summed_by_symbol(
+    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
+    dtype: torch.dtype, seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(cols, (times, vectors * kernels.lanes(dtype)), generator=generator, dtype=torch.int32)
+    g, g_around = guarded(torch.randn(times, rows, tokens.shape[1], dtype=dtype, generator=generator))
+    table = torch.randn(rows, cols, dtype=dtype, generator=generator)
+    one_hot = torch.nn.functional.one_hot(tokens.long(), cols).to(dtype)
+    expected = table + torch.einsum("trb,tbv->rv", g, one_hot)
+    kernels.sum_by_symbol(g, tokens, table)
+    assert_close(table, expected)
+    assert_untouched(g_around)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "count"),
+    [
+        # Several ranges of rows, or of columns, and a last one that is not full; a full row among empty ones.
+        (8269, 3, 20_000),
+        (3, 8269, 20_000),
+        (600, 600, 300_000),
+        (257, 256, 60_000),
+        (4096, 2, 100),
+        # Column numbers of 16 bits, just so, and of 32; rows of either, too.
+        (3, 1 << 16, 400),
+        (3, (1 << 16) + 1, 400),
+        (3, 200_000, 400),
+        (70_000, 3, 400),
+        # So many positions that flat ones need 64 bits.
+        (70_000, 70_000, 300),
+    ],
+)
+def test_products_are_right_for_long_sides(kernels: Any, make_weight: Any, rows: int, cols: int, count: int) -> None:
+    weight = make_weight(kernels, rows, cols, count, F64, seed=rows + cols)
+    # The corners are where an index type would overflow.
+    corners = torch.tensor([0, cols - 1, (rows - 1) * cols, rows * cols - 1])
+    weight.indices = torch.cat([weight.indices, corners]).unique()
+    weight.values = weight.normal(weight.indices.numel())
+    weight.matrix = kernels.build_matrix(weight.indices, rows, cols)
+    row, col = weight.indices // cols, weight.indices % cols
+    batch = kernels.lanes(F64)
+    x, g = weight.normal(2, cols, batch), weight.normal(2, rows, batch)
+
+    y = torch.zeros_like(g)
+    kernels.add_product(weight.matrix, weight.values, x, y)
+    assert_close(y, torch.zeros_like(g).index_add_(1, row, weight.values[:, None] * x[:, col]))
+    dx = torch.zeros_like(x)
+    kernels.add_transposed_product(weight.matrix, weight.values, g, dx)
+    assert_close(dx, torch.zeros_like(x).index_add_(1, col, weight.values[:, None] * g[:, row]))
+    out = torch.zeros_like(weight.values)
+    kernels.add_sampled_product(weight.matrix, g, x, out)
+    assert_close(out, (g[:, row] * x[:, col]).sum((0, 2)))
+    y_R = torch.zeros(rows, dtype=F64)
+    kernels.add_vector_product(weight.matrix, weight.values, x[0, :, 0].contiguous(), y_R)
+    assert_close(y_R, torch.zeros(rows, dtype=F64).index_add_(0, row, weight.values * x[0, col, 0]))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_the_sampled_product_is_right_over_many_tiles(kernels: Any, make_weight: Any, dtype: torch.dtype) -> None:
+    # Wide and long enough for several ranges of columns and several of time steps.
+    times, rows, cols, batch = 5, 6, 5000, 64
+    weight = make_weight(kernels, rows, cols, 900, dtype, seed=1)
+    x, g = weight.normal(times, cols, batch), weight.normal(times, rows, batch)
+    out = torch.zeros_like(weight.values)
+    kernels.add_sampled_product(weight.matrix, g, x, out)
+    expected = torch.einsum("trb,tcb->rc", g.double(), x.double()).flatten()[weight.indices]
+    assert_close(out, expected)
+
+
+def test_moments_may_lie_anywhere_in_memory(kernels: Any, make_weight: Any) -> None:
+    weight = make_weight(kernels, 4, 5, 9, F64, seed=2)
+    batch = kernels.lanes(F64)
+    x, g = weight.normal(6, 5, batch), weight.normal(3, 4, batch)
+    every_other, same = x[::2], x[:1].expand(3, -1, -1)
+    for view in (every_other, same, x[3:]):
+        y, out = torch.zeros_like(g), torch.zeros_like(weight.values)
+        kernels.add_product(weight.matrix, weight.values, view, y)
+        kernels.add_sampled_product(weight.matrix, g, view, out)
+        assert_close(y, weight.dense() @ view)
+        assert_close(out, torch.einsum("trb,tcb->rc", g, view).flatten()[weight.indices])
+
+
+def test_values_may_be_a_parameter(kernels: Any, make_weight: Any) -> None:
+    weight = make_weight(kernels, 4, 5, 9, F64, seed=3)
+    parameter = torch.nn.Parameter(weight.values)
+    x = weight.normal(2, 5, kernels.lanes(F64))
+    y = torch.zeros(2, 4, kernels.lanes(F64), dtype=F64)
+    kernels.add_product(weight.matrix, parameter, x, y)
+    kernels.add_transposed_product(weight.matrix, parameter, y, x)
+    assert not y.requires_grad
+    assert not x.requires_grad

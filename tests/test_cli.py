@@ -1,0 +1,586 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rnnsparse.cli import main
+from rnnsparse.sparsity.method import METHODS
+from rnnsparse.training import checkpoint
+from rnnsparse.training.assembly import restore
+
+ROOT = Path(__file__).parent.parent
+TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
+CONFIG = """
+data: {source: text, tokenizer: char}
+model: {embedding_dim: 4, hidden_size: 6}
+sparsity: {method: rigl, sparsity: 0.5, interval: 2}
+training: {steps: 4, batch_size: 3, sequence_length: 5}
+evaluation: {interval: 2, lanes: 1}
+logging: {interval: 1, tensorboard: false, pictures: null}
+"""
+
+
+@dataclass
+class Workplace:
+    """A folder with a text, a configuration for it, and the command line, in this process."""
+
+    folder: Path
+    capsys: pytest.CaptureFixture[str] | None = None
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr of a command."""
+        assert self.capsys is not None
+        self.capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = int(str(exit_.code))
+        return code, *self.capsys.readouterr()
+
+    def ok(self, *arguments: object) -> str:
+        code, out, err = self(*arguments)
+        assert (code, err) == (0, ""), err
+        return out
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "tiny.yaml"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    paths = f"run: {{dir: {folder / 'run'}}}\n"
+    config = CONFIG.replace(
+        "tokenizer: char", f"tokenizer: char, path: {folder / 'text.txt'}, cache: {folder / 'cache'}"
+    )
+    (folder / "tiny.yaml").write_text(paths + config)
+    assert main(["train", str(folder / "tiny.yaml")]) == 0
+    return folder
+
+
+@pytest.fixture
+def cli(prepared: Path, capsys: pytest.CaptureFixture[str]) -> Workplace:
+    return Workplace(prepared, capsys)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- train
+
+
+def test_train_tells_what_it_trains_and_what_came_out(cli: Workplace, tmp_path: Path) -> None:
+    code, out, err = cli("train", cli.config, f"run.dir={tmp_path / 'new'}", "training.steps=12")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == f"run         {tmp_path / 'new'} (new), seed 0"
+    summary = json.loads((tmp_path / "new" / "summary.json").read_text())
+    assert f"validation: {summary['bits_per_character']:.4f} bits per character" in out
+    assert "training: 180 characters in" in out
+    assert lines[-1] == str(tmp_path / "new" / "summary.json")
+    progress = err.splitlines()
+    assert [line.split(",")[0] for line in progress] == [f"step {step}/12" for step in range(1, 13)]
+    assert all("bits/char, density 0.5" in line for line in progress)
+    assert "validation" in progress[1]
+
+
+def test_overrides_may_stand_on_both_sides_of_options(cli: Workplace, tmp_path: Path) -> None:
+    where = f"run.dir={tmp_path / 'new'}"
+    assert cli("train", cli.config, "training.steps=2", where)[0] == 0
+    code, out, _ = cli("train", cli.config, "training.steps=2", "--resume", where)
+    assert code == 0
+    assert "resumed after step 2" in out
+
+
+def test_settings_without_effect_are_told_on_stderr(cli: Workplace) -> None:
+    _, _, err = cli("inspect", cli.config, "sparsity.method=static")
+    assert err == "rnnsparse: warning: sparsity.interval has no effect with method static\n"
+
+
+# ---- evaluate
+
+
+def test_evaluate_prints_exactly_the_keys_of_the_contract(cli: Workplace) -> None:
+    report = json.loads(cli.ok("evaluate", cli.run, "--json"))
+    assert list(report) == ["split", "bits_per_character", "bits_per_byte", "characters", "bytes", "nats", "seconds"]
+    assert report["split"] == "test"
+    assert report["bits_per_character"] == pytest.approx(report["nats"] / math.log(2) / report["characters"])
+    assert report["bits_per_byte"] == pytest.approx(report["nats"] / math.log(2) / report["bytes"])
+
+
+def test_evaluate_scores_the_split_or_the_text_it_is_told(cli: Workplace, tmp_path: Path) -> None:
+    summary = json.loads((cli.run / "summary.json").read_text())
+    validation = json.loads(cli.ok("evaluate", cli.run, "--split", "validation", "--json"))
+    assert (validation["split"], validation["bits_per_character"]) == ("validation", summary["bits_per_character"])
+
+    (tmp_path / "other.txt").write_text(TEXT[:500], encoding="utf-8")
+    other = json.loads(cli.ok("evaluate", cli.run, "--data", tmp_path / "other.txt", "--json"))
+    assert other["split"] == str(tmp_path / "other.txt")
+    assert other["characters"] == 499
+    assert other["bytes"] == len(TEXT[1:500].encode())
+
+
+def test_evaluate_keeps_its_tokens_where_the_run_does(
+    cli: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "elsewhere"))
+    (tmp_path / "other.txt").write_text(TEXT[:300], encoding="utf-8")
+    cli.ok("evaluate", cli.run, "--data", tmp_path / "other.txt")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_evaluate_takes_a_run_or_any_checkpoint(cli: Workplace) -> None:
+    line = cli.ok("evaluate", cli.run)
+    assert line.startswith("test: ")
+    assert line.rstrip().endswith("(step 4)")
+    assert cli.ok("evaluate", cli.run / "last").split(" in ")[0] == line.split(" in ")[0]
+    assert cli.ok("evaluate", cli.run / "best").endswith(f"(step {checkpoint.load(cli.run / 'best').step})\n")
+
+
+# ---- sample
+
+
+def test_sample_depends_on_the_seed_alone(cli: Workplace) -> None:
+    first = cli.ok("sample", cli.run, "--length", 40, "--seed", 1)
+    assert len(first) == 41
+    assert first.endswith("\n")
+    assert cli.ok("sample", cli.run, "--length", 40, "--seed", 1) == first
+    assert cli.ok("sample", cli.run, "--length", 40, "--seed", 2) != first
+
+
+def test_sample_begins_with_the_prompt_from_the_command_line_or_a_file(cli: Workplace, tmp_path: Path) -> None:
+    prompted = cli.ok("sample", cli.run, "--prompt", "the fox", "--length", 5)
+    assert prompted.startswith("the fox")
+    assert len(prompted) == 7 + 5 + 1
+    (tmp_path / "prompt.txt").write_bytes("jug\nß ".encode())
+    assert cli.ok("sample", cli.run, "--prompt", f"@{tmp_path / 'prompt.txt'}", "--length", 5).startswith("jug\nß ")
+
+
+def test_samples_are_divided_and_the_first_is_the_same_alone(cli: Workplace) -> None:
+    one = cli.ok("sample", cli.run, "--length", 10)
+    three = cli.ok("sample", cli.run, "--length", 10, "--num-samples", 3)
+    assert three.startswith(one)
+    assert three.count("--- sample ") == 2
+
+
+def test_sampling_options_narrow_the_choice(cli: Workplace) -> None:
+    greedy = cli.ok("sample", cli.run, "--temperature", 0, "--length", 20)
+    assert cli.ok("sample", cli.run, "--top-k", 1, "--length", 20, "--seed", 9) == greedy
+    assert cli.ok("sample", cli.run, "--top-p", 1e-9, "--length", 20, "--seed", 9) == greedy
+
+
+def test_line_ends_of_a_prompt_file_are_kept(cli: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"a\r\nb")
+    code, _, err = cli("sample", cli.run, "--prompt", f"@{tmp_path / 'prompt.txt'}")
+    assert code == 2  # the training text has no carriage return
+    assert r"'\r'" in err
+
+
+# ---- inspect, validate, methods
+
+
+RIGL_NET = """
+model: {cell: gru, embedding_dim: 128, hidden_size: 512, readout_dims: [256, 128], tie_embeddings: true}
+sparsity: {method: rigl, distribution: erk, dense: [embedding]}
+"""
+# Density of input, recurrent, first and second readout.
+PUBLISHED = {
+    (0.75, "matrix"): (0.4989, 0.1535, 0.3454, 0.6908),
+    (0.75, "gate"): (0.4557, 0.1823, 0.2734, 0.5469),
+    (0.9, "matrix"): (0.1996, 0.0614, 0.1382, 0.2763),
+    (0.9, "gate"): (0.1823, 0.0729, 0.1094, 0.2188),
+}
+
+
+@pytest.mark.parametrize(("sparsity", "granularity"), PUBLISHED)
+def test_inspect_reproduces_the_reference_densities(
+    cli: Workplace, tmp_path: Path, sparsity: float, granularity: str
+) -> None:
+    (tmp_path / "net.yaml").write_text(RIGL_NET)
+    settings = [f"sparsity.sparsity={sparsity}", f"sparsity.granularity={granularity}"]
+    report = json.loads(cli.ok("inspect", tmp_path / "net.yaml", *settings, "--json"))
+    assert set(report) >= {
+        *("blocks", "connections", "positions", "sparsity", "parameters", "flops_per_character"),
+        *("dense_flops_per_character", "training_flops", "training_flops_vs_dense"),
+    }
+    found = []
+    for matrix in ("rnn.0.input", "rnn.0.recurrent", "readout.0", "readout.1"):
+        blocks = [block for block in report["blocks"] if block["name"].startswith(matrix)]
+        positions = sum(block["rows"] * block["cols"] for block in blocks)
+        found.append(round(sum(block["connections"] for block in blocks) / positions, 4))
+    assert tuple(found) == PUBLISHED[sparsity, granularity]
+    assert report["sparsity"] == pytest.approx(sparsity, abs=1e-6)
+    assert next(block["density"] for block in report["blocks"] if block["name"] == "embedding") == 1
+
+
+def test_inspect_gives_the_same_report_of_a_configuration_a_run_and_a_checkpoint(cli: Workplace) -> None:
+    report = json.loads(cli.ok("inspect", cli.config, "--json"))
+    summary = json.loads((cli.run / "summary.json").read_text())
+    assert report["connections"] == summary["connections"]
+    assert report["training_flops"] == summary["training_flops"]
+    assert json.loads(cli.ok("inspect", cli.run, "--json")) == report
+    assert json.loads(cli.ok("inspect", cli.run / "best", "--json")) == report
+    assert cli.ok("inspect", cli.run).splitlines()[1].startswith("embedding")
+
+
+def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("training: {steps: 0}")
+    (tmp_path / "unmet.yaml").write_text("sparsity: {overrides: {rnn.7: 0.5}}")
+    (tmp_path / "half.yaml").write_text("training: {precision: bf16}")  # valid where it is to run
+    bad, unmet, half = tmp_path / "bad.yaml", tmp_path / "unmet.yaml", tmp_path / "half.yaml"
+    code, out, err = cli("validate", bad, cli.config, unmet, half)
+    assert code == 2
+    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid"]
+    first, second = err.splitlines()
+    assert first.startswith(f"rnnsparse: {bad}: training.steps: 0: ")
+    assert "no block is called 'rnn.7'" in second
+    assert cli.ok("validate", *sorted((ROOT / "configs").rglob("*.yaml"))).count(": valid\n") >= 2
+
+
+def test_methods_lists_every_method_with_its_settings_and_what_they_mean(cli: Workplace) -> None:
+    out = cli.ok("methods")
+    starts = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert starts == sorted(METHODS)
+    assert "Evci et al. 2020, algorithm 1" in out
+    assert "interval: 100  # steps between two updates" in out
+    assert "momentum: 0.9" in out
+
+
+# ---- export
+
+
+class Plain(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(config["vocab_size"], config["embedding_dim"])
+        rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[config["cell"]]
+        self.rnn = rnn(config["embedding_dim"], config["hidden_size"], config["num_layers"])
+        self.output = nn.Linear(config["hidden_size"], config["vocab_size"])
+
+
+def test_an_exported_model_has_the_same_bits_per_character_in_plain_pytorch(cli: Workplace, tmp_path: Path) -> None:
+    out = cli.ok("export", cli.run, tmp_path / "plain.pt", "--format", "torch")
+    assert out == f"{tmp_path / 'plain.pt'}: {(tmp_path / 'plain.pt').stat().st_size:,} bytes\n"
+    exported = torch.load(tmp_path / "plain.pt", weights_only=True)
+    plain = Plain(exported["config"])
+    plain.load_state_dict(exported["state_dict"], strict=True)
+
+    (tmp_path / "text.txt").write_text(TEXT[:400], encoding="utf-8")
+    report = json.loads(cli.ok("evaluate", cli.run, "--data", tmp_path / "text.txt", "--json"))
+    vocabulary = json.loads((cli.run / "last" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    tokens = torch.tensor([vocabulary[character] for character in TEXT[:400]])
+    with torch.no_grad():
+        logits = plain.output(plain.rnn(plain.embedding(tokens[:-1]))[0])
+    nats = nn.functional.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
+    assert nats == pytest.approx(report["nats"], rel=1e-5)
+
+
+def test_an_exported_sparse_model_is_a_safetensors_file(cli: Workplace, tmp_path: Path) -> None:
+    cli.ok("export", cli.run / "best", tmp_path / "sparse.safetensors", "--format", "safetensors")
+    assert {"embedding.values", "rnn.0.bias_hh"} <= set(load_file(tmp_path / "sparse.safetensors"))
+
+
+# ---- bad input: exit code 2, one line, nothing damaged
+
+
+BAD_INPUT: dict[str, tuple[str, str]] = {
+    "no command": ("", "the following arguments are required: COMMAND"),
+    "unknown command": ("trian C", "invalid choice: 'trian'"),
+    "unknown option": ("train C --fast", "'--fast' is not known here"),
+    "an override for a command without": ("sample R a=b", "'a=b' is not known here"),
+    "an argument too many": ("methods x", "'x' is not known here"),
+    "no configuration": ("train", "the following arguments are required: CONFIG; see"),
+    "missing configuration": ("train N/none.yaml", "cannot be read: No such file or directory"),
+    "a folder as configuration": ("train N", "cannot be read: Is a directory"),
+    "a text as configuration": ("train T", "is not a configuration"),
+    "unknown section": ("train C trainig.steps=1", "unknown section 'trainig' (did you mean 'training'?)"),
+    "unknown key": ("train C training.stepz=1", "training.stepz: unknown key (did you mean 'steps'?)"),
+    "wrong type": ("train C training.steps=many", 'training.steps: "many": input should be a valid integer'),
+    "out of range": ("train C training.steps=0", "training.steps: 0: input should be greater than or equal to 1"),
+    "no override": ("train C fast", "fast: an override looks like training.steps=1000"),
+    "broken YAML": ("train C training.steps=[", "the value is not YAML"),
+    "unknown method": ("train C sparsity.method=riggl", "no method is called 'riggl' (did you mean 'rigl'?)"),
+    "unknown block": ("train C sparsity.overrides.rnn.0.recurent=0.5", "no block is called 'rnn.0.recurent'"),
+    "unknown dense block": ("train C sparsity.dense=[embeding]", "(did you mean 'embedding'?)"),
+    "dense and overridden": ("train C sparsity.dense=[output] sparsity.overrides.output=0.5", "name it in one of them"),
+    "impossible sparsity": ("train C sparsity.sparsity=0.999", "without any connection; lower it"),
+    "snfs with sparse execution": ("train C sparsity.method=snfs model.execution=sparse", "model.execution: sparse is"),
+    "tied without fitting sizes": ("train C model.tie_embeddings=true", "must equal model.embedding_dim"),
+    "existing run": ("train C run.dir=R", "run.dir exists already and nothing is overwritten"),
+    "run.dir is a file": ("train C run.dir=T", "run.dir exists already"),
+    "run.dir below a file": ("train C run.dir=T/x", "run.dir cannot be a folder for this run: Not a directory"),
+    "run.dir too long": (f"train C run.dir={'x' * 300}", "run.dir cannot be a folder for this run: File name too long"),
+    "run.dir with NUL": (r'train C run.dir="a\0b"', "NUL and lone surrogates are no text"),
+    "nothing to resume": ("train C run.dir=N/none --resume", "run.dir holds no run to resume; train without --resume"),
+    "resume with another number": (
+        "train C --resume training.learning_rate=1",
+        "training.learning_rate: the run to resume",
+    ),
+    "resume with another method": (
+        "train C --resume sparsity.method=set",
+        "sparsity.method: the run to resume has 'rigl'",
+    ),
+    "missing text": ("train C data.path=N/none.txt", "data.path=N/none.txt: no such file or folder"),
+    "no text": ("train C data.path=null", "data.path: missing, and data.source=text needs it"),
+    "empty text": ("train C data.path=N/empty.txt", "the text is empty"),
+    "too short text": ("train C training.sequence_length=5000", "the training text has"),
+    "text too short to divide": ("train C data.path=N/five.txt", "the text is too short"),
+    "text not in UTF-8": ("train C data.path=N/latin.txt", "not UTF-8 text: unexpected end of data at byte 3"),
+    "folder without text": ("train C data.path=N/folder", "the folder holds no files"),
+    "damaged gzip": ("train C data.path=N/bad.gz", "damaged or incomplete .gz file"),
+    "no data set": ("train C data.source=wikitext2 data.path=N/folder", "data.path=N/folder: cannot be loaded"),
+    "a sample prompt that is unknown": (
+        "train C logging.pictures=1 logging.sample_prompt=XY",
+        "logging.sample_prompt: ",
+    ),
+    "no CUDA": ("train C training.device=cuda", "device cuda: PyTorch finds none"),
+    "bf16 without CUDA": ("train C training.precision=bf16", "training.precision: bf16 needs a CUDA device"),
+    "evaluate without CUDA": ("evaluate R --device cuda", "device cuda: PyTorch finds none"),
+    "evaluate nothing": ("evaluate N/none", "there is no such folder"),
+    "evaluate a file": ("evaluate T", "is a file; give the folder of a run"),
+    "evaluate a folder": ("evaluate N", "neither a run (which holds last/) nor a checkpoint"),
+    "evaluate the training text": ("evaluate R --split train", "invalid choice: 'train'"),
+    "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
+    "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
+    "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),
+    "truncated checkpoint": ("evaluate N/truncated", "bytes instead of"),
+    "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
+    "incomplete checkpoint": ("inspect N/incomplete", "so it is incomplete"),
+    "resume a corrupt checkpoint": ("train C run.dir=N/resumed --resume", "its sha256 is not the one in manifest.json"),
+    "unknown characters": ("sample R --prompt XY", "'X', 'Y'; leave them out, or train with data.tokenizer=byte"),
+    "a prompt that is no text": ("sample R --prompt \udcff", "which is not a Unicode character"),
+    "missing prompt file": ("sample R --prompt @N/none", "--prompt: N/none: cannot be read: No such file"),
+    "prompt file is a folder": ("sample R --prompt @N", "cannot be read: Is a directory"),
+    "prompt file in latin-1": ("sample R --prompt @N/latin.txt", "is not UTF-8 at byte 3"),
+    "length": ("sample R --length 0", "'0' is not a whole number above 0"),
+    "length is no number": ("sample R --length 1e3", "'1e3' is not a whole number"),
+    "temperature": ("sample R --temperature -1", "is not a number from 0 on"),
+    "temperature is no number": ("sample R --temperature nan", "is not a number from 0 on"),
+    "top-k": ("sample R --top-k 0", "is not a whole number above 0"),
+    "top-p": ("sample R --top-p 1.1", "is not a number above 0 and up to 1"),
+    "seed": ("sample R --seed -1", "is not a whole number from 0"),
+    "num-samples": ("sample R --num-samples 0", "is not a whole number above 0"),
+    "overrides for a run": ("inspect R training.steps=1", "overrides apply to a configuration"),
+    "inspect a weights file": ("inspect R/last/model.safetensors", "is not UTF-8 text"),
+    "validate nothing": ("validate", "the following arguments are required: CONFIG"),
+    "validate a missing file": ("validate N/none.yaml", "cannot be read"),
+    "export without format": ("export R N/new.pt", "--format"),
+    "export to another format": ("export R N/new.pt --format onnx", "invalid choice: 'onnx'"),
+    "export over a file": ("export R T --format torch", "exists and is never overwritten"),
+    "export to no folder": ("export R N/none/new.pt --format torch", "there is no folder N/none; make it first"),
+}
+
+
+@pytest.fixture(scope="module")
+def nasty(prepared: Path) -> Path:
+    """A folder of things that commands must refuse."""
+    folder = prepared / "nasty"
+    folder.mkdir()
+    (folder / "folder").mkdir()
+    contents = {"empty": "", "one": "a", "five": "short", "latin": "caf\xe9"}
+    for name, text in contents.items():
+        (folder / f"{name}.txt").write_bytes(text.encode("latin-1"))
+    (folder / "bad.gz").write_bytes(b"\x1f\x8b not gzip at all")
+    for name in ("truncated", "corrupt", "incomplete", "resumed"):
+        shutil.copytree(prepared / "run", folder / name)
+    weights = folder / "truncated" / "last" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for name in ("corrupt", "resumed"):
+        weights = folder / name / "last" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    (folder / "incomplete" / "last" / "manifest.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(("command", "reason"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_exits_with_2_and_one_line_and_damages_nothing(
+    cli: Workplace, nasty: Path, command: str, reason: str
+) -> None:
+    if "cuda" in command + reason.lower() and torch.cuda.is_available():
+        pytest.skip("here that is good input")
+    places = {"C": cli.config, "R": cli.run, "T": cli.folder / "text.txt", "N": nasty}
+
+    def spelled_out(word: str) -> str:
+        """Replace the letter that stands for a place, where a path begins."""
+        return re.sub(r"(^|[=@])([CRTN])(?=/|$)", lambda match: f"{match[1]}{places[match[2]]}", word)
+
+    before = content_of(cli.folder)
+    words = command.split()
+    if words[:2] == ["train", "C"] and not any(word.startswith("run.dir=") or word == "--resume" for word in words):
+        words.append("run.dir=N/fresh")
+    code, out, err = cli(*map(spelled_out, words))
+    shutil.rmtree(nasty / "fresh", ignore_errors=True)
+
+    assert code == 2
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("rnnsparse")
+    assert reason.replace("N/", f"{nasty}/") in err
+    assert out == "" or command.startswith("train ")  # the banner
+    ignored = str(cli.folder / "cache")
+    after = {path: content for path, content in content_of(cli.folder).items() if not path.startswith(ignored)}
+    assert after == {path: content for path, content in before.items() if not path.startswith(ignored)}
+
+
+def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, tmp_path: Path) -> None:
+    lost = restore(cli.run, torch.device("cpu"))
+    for parameter in lost.model.parameters():
+        parameter.data.fill_(math.nan)
+    checkpoint.save(
+        tmp_path / "lost",
+        step=1,
+        model=lost.model,
+        tokenizer_json=lost.tokenizer.to_json(),
+        config_yaml=lost.config.to_yaml(),
+        training_state=None,
+    )
+    for command in ("evaluate", "sample"):
+        code, out, err = cli(command, tmp_path / "lost")
+        assert (code, out) == (1, "")
+        assert "predictions are not numbers" in err
+        assert len(err.splitlines()) == 1
+
+
+def test_a_run_that_diverges_exits_with_1_and_one_line(cli: Workplace, tmp_path: Path) -> None:
+    diverging = ["training.optimizer=sgd", "training.grad_clip=null", "sparsity.interval=100"]
+    where = f"run.dir={tmp_path / 'lost'}"
+    code, _, err = cli("train", cli.config, where, *diverging, "training.learning_rate=1e30")
+    assert code == 1
+    *progress, last = err.splitlines()
+    assert all(line.startswith("step ") for line in progress)
+    assert re.match(rf"rnnsparse: {tmp_path / 'lost'}: step \d: .*; there is no checkpoint yet$", last)
+
+
+# ---- real processes
+
+
+def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rnnsparse", *map(str, arguments)]
+    return subprocess.run(command, text=True, env=environment(), check=False, **options)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
+
+
+def test_an_interrupted_run_goes_on_with_exactly_the_command_that_it_prints(prepared: Path, tmp_path: Path) -> None:
+    config = tmp_path / "my config.yaml"
+    shutil.copy(prepared / "tiny.yaml", config)
+    settings = [
+        "training.steps=150",
+        "evaluation.interval=1000",
+        f"run.dir={tmp_path / 'my run'}",
+        'logging.sample_prompt="it\'s $HOME"',
+    ]
+    command = [sys.executable, "-m", "rnnsparse", "train", str(config), *settings]
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as run:
+        assert run.stderr is not None
+        for line in run.stderr:
+            lines.append(line)
+            if line.startswith("step 3/"):
+                run.send_signal(signal.SIGINT)
+    assert run.returncode == 130
+    told, printed = lines[-2:]
+    assert told.startswith("stopped after step ")
+    assert told.endswith(f"saved in {tmp_path / 'my run' / 'last'}; continue with\n")
+    assert "Traceback" not in "".join(lines)
+    assert 3 <= checkpoint.load(tmp_path / "my run").step < 150
+
+    resumed = subprocess.run(printed, shell=True, text=True, env=environment(), capture_output=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(resumed after step" in resumed.stdout
+    steps = [json.loads(line)["step"] for line in (tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 151))
+    assert shlex.split(printed)[-1] == "--resume"
+
+
+def limit(kind: int, size: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(kind, (size, size))
+
+
+def test_a_disk_that_fills_up_while_training_exits_with_1_and_one_line(prepared: Path, tmp_path: Path) -> None:
+    # Of all files, TensorBoard's grows beyond the limit first; a thread of its own writes it.
+    settings = ["logging.tensorboard=true", "training.steps=5000", "evaluation.interval=5000", "checkpoint.interval=4"]
+    result = process(
+        "train",
+        prepared / "tiny.yaml",
+        f"run.dir={tmp_path / 'full'}",
+        *settings,
+        capture_output=True,
+        preexec_fn=limit(resource.RLIMIT_FSIZE, 40_000),
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    *progress, last = result.stderr.splitlines()
+    assert all(line.startswith("step ") for line in progress)
+    assert last.startswith(f"rnnsparse: {tmp_path / 'full'}: File too large")
+    assert last.endswith("the last checkpoint is intact")
+    assert checkpoint.load(tmp_path / "full").step >= 1
+
+
+def test_output_that_cannot_be_written_exits_with_1_and_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = process("methods", stdout=full, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stderr) == (1, "rnnsparse: No space left on device\n")
+
+
+def test_a_reader_that_leaves_ends_the_output_quietly(prepared: Path) -> None:
+    command = f"{sys.executable} -m rnnsparse sample {prepared / 'run'} --length 20000 | head -c 3"
+    result = subprocess.run(
+        command, shell=True, capture_output=True, env=environment(PYTHONIOENCODING="ascii"), check=True
+    )
+    assert len(result.stdout) == 3
+    assert result.stderr == b""
+
+
+def test_a_model_beyond_memory_exits_with_1_and_one_line(prepared: Path) -> None:
+    result = process(
+        "inspect",
+        prepared / "tiny.yaml",
+        "model.hidden_size=10000000000",
+        capture_output=True,
+        preexec_fn=limit(resource.RLIMIT_AS, 8_000_000_000),
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("rnnsparse: out of memory; lower training.batch_size")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_answers_for_every_command_without_loading_torch() -> None:
+    code = (
+        "import sys; from rnnsparse.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for command in ("train", "evaluate", "sample", "inspect", "validate", "methods", "export"):
+        assert command in result.stdout

@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rnnsparse import yaml12
+from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, parse_config
+from rnnsparse.errors import UserError
+from rnnsparse.sparsity.method import METHODS
+from rnnsparse.training.assembly import choose_device, empty_model
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def config_of(text: str, *overrides: str) -> RunConfig:
+    return parse_config(yaml12.read(text) or {}, "c.yaml", overrides)
+
+
+def refusal(text: str, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        config_of(text, *overrides)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_an_empty_file_is_a_configuration_named_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text("# nothing\n")
+    config = load_config(path)
+    assert (config.run.name, config.run.dir, config.folder) == ("tiny", "checkpoints/tiny", Path("checkpoints/tiny"))
+    assert config.method.name == "static"
+    assert config.warnings == ()
+
+
+def test_the_name_decides_the_folder_unless_there_is_one() -> None:
+    assert config_of("run: {name: a}").folder == Path("checkpoints/a")
+    assert config_of("run: {name: a, dir: b/c}").folder == Path("b/c")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_without_warnings(path: Path) -> None:
+    config = load_config(path)
+    assert config.warnings == ()
+    empty_model(config, 256, choose_device("cpu"))
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert ROOT / "configs" / "quickstart.yaml" in SHIPPED
+
+
+# ---- values
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "key", "value"),
+    [
+        ("training: {learning_rate: 1e-3}", "training", "learning_rate", 0.001),
+        ("training: {learning_rate: 1}", "training", "learning_rate", 1.0),
+        ("training: {grad_clip: null}", "training", "grad_clip", None),
+        ("training: {grad_clip: }", "training", "grad_clip", None),
+        ("training: {betas: [0.5, 0.75]}", "training", "betas", (0.5, 0.75)),
+        ("model: {readout_dims: [256, 128]}", "model", "readout_dims", (256, 128)),
+        ("model: {readout_dims: []}", "model", "readout_dims", ()),
+        ("run: {seed: 9223372036854775807}", "run", "seed", 2**63 - 1),
+        ("run: {name: null}", "run", "name", "run"),
+        ("run: {name: no}", "run", "name", "no"),
+        ("logging: {pictures: null}", "logging", "pictures", None),
+        ("evaluation: {symbols: 2}", "evaluation", "symbols", 2),
+        ("data: {source: text, path: ä b.txt}", "data", "path", "ä b.txt"),
+        ("sparsity: {sparsity: 0}", "budget", "sparsity", 0.0),
+        ("sparsity: {dense: [embedding, 'rnn.*']}", "budget", "dense", ("embedding", "rnn.*")),
+        ("sparsity: {overrides: {rnn.0.recurrent.n: 1}}", "budget", "overrides", {"rnn.0.recurrent.n": 1.0}),
+        ("sparsity: {method: rigl, interval: 7}", "method", "interval", 7),
+        ("sparsity: {method: snfs, momentum: 0.5}", "method", "momentum", 0.5),
+    ],
+)
+def test_values_arrive_with_their_type(text: str, section: str, key: str, value: Any) -> None:
+    found = getattr(getattr(config_of(text), section), key)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_may_be_empty(section: str) -> None:
+    assert config_of(f"{section}:") == config_of("")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "trainig: {steps: 1}",
+            r"c\.yaml: trainig: unknown section \(did you mean 'training'\?\); there are run, data",
+        ),
+        ("null: {steps: 1}", r"c\.yaml: null: unknown section; there are run"),
+        ("training: 5", r"c\.yaml: training: must hold keys, such as `steps: \.\.\.`, but is 5"),
+        ("training: [steps]", r'training: must hold keys, .* but is \["steps"\]'),
+        ("steps", "its top level must be sections"),
+        ("[training]", "its top level must be sections"),
+        ("5", "its top level must be sections"),
+        (
+            "training: {stepz: 1}",
+            r"training\.stepz: unknown key \(did you mean 'steps'\?\); there are steps, batch_size",
+        ),
+        ("run: {sed: 1}", r"run\.sed: unknown key \(did you mean 'seed'\?\)"),
+        ("data: {sorce: text}", r"data\.sorce: unknown key \(did you mean 'source'\?\)"),
+        ("model: {hiden_size: 1}", r"model\.hiden_size: unknown key \(did you mean 'hidden_size'\?\)"),
+        ("evaluation: {lane: 1}", r"evaluation\.lane: unknown key \(did you mean 'lanes'\?\)"),
+        ("logging: {picture: 1}", r"logging\.picture: unknown key \(did you mean 'pictures'\?\)"),
+        ("checkpoint: {intervall: 1}", r"checkpoint\.intervall: unknown key \(did you mean 'interval'\?\)"),
+        (
+            "sparsity: {spasity: 0.5}",
+            r"sparsity\.spasity: unknown key \(did you mean 'sparsity'\?\); method static has",
+        ),
+        ("sparsity: {method: rigl, drop_fracton: 1}", r"sparsity\.drop_fracton: .* \(did you mean 'drop_fraction'\?\)"),
+        ("training: {zzzz: 1}", r"training\.zzzz: unknown key; there are"),
+        (
+            "sparsity: {method: riggl}",
+            r"sparsity\.method: no method is called 'riggl' \(did you mean 'rigl'\?\); there are",
+        ),
+        ("sparsity: {method: null}", r"sparsity\.method: null is not the name of a method; there are dense"),
+        ("sparsity: {method: 5}", r"sparsity\.method: 5 is not the name"),
+        ("sparsity: {method: [rigl]}", r'sparsity\.method: \["rigl"\] is not the name'),
+        ("training: {steps: '5'}", r'training\.steps: "5": input should be a valid integer \(optimizer steps'),
+        ("training: {steps: 1.5}", r"training\.steps: 1\.5: .*integer"),
+        ("training: {steps: 1e3}", r"training\.steps: 1000\.0: .*integer"),
+        ("training: {steps: true}", r"training\.steps: true: .*integer"),
+        ("training: {steps: null}", r"training\.steps: null: .*integer"),
+        ("training: {steps: [5]}", r"training\.steps: \[5\]: .*integer"),
+        ("training: {steps: 0}", r"training\.steps: 0: input should be greater than or equal to 1"),
+        ("training: {learning_rate: '1e-3'}", r'training\.learning_rate: "1e-3": .*number'),
+        ("training: {learning_rate: true}", r"training\.learning_rate: true: .*number"),
+        ("training: {learning_rate: 0}", r"training\.learning_rate: 0: .*greater than 0"),
+        ("training: {learning_rate: 1e999}", r"training\.learning_rate: Infinity: .*finite"),
+        ("training: {learning_rate: !!float nan}", r"training\.learning_rate: NaN: .*finite"),
+        ("training: {learning_rate: .inf}", r'training\.learning_rate: "\.inf": .*number'),
+        ("training: {lr_schedule: step}", r"training\.lr_schedule: \"step\": .*'constant' or 'cosine'"),
+        ("training: {grad_clip: -1}", r"training\.grad_clip: -1: .*greater than 0"),
+        ("training: {betas: [0.9]}", r"training\.betas\.1: \[0\.9\]: field required"),
+        ("training: {betas: [0.9, 1]}", r"training\.betas\.1: 1: .*less than 1"),
+        ("training: {betas: [0.9, 0.9, 0.9]}", r"training\.betas: .*at most 2"),
+        ("training: {weight_decay: -1e-5}", r"training\.weight_decay: -1e-05"),
+        ("logging: {tensorboard: yes}", r'logging\.tensorboard: "yes": .*boolean'),
+        ("logging: {tensorboard: 1}", r"logging\.tensorboard: 1: .*boolean"),
+        ("logging: {sample_prompt: 5}", r"logging\.sample_prompt: 5: .*string"),
+        ("model: {cell: rnn}", r"model\.cell: \"rnn\": .*'lstm' or 'gru'"),
+        ("model: {dropout: 1}", r"model\.dropout: 1: .*less than 1"),
+        ("model: {readout_dims: [8, 0]}", r"model\.readout_dims\.1: 0: .*greater than 0"),
+        ("model: {readout_dims: 8}", r"model\.readout_dims: 8: .*array"),
+        ("model: {tie_embeddings: true}", r"c\.yaml: model\.tie_embeddings: .*hidden_size \(256\) must equal"),
+        ("data: {source: text}", r"c\.yaml: data\.path: missing"),
+        ("data: {path: x}", r"c\.yaml: data\.path=x: data\.source=python_docs reads no files"),
+        ("data: {source: wikitext}", r"data\.source: \"wikitext\": .*'wikitext103', 'wikitext2'"),
+        ("run: {seed: -1}", r"run\.seed: -1: .*greater than or equal to 0"),
+        ("run: {seed: 9223372036854775808}", r"run\.seed: 9223372036854775808: .*less than"),
+        ("run: {name: 5}", r"run\.name: 5: .*string"),
+        ("evaluation: {symbols: 1}", r"evaluation\.symbols: 1: .*greater than or equal to 2"),
+        ("checkpoint: {interval: 0}", r"checkpoint\.interval: 0"),
+        ("sparsity: {sparsity: 1}", r"sparsity\.sparsity: 1: .*less than 1"),
+        ("sparsity: {sparsity: 75%}", r'sparsity\.sparsity: "75%": .*number'),
+        ("sparsity: {dense: embedding}", r"sparsity\.dense: \"embedding\": .*array"),
+        ("sparsity: {dense: [5]}", r"sparsity\.dense\.0: 5: .*string"),
+        ("sparsity: {overrides: [embedding]}", r"sparsity\.overrides: .*object"),
+        ("sparsity: {overrides: {embedding: 1.1}}", r"sparsity\.overrides\.embedding: 1\.1: .*less than or equal to 1"),
+        ("sparsity: {overrides: {embedding: null}}", r"sparsity\.overrides\.embedding: null"),
+        ("sparsity: {method: rigl, interval: 0}", r"sparsity\.interval: 0"),
+        ("sparsity: {method: rigl, skip_optimizer_step: 1}", r"sparsity\.skip_optimizer_step: 1: .*boolean"),
+        ("training: {steps: " + "[" * 300 + "]" * 300 + "}", r"training\.steps: "),
+    ],
+)
+def test_a_wrong_section_key_type_or_value_is_refused_with_the_full_key(text: str, reason: str) -> None:
+    message = refusal(text)
+    assert message.startswith("c.yaml: ")
+    assert re.search(reason, message), message
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_an_unknown_key_is_refused_in_every_section(section: str) -> None:
+    assert f"{section}.colour: unknown key" in refusal(f"{section}: {{colour: red}}")
+
+
+def test_a_long_value_is_shortened_in_the_error() -> None:
+    assert len(refusal(f"training: {{steps: {'x' * 10_000}}}")) < 250
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_a_configuration_with_its_own_fields(name: str) -> None:
+    config = config_of(f"sparsity: {{method: {name}}}")
+    assert type(config.method) is METHODS[name]
+    written = config.to_dict()["sparsity"]
+    assert written["method"] == name
+    assert {field for field, _, _ in describe_fields(METHODS[name])} <= set(written)
+
+
+def test_every_setting_has_a_help_text() -> None:
+    for cls in [*SECTIONS.values(), *METHODS.values()]:
+        for name, _, help_text in describe_fields(cls):
+            assert help_text, f"{cls.__name__}.{name}"
+
+
+def test_fields_of_other_methods_only_warn_so_that_one_file_serves_all() -> None:
+    config = config_of("sparsity: {method: static, interval: 10, momentum: 0.5, sparsity: 0.5}")
+    assert config.warnings == (
+        "sparsity.interval has no effect with method static",
+        "sparsity.momentum has no effect with method static",
+    )
+    assert config_of("sparsity: {method: snfs, interval: 10, momentum: 0.5}").warnings == ()
+
+
+def test_settings_without_effect_warn() -> None:
+    assert config_of("model: {dropout: 0.5}").warnings == (
+        "model.dropout has no effect with one layer: it acts between recurrent layers",
+    )
+    assert config_of("model: {dropout: 0.5, num_layers: 2}").warnings == ()
+    assert config_of("sparsity: {method: dense, sparsity: 0.5}").warnings == (
+        "sparsity.sparsity has no effect with method dense",
+    )
+
+
+# ---- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.steps=7", "training", "steps", 7),
+        ("training.learning_rate=1e-3", "training", "learning_rate", 0.001),
+        ("training.grad_clip=null", "training", "grad_clip", None),
+        ("training.grad_clip=", "training", "grad_clip", None),
+        ("training.betas=[0.5, 0.5]", "training", "betas", (0.5, 0.5)),
+        ("run.name=a=b", "run", "name", "a=b"),
+        ("run.name=no", "run", "name", "no"),
+        ('run.name="5"', "run", "name", "5"),
+        ("sparsity.method=set", "method", "name", "set"),
+        ("sparsity.overrides.rnn.0.recurrent.n=0.5", "budget", "overrides", {"rnn.0.recurrent.n": 0.5, "output": 0.25}),
+        ("sparsity.overrides.output=0.5", "budget", "overrides", {"output": 0.5}),
+        ("sparsity.overrides.rnn.*.input=0.5", "budget", "overrides", {"rnn.*.input": 0.5, "output": 0.25}),
+        ("sparsity.overrides={}", "budget", "overrides", {}),
+        ("sparsity.dense=[embedding]", "budget", "dense", ("embedding",)),
+    ],
+)
+def test_an_override_replaces_one_value(override: str, section: str, key: str, value: Any) -> None:
+    text = "training: {steps: 5, grad_clip: 1}\nsparsity: {method: rigl, overrides: {output: 0.25}}"
+    config = config_of(text, override)
+    assert getattr(getattr(config, section), key) == value
+    if section != "training":
+        assert config.training.steps == 5
+
+
+def test_overrides_also_reach_sections_that_the_file_leaves_out_or_empty() -> None:
+    assert config_of("", "training.steps=3").training.steps == 3
+    assert config_of("sparsity:", "sparsity.overrides.output=0.5").budget.overrides == {"output": 0.5}
+
+
+def test_the_last_override_wins_and_the_data_given_stays_as_it_was() -> None:
+    data = {"sparsity": {"overrides": {"output": 0.25}}, "training": {"steps": 1}}
+    overrides = ["training.steps=2", "training.steps=3", "sparsity.overrides.embedding=0.5"]
+    config = parse_config(data, "c.yaml", overrides)
+    assert config.training.steps == 3
+    assert config.budget.overrides == {"output": 0.25, "embedding": 0.5}
+    assert data == {"sparsity": {"overrides": {"output": 0.25}}, "training": {"steps": 1}}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("steps=5", "an override looks like training.steps=1000"),
+        ("training.steps", "an override looks like"),
+        ("training=5", "an override looks like"),
+        ("training.=5", "an override looks like"),
+        ("=5", "an override looks like"),
+        ("", "an override looks like"),
+        ("trainin.steps=5", r"trainin\.steps=5: unknown section 'trainin' \(did you mean 'training'\?\)"),
+        ("training.stepz=5", r"training\.stepz: unknown key \(did you mean 'steps'\?\)"),
+        ("training.steps.x=5", r"training\.steps\.x: unknown key"),
+        ("training.steps=five", r'training\.steps: "five"'),
+        ("training.steps=[", "the value is not YAML: line 1"),
+        ("training.steps={a: 1, a: 2}", "appears twice"),
+        ("training.steps=&a [*a]", "aliases"),
+        ("training.steps=\udcff", "the value is not YAML"),
+        ("sparsity.overrides.output=x", r'sparsity\.overrides\.output: "x"'),
+        ("sparsity.overrides=5", r"sparsity\.overrides: 5: .*object"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(override: str, reason: str) -> None:
+    assert re.search(reason, refusal("training: {steps: 5}", override))
+
+
+# ---- files
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a: \xff", "is not UTF-8 text; a configuration is a YAML file"),
+        (b"a: \x00", "special characters are not allowed"),
+        (b"training: {steps: 1\n", "line 2, column 1"),
+        (b"training: {steps: 1}\ntraining: {steps: 2}\n", "line 2, column 1: key 'training' appears twice"),
+        (b"training: {steps: 1, steps: 2}\n", "line 1, column 22: key 'steps' appears twice"),
+        (b"a: &a [x]\nb: [*a, *a]\n", r"line 2, column 5: aliases \(\*name\) are not supported"),
+        (b"training: " + b"[" * 20_000, "nested too deeply"),
+        (b"training: !!python/object/apply:os.system [echo]\n", "could not determine a constructor"),
+        (b"PK\x03\x04", "special characters are not allowed"),
+        (b"once upon a time", "is not a configuration"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file or directory; name a YAML file"):
+        load_config(tmp_path / "nothing.yaml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xef\xbb\xbftraining:\r\n  steps: 5\r\n")
+    assert load_config(path).training.steps == 5
+
+
+# ---- writing
+
+
+def test_the_resolved_configuration_has_every_setting_and_no_tags() -> None:
+    config = config_of("training: {learning_rate: 5e-5}")
+    text = config.to_yaml()
+    assert "!!" not in text
+    written = yaml12.read(text)
+    assert list(written) == list(SECTIONS)
+    for section, cls in SECTIONS.items():
+        assert {field.name for field in dataclasses.fields(cls)} <= set(written[section])
+
+
+WORD = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
+POSITIVE = st.floats(1e-12, 1e6)
+UNIT = st.floats(0, 1)
+CONFIGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "run": st.fixed_dictionaries({}, optional={"name": WORD, "dir": WORD, "seed": st.integers(0, 2**63 - 1)}),
+        "data": st.fixed_dictionaries({"source": st.just("text"), "path": WORD.filter(bool)}, optional={"cache": WORD}),
+        "model": st.fixed_dictionaries(
+            {},
+            optional={
+                "cell": st.sampled_from(["lstm", "gru"]),
+                "readout_dims": st.lists(st.integers(1, 999), max_size=3),
+                "dropout": st.floats(0, 0.99),
+            },
+        ),
+        "sparsity": st.fixed_dictionaries(
+            {"method": st.sampled_from(sorted(METHODS))},
+            optional={
+                "sparsity": st.floats(0, 0.999),
+                "dense": st.lists(WORD, max_size=2),
+                "overrides": st.dictionaries(WORD, UNIT, max_size=3),
+                "interval": st.integers(1, 999),
+                "drop_fraction": UNIT,
+                "momentum": st.floats(0, 0.99),
+            },
+        ),
+        "training": st.fixed_dictionaries(
+            {},
+            optional={
+                "learning_rate": POSITIVE,
+                "epsilon": POSITIVE,
+                "betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)).map(list),
+                "grad_clip": st.none() | POSITIVE,
+            },
+        ),
+        "logging": st.fixed_dictionaries({}, optional={"sample_prompt": WORD, "tensorboard": st.booleans()}),
+    },
+)
+
+
+@given(CONFIGS)
+def test_a_written_configuration_is_read_as_an_equal_one(data: dict[str, Any]) -> None:
+    config = parse_config(data, "c.yaml", name="run")
+    again = parse_config(yaml12.read(config.to_yaml()), "config.yaml", name="other")
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from rnnsparse.config import parse_config
+from rnnsparse.training.assembly import new_model
+from rnnsparse.training.inspection import inspect, table
+
+KEYS = {
+    "blocks",
+    "connections",
+    "positions",
+    "sparsity",
+    "parameters",
+    "flops_per_character",
+    "dense_flops_per_character",
+    "training_flops",
+    "training_flops_vs_dense",
+    "memory_bytes",
+}
+
+
+def report_of(*overrides: str, vocab_size: int = 10) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "model": {"embedding_dim": 4, "hidden_size": 6},
+        "sparsity": {"sparsity": 0.5},
+        "training": {"steps": 10, "batch_size": 2, "sequence_length": 5},
+    }
+    config = parse_config(data, "c.yaml", overrides)
+    model, budgets = new_model(config, vocab_size, torch.device("cpu"))
+    return inspect(config, model, budgets)
+
+
+def test_blocks_are_listed_from_input_to_output_with_their_shapes() -> None:
+    report = report_of("model.cell=lstm", "model.num_layers=2", "model.readout_dims=[3]")
+    assert set(report) == KEYS
+    gates = [f"rnn.{i}.{side}.{gate}" for i, side, gate in itertools.product((0, 1), ("input", "recurrent"), "ifgo")]
+    assert [block["name"] for block in report["blocks"]] == ["embedding", *gates, "readout.0", "output"]
+    shapes = {block["name"]: (block["rows"], block["cols"]) for block in report["blocks"]}
+    assert shapes["embedding"] == (10, 4)
+    assert shapes["rnn.0.input.f"] == (6, 4)
+    assert shapes["rnn.1.input.f"] == (6, 6)
+    assert shapes["readout.0"] == (3, 6)
+    assert shapes["output"] == (10, 3)
+    for block in report["blocks"]:
+        assert set(block) == {"name", "rows", "cols", "connections", "density"}
+        assert block["density"] == block["connections"] / (block["rows"] * block["cols"])
+
+
+def test_totals_are_the_sums_of_the_blocks_and_meet_the_sparsity_exactly() -> None:
+    report = report_of()
+    assert report["positions"] == 10 * 4 + 3 * 6 * 4 + 3 * 6 * 6 + 10 * 6 == 280
+    assert report["connections"] == sum(block["connections"] for block in report["blocks"]) == 140
+    assert report["sparsity"] == 0.5
+    assert report["parameters"] == 140 + 2 * 18 + 10
+
+
+def test_blocks_that_are_dense_by_name_are_listed_but_not_counted() -> None:
+    report = report_of("sparsity.dense=[embedding, output]")
+    assert report["positions"] == 180
+    assert report["connections"] == 90
+    densities = {block["name"]: block["density"] for block in report["blocks"]}
+    assert densities["embedding"] == densities["output"] == 1
+    assert report["parameters"] == 90 + 40 + 60 + 2 * 18 + 10
+
+
+def test_with_everything_dense_by_name_nothing_is_counted() -> None:
+    report = report_of('sparsity.dense=["*"]')
+    assert (report["connections"], report["positions"], report["sparsity"]) == (0, 0, 0)
+    assert report["training_flops_vs_dense"] == 1
+
+
+def test_a_dense_method_has_every_connection_and_costs_what_dense_costs() -> None:
+    report = report_of("sparsity.method=dense")
+    assert report["connections"] == report["positions"]
+    assert report["sparsity"] == 0
+    assert report["flops_per_character"] == report["dense_flops_per_character"]
+    assert report["training_flops_vs_dense"] == 1
+
+
+def test_a_tied_output_costs_flops_but_has_no_block_of_its_own() -> None:
+    report = report_of("model.embedding_dim=6", "model.tie_embeddings=true")
+    assert "output" not in [block["name"] for block in report["blocks"]]
+    assert report["dense_flops_per_character"] == 2 * (18 * 6 + 18 * 6 + 10 * 6)
+
+
+def test_flops_follow_the_connections() -> None:
+    report = report_of("sparsity.method=static")
+    connections = {block["name"]: block["connections"] for block in report["blocks"]}
+    multiplied = sum(count for name, count in connections.items() if name != "embedding")
+    assert report["flops_per_character"] == 2 * multiplied
+    assert report["dense_flops_per_character"] == 2 * 240
+    assert report["training_flops"] == 3 * 2 * multiplied * 10 * 2 * 5
+    assert report_of("training.accumulate=3")["training_flops"] == 3 * report["training_flops"]
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity", "ratio", "tolerance"),
+    [
+        ("rigl", 0.75, 0.2525, 5e-5),
+        ("rigl", 0.9, 0.103, 5e-4),
+        ("snfs", 0.75, 0.5, 5e-5),
+        ("snfs", 0.9, 0.4, 5e-5),
+        ("set", 0.75, 0.25, 5e-5),
+        ("static", 0.9, 0.1, 5e-5),
+    ],
+)
+def test_training_flops_against_dense_are_those_of_the_papers(
+    method: str, sparsity: float, ratio: float, tolerance: float
+) -> None:
+    overrides = [f"sparsity.method={method}", f"sparsity.sparsity={sparsity}", "sparsity.distribution=uniform"]
+    report = report_of(*overrides, "model.hidden_size=40", "model.embedding_dim=40", vocab_size=100)
+    assert report["training_flops_vs_dense"] == pytest.approx(ratio, abs=tolerance)
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adam", 2), ("adamw", 2), ("sgd", 1)])
+def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None:
+    memory = report_of(f"training.optimizer={optimizer}")["memory_bytes"]
+    assert memory == {
+        "parameters": 186 * 4,
+        "indices": 140 * 8,
+        "optimizer": 186 * 4 * moments,
+        "dense_gradients": 0,
+    }
+
+
+def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
+    assert report_of("training.precision=fp64")["memory_bytes"]["parameters"] == 186 * 8
+    assert report_of("sparsity.method=rigl")["memory_bytes"]["dense_gradients"] == 280 * 4
+
+
+def test_half_precision_is_inspected_on_any_machine() -> None:
+    assert report_of("training.precision=bf16") == report_of()
+
+
+def test_the_table_has_a_line_per_block_and_the_totals() -> None:
+    lines = table(report_of())
+    assert lines[0].split() == ["block", "shape", "connections", "density"]
+    assert lines[1].split()[:4] == ["embedding", "10", "x", "4"]
+    assert [line.split()[0] for line in lines[1:9]] == [block["name"] for block in report_of()["blocks"]]
+    assert lines[9].startswith("connections 140 of 280 positions (sparsity 0.5000); 186 parameters")
+    assert lines[10].startswith("FLOPs per character ")
+    assert lines[11].startswith("memory ")
+    assert len(lines) == 12

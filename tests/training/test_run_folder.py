@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rnnsparse import yaml12
+from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.errors import UserError
+from rnnsparse.training import checkpoint, run_folder
+from rnnsparse.training.assembly import new_model
+
+
+def config_in(folder: Path, *overrides: str) -> RunConfig:
+    data: dict[str, Any] = {
+        "run": {"dir": str(folder)},
+        "model": {"embedding_dim": 4, "hidden_size": 4},
+        "sparsity": {"method": "rigl", "sparsity": 0.5, "overrides": {"output": 0.25}},
+        "training": {"steps": 8},
+    }
+    return parse_config(data, "c.yaml", overrides)
+
+
+def saved_run(folder: Path, *overrides: str) -> RunConfig:
+    config = config_in(folder, *overrides)
+    model, _ = new_model(config, 5, torch.device("cpu"))
+    checkpoint.save(
+        folder / "last",
+        step=3,
+        model=model,
+        tokenizer_json="{}",
+        config_yaml=config.to_yaml(),
+        training_state={"step": 3},
+    )
+    return config
+
+
+# ---- claiming
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_missing_or_empty_folder_may_be_claimed_and_stays_as_it_is(tmp_path: Path, exists: bool) -> None:
+    folder = tmp_path / "run"
+    if exists:
+        folder.mkdir()
+    run_folder.claim(folder)
+    assert folder.exists() is exists
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    saved_run(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"run\.dir exists already and nothing is overwritten; continue it with --resume"
+    ):
+        run_folder.claim(tmp_path / "run")
+
+
+def test_what_holds_no_checkpoint_is_refused_without_promising_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no checkpoint to continue from, so remove it, or choose another") as error:
+        run_folder.claim(tmp_path / "run")
+    assert "--resume" not in str(error.value)
+    with pytest.raises(UserError, match="exists already"):
+        run_folder.claim(tmp_path / "run" / "thesis.tex")
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "file/run"])
+def test_a_place_that_cannot_be_a_folder_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("a file")
+    folder = tmp_path / place
+    for use in (run_folder.claim, run_folder.make):
+        if use is run_folder.claim and place == "file/run":
+            continue  # a file in the place of a parent shows itself when the folder is made
+        with pytest.raises(UserError, match=r"run\.dir cannot be a folder for this run: .*; choose another") as error:
+            use(folder)
+        assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
+    run_folder.make(tmp_path / "a" / "b")
+    run_folder.make(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+# ---- going on
+
+
+def test_the_last_checkpoint_is_opened_for_the_same_settings(tmp_path: Path) -> None:
+    config = saved_run(tmp_path / "run")
+    saved = run_folder.last_checkpoint(config)
+    assert saved.step == 3
+    assert saved.training_state() == {"step": 3}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "logging.interval=7",
+        "logging.tensorboard=false",
+        "checkpoint.interval=7",
+        "training.device=cpu",
+        "training.threads=3",
+        "training.early_stopping=3",
+        "data.cache=elsewhere",
+        "run.name=other",
+    ],
+)
+def test_where_and_how_fast_may_change(tmp_path: Path, override: str) -> None:
+    saved_run(tmp_path / "run")
+    assert run_folder.last_checkpoint(config_in(tmp_path / "run", override)).step == 3
+
+
+def test_a_run_may_be_moved(tmp_path: Path) -> None:
+    saved_run(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert run_folder.last_checkpoint(config_in(tmp_path / "moved")).step == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("run.seed=5", "run.seed: the run to resume has 0, not 5"),
+        ("data.source=wikitext2", "data.source: the run to resume has 'python_docs', not 'wikitext2'"),
+        ("data.tokenizer=char", "data.tokenizer: the run to resume has 'byte', not 'char'"),
+        ("model.cell=lstm", "model.cell: the run to resume has 'gru', not 'lstm'"),
+        ("model.hidden_size=5", "model.hidden_size: the run to resume has 4, not 5"),
+        ("model.readout_dims=[3]", "model.readout_dims: the run to resume has [], not [3]"),
+        ("sparsity.method=set", "sparsity.method: the run to resume has 'rigl', not 'set'"),
+        ("sparsity.method=dense", "sparsity.method: the run to resume has 'rigl', not 'dense'"),
+        ("sparsity.sparsity=0.6", "sparsity.sparsity: the run to resume has 0.5, not 0.6"),
+        ("sparsity.overrides.output=0.5", "sparsity.overrides: the run to resume has {'output': 0.25}, not"),
+        ("sparsity.interval=5", "sparsity.interval: the run to resume has 100, not 5"),
+        ("training.steps=9", "training.steps: the run to resume has 8, not 9"),
+        ("training.learning_rate=1", "training.learning_rate: the run to resume has 0.002, not 1.0"),
+        ("training.accumulate=2", "training.accumulate: the run to resume has 1, not 2"),
+        ("evaluation.interval=5", "evaluation.interval: the run to resume has 500, not 5"),
+    ],
+)
+def test_another_number_would_be_another_run(tmp_path: Path, override: str, complaint: str) -> None:
+    saved_run(tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        run_folder.last_checkpoint(config_in(tmp_path / "run", override))
+    assert str(error.value).startswith(f"{tmp_path / 'run'}: {complaint}")
+    assert "\n" not in str(error.value)
+
+
+def test_no_run_and_a_run_without_checkpoint_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run\.dir holds no run to resume; train without --resume to start it"):
+        run_folder.last_checkpoint(config_in(tmp_path / "run"))
+    config = config_in(tmp_path / "run")
+    run_folder.make(config.folder)
+    run_folder.describe(config, torch.device("cpu"))
+    with pytest.raises(UserError, match="there is no such folder"):
+        run_folder.last_checkpoint(config)
+
+
+@pytest.mark.parametrize("content", ["run: {seed: 0, wings: 2}", "5", "training: {steps: many}"])
+def test_a_checkpoint_with_another_programs_settings_is_refused(tmp_path: Path, content: str) -> None:
+    config = config_in(tmp_path / "run")
+    model, _ = new_model(config, 5, torch.device("cpu"))
+    state: dict[str, Any] = {"step": 3}
+    checkpoint.save(
+        tmp_path / "run" / "last", step=3, model=model, tokenizer_json="{}", config_yaml=content, training_state=state
+    )
+    with pytest.raises(UserError, match=r"config\.yaml: ") as error:
+        run_folder.last_checkpoint(config)
+    assert "\n" not in str(error.value)
+
+
+# ---- the small files
+
+
+def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Path) -> None:
+    config = config_in(tmp_path / "run")
+    run_folder.make(config.folder)
+    run_folder.describe(config, torch.device("cpu"))
+    assert sorted(os.listdir(config.folder)) == ["config.yaml", "environment.json"]
+    written = (config.folder / "config.yaml").read_text(encoding="utf-8")
+    assert parse_config(yaml12.read(written), "config.yaml") == config
+    environment = yaml12.read((config.folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert environment["device"] == "cpu"
+    assert {"rnnsparse", "python", "numpy", "platform", "processor", "threads"} < set(environment)
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    run_folder.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        run_folder.write_json(path, {"a": object()})
+    assert yaml12.read(path.read_text()) == {"a": 1}
+    run_folder.write_json(path, {"a": None, "b": 0.5})
+    assert yaml12.read(path.read_text()) == {"a": None, "b": 0.5}
+    assert os.listdir(tmp_path) == ["summary.json"]

@@ -1,0 +1,606 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.data.batches import Lanes
+from rnnsparse.data.corpus import load_corpus
+from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.evaluation import evaluate
+from rnnsparse.sparsity.method import METHODS
+from rnnsparse.training import checkpoint, manifest
+from rnnsparse.training.assembly import new_model, restore
+from rnnsparse.training.inspection import inspect
+from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
+STEPS = 7
+# Updates at steps 2, 4 and 6; two layers, so that dropout draws numbers; two micro-batches per step.
+TINY: dict[str, dict[str, Any]] = {
+    "data": {"source": "text", "tokenizer": "char"},
+    "model": {"embedding_dim": 4, "hidden_size": 6, "num_layers": 2, "dropout": 0.3},
+    "sparsity": {"method": "rigl", "sparsity": 0.5, "interval": 2, "drop_fraction": 0.5, "stop": 1.0},
+    "training": {"steps": STEPS, "batch_size": 3, "sequence_length": 5, "accumulate": 2, "learning_rate": 1e-2},
+    "evaluation": {"interval": 3, "lanes": 2, "priming": 4, "symbols": 60},
+    "logging": {"interval": 1, "tensorboard": False, "pictures": None},
+}
+SUMMARY_KEYS = {
+    "bits_per_character",
+    "bits_per_byte",
+    "best_bits_per_character",
+    "steps",
+    "characters_seen",
+    "connections",
+    "positions",
+    "sparsity",
+    "training_flops",
+    "training_flops_vs_dense",
+    "seconds",
+    "characters_per_second",
+    "peak_memory_bytes",
+    "method",
+    "seed",
+}
+TIMES = {"seconds", "timed_seconds", "characters_per_second", "validation_seconds", "peak_memory_bytes"}
+
+
+def config_in(tmp_path: Path, run: str = "run", *overrides: str) -> RunConfig:
+    if not (tmp_path / "text.txt").exists():
+        (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = TINY | {"run": {"dir": str(tmp_path / run)}}
+    data["data"] = TINY["data"] | {"path": str(tmp_path / "text.txt"), "cache": str(tmp_path / "cache")}
+    return parse_config(data, "c.yaml", overrides)
+
+
+def trained(config: RunConfig, *, resume: bool = False, stream: io.StringIO | None = None) -> dict[str, Any]:
+    return Trainer(config, resume=resume, stream=stream or io.StringIO()).train()
+
+
+class AfterStep(io.StringIO):
+    """Progress that does something when it reads that a step is done, before that step is evaluated or saved."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        super().__init__()
+        self.start, self.action = f"step {step}/", action
+
+    def write(self, text: str) -> int:
+        if text.startswith(self.start):
+            self.action()
+        return super().write(text)
+
+
+def stop_after(step: int) -> AfterStep:
+    """Ask for a stop, as Ctrl-C does, while `step` is under way."""
+    return AfterStep(step, lambda: signal.raise_signal(signal.SIGINT))
+
+
+class Killed(Exception):
+    """The process is gone; nothing more is saved."""
+
+
+def kill_after(step: int) -> AfterStep:
+    def kill() -> None:
+        raise Killed
+
+    return AfterStep(step, kill)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: without_times(value) for key, value in data.items() if key not in TIMES}
+    return [without_times(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def bits(data: Any) -> Any:
+    """Plain data that is equal exactly if all tensors in `data` have the same bytes."""
+    if isinstance(data, Tensor):
+        return (
+            str(data.dtype),
+            tuple(data.shape),
+            data.contiguous().view(torch.uint8).tolist() if data.dim() else data.item(),
+        )
+    if isinstance(data, dict):
+        return {key: bits(value) for key, value in data.items()}
+    return [bits(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def traces(folder: Path) -> dict[str, Any]:
+    """All that a run leaves behind, but for times."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "last": (folder / "last" / "model.safetensors").read_bytes(),
+        "best": (folder / "best" / "model.safetensors").read_bytes(),
+        "state": bits(without_times(checkpoint.load(folder / "last").training_state())),
+        "metrics": without_times(metrics(folder)),
+        "summary": without_times(summary),
+    }
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in expected:
+        assert found[name] == expected[name], name
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- determinism
+
+
+def test_the_same_configuration_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        trained(config_in(tmp_path, run))
+    assert_same(traces(tmp_path / "a"), traces(tmp_path / "b"))
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "a"))
+    trained(config_in(tmp_path, "b", "run.seed=1"))
+    assert traces(tmp_path / "a")["last"] != traces(tmp_path / "b")["last"]
+
+
+def test_what_a_run_tells_changes_nothing_that_it_computes(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "a"))
+    loud = ["logging.tensorboard=true", "logging.pictures=2", "logging.sample_length=5", "checkpoint.interval=2"]
+    trained(config_in(tmp_path, "b", *loud, 'logging.sample_prompt=""', "logging.interval=3"))
+    a, b = traces(tmp_path / "a"), traces(tmp_path / "b")
+    assert (a["last"], a["state"], a["summary"]) == (b["last"], b["state"], b["summary"])
+
+
+# Without a wish, execution is sparse on a CPU for all methods that allow it.
+STOPPED = [(method, "gru", "adam", "gate", "auto") for method in sorted(METHODS)]
+STOPPED += [(method, "lstm", "sgd", "cell", "masked") for method in sorted(METHODS)]
+STOPPED += [("rigl", "lstm", "adamw", "matrix", "auto"), ("rigl", "gru", "adam", "gate", "masked")]
+
+
+@pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution"), STOPPED)
+def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
+    tmp_path: Path, method: str, cell: str, optimizer: str, granularity: str, execution: str
+) -> None:
+    settings = [f"sparsity.method={method}", f"model.cell={cell}", f"training.optimizer={optimizer}"]
+    settings += [f"sparsity.granularity={granularity}", f"model.execution={execution}"]
+    trained(config_in(tmp_path, "undisturbed", *settings))
+    config = config_in(tmp_path, "stopped", *settings)
+    for step in range(1, STEPS):
+        with pytest.raises(Interrupted, match=rf"stopped after step {step}, saved in .*/stopped/last"):
+            trained(config, resume=step > 1, stream=stop_after(step))
+        assert checkpoint.load(config.folder).step == step
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("method", ["rigl", "snfs"])
+def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
+    settings = [f"sparsity.method={method}", "checkpoint.interval=2"]
+    trained(config_in(tmp_path, "undisturbed", *settings))
+    config = config_in(tmp_path, "killed", *settings)
+    with pytest.raises(Killed):
+        trained(config, stream=kill_after(6))
+    assert checkpoint.load(config.folder).step == 4
+    assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6]
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "killed"), traces(tmp_path / "undisturbed"))
+    assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    trained(config)
+    before = traces(config.folder)
+    trained(config, resume=True)
+    assert_same(traces(config.folder), before)
+
+
+# ---- what a step is
+
+
+def test_training_is_the_textbook_loop(tmp_path: Path) -> None:
+    settings = ["sparsity.method=static", "model.dropout=0", "training.optimizer=sgd", "training.precision=fp64"]
+    settings += ["training.lr_schedule=constant", "training.momentum=0.5", "training.grad_clip=0.1"]
+    config = config_in(tmp_path, "run", *settings)
+    trained(config)
+
+    corpus = load_corpus(config.data)
+    model, _ = new_model(config, corpus.tokenizer.vocab_size, CPU)
+    lanes = Lanes(corpus.train.tokens, batch_size=3, sequence_length=5)
+    velocities = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    state = model.initial_state(3)
+    losses = []
+    for _ in range(STEPS):
+        loss = torch.zeros((), dtype=torch.float64)
+        for _ in range(2):
+            inputs_TB, targets_TB = next(lanes)
+            logits_TBV, state = model(inputs_TB, state.detach())
+            loss = loss + cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten()) / 2
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        losses.append(loss.item())
+        norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+        assert norm > 0.1
+        for parameter, gradient, velocity in zip(model.parameters(), gradients, velocities, strict=True):
+            velocity.mul_(0.5).add_(gradient * (0.1 / norm))
+            parameter.data.sub_(0.01 * velocity)
+
+    assert [line["loss"] for line in metrics(config.folder)] == pytest.approx(losses, rel=1e-6)
+    found = restore(config.folder, CPU).model
+    for (name, expected), parameter in zip(model.named_parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_repetitive_text_is_learned_to_almost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abcdefgh" * 200)
+    settings = ["training.steps=150", "training.learning_rate=0.03", "training.accumulate=1", "evaluation.interval=150"]
+    settings += ["model.hidden_size=16", "model.num_layers=1", "model.dropout=0", "training.batch_size=8"]
+    config = config_in(tmp_path, "run", *settings, "logging.interval=50")
+    summary = trained(config)
+    assert metrics(config.folder)[0]["bits_per_character"] > summary["bits_per_character"]
+    assert summary["bits_per_character"] < 0.05
+
+
+def test_every_update_keeps_the_number_of_connections(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    summary = trained(config)
+    lines = metrics(config.folder)
+    assert {line["density"] for line in lines} == {summary["connections"] / summary["positions"]}
+    assert [line["moved"] > 0 for line in lines] == [False, True, True, True, True, True, True]
+
+
+def test_an_update_of_rigl_takes_the_place_of_the_optimizer_step(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "run", "model.dropout=0"))
+    state = checkpoint.load(tmp_path / "run" / "last").training_state()
+    biases = [entry for entry in state["optimizer"]["state"].values() if "step" in entry]
+    assert {float(entry["step"]) for entry in biases} == {STEPS - 3}
+    assert state["sparsifier"]["updates"] == 3
+
+
+def test_the_recurrent_state_and_the_position_go_on_at_every_step(tmp_path: Path) -> None:
+    trained(config_in(tmp_path))
+    state = checkpoint.load(tmp_path / "run" / "last").training_state()
+    assert state["lanes"] == {"position": STEPS * 2 * 5}
+    assert state["recurrent_state"].shape == (2, 1, 3, 6)
+    assert state["recurrent_state"].abs().min() > 0
+
+
+# ---- what it leaves
+
+
+def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "logging.tensorboard=true")
+    trained(config)
+    expected = ["best", "config.yaml", "environment.json", "last", "metrics.jsonl", "summary.json", "tensorboard"]
+    assert sorted(os.listdir(config.folder)) == expected
+    weights = {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"}
+    assert set(os.listdir(config.folder / "best")) == weights
+    assert set(os.listdir(config.folder / "last")) == weights | {"training_state.pt"}
+    assert (config.folder / "config.yaml").read_text() == config.to_yaml()
+
+
+def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    returned = trained(config)
+    summary = json.loads((config.folder / "summary.json").read_text())
+    assert returned == summary
+    assert set(summary) == SUMMARY_KEYS
+    assert summary["steps"] == STEPS
+    assert summary["characters_seen"] == STEPS * 2 * 3 * 5
+    assert summary["connections"] == math.ceil(summary["positions"] / 2)
+    assert summary["sparsity"] == 1 - summary["connections"] / summary["positions"]
+    assert (summary["method"], summary["seed"]) == ("rigl", 0)
+    assert summary["characters_per_second"] is None  # the first ten steps are not timed
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_bytes"] > 10_000_000
+    assert summary["bits_per_byte"] < summary["bits_per_character"]  # ü and ß have two bytes
+
+    restored = restore(config.folder, CPU)
+    validation = load_corpus(config.data).validation
+    result = evaluate(restored.model, validation, restored.tokenizer, config.evaluation)
+    assert summary["bits_per_character"] == result.bits_per_character
+    assert summary["bits_per_byte"] == result.bits_per_byte
+
+
+def test_the_rate_is_that_of_the_steps_after_the_first_ten(tmp_path: Path) -> None:
+    summary = trained(config_in(tmp_path, "run", "training.steps=12"))
+    assert summary["characters_seen"] == 12 * 30
+    assert summary["characters_per_second"] > 60 / summary["seconds"]
+
+
+def test_metrics_have_a_line_per_interval_and_one_for_the_end(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "logging.interval=5")
+    trained(config)
+    lines = metrics(config.folder)
+    assert [line["step"] for line in lines] == [3, 5, 6, 7]
+    training = {"loss", "bits_per_character", "learning_rate", "gradient_norm", "density", "moved", "characters_seen"}
+    training.add("characters_per_second")
+    validation = {"validation_bits_per_character", "validation_bits_per_byte", "validation_seconds"}
+    assert [set(line) - {"step"} for line in lines] == [validation, training, validation, training | validation]
+
+
+def test_tensorboard_has_scalars_texts_histograms_per_gate_and_connectivity(tmp_path: Path) -> None:
+    settings = [
+        "logging.tensorboard=true",
+        "logging.pictures=4",
+        'logging.sample_prompt="the "',
+        "logging.sample_length=9",
+    ]
+    config = config_in(tmp_path, "run", *settings)
+    trained(config)
+    events = EventAccumulator(str(config.folder / "tensorboard"))
+    events.Reload()
+    assert {"loss", "validation_bits_per_character"} <= set(events.Tags()["scalars"])
+    assert {"weights/embedding", "weights/rnn.1.recurrent.n", "weights/output"} <= set(events.Tags()["histograms"])
+    assert "connectivity/rnn.0.recurrent" in events.Tags()["images"]
+    (sample,) = events.Tensors("sample/text_summary")
+    assert sample.step == 4
+    assert sample.tensor_proto.string_val[0].decode().startswith("    the ")
+
+
+def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "logging.tensorboard=true")
+    trainer = Trainer(config, stream=io.StringIO())
+    text = "\n".join(trainer.banner())
+    vocabulary = len(set(TEXT)) + 1
+    for part in [
+        f"{config.folder} (new), seed 0",
+        str(tmp_path / "text.txt"),
+        f"{vocabulary} chars; a uniform guess costs {math.log2(vocabulary):.2f} bits each",
+        "rigl; 7 steps of 3 lanes x 5 symbols x 2 micro-batches",
+        "CPU, 1 threads, fp32",
+        f"tensorboard --logdir {config.folder}",
+        "rnn.1.recurrent.n",
+        "FLOPs per character",
+    ]:
+        assert part in text
+    trainer.train()
+    assert "resumed after step 7" in "\n".join(Trainer(config, resume=True).banner())
+
+
+# ---- best, early stopping
+
+
+def flops_of(config: RunConfig) -> float:
+    """What the whole run would cost."""
+    model, budgets = new_model(config, load_corpus(config.data).tokenizer.vocab_size, CPU)
+    return float(inspect(config, model, budgets)["training_flops"])
+
+
+def overfitting(tmp_path: Path, *overrides: str) -> RunConfig:
+    """A run whose validation text has nothing of its training text, so that it gets worse and worse."""
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for name, text in {"train": "abab" * 100 + "cdef", "valid": "fedc" * 20, "test": "ab" * 20}.items():
+        (folder / f"{name}.txt").write_text(text)
+    settings = [f"data.path={folder}", "training.learning_rate=0.1", "evaluation.interval=1", "model.dropout=0"]
+    return config_in(tmp_path, "run", *settings, *overrides)
+
+
+def test_the_best_model_is_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
+    config = overfitting(tmp_path)
+    summary = trained(config)
+    assert summary["best_bits_per_character"] < summary["bits_per_character"] - 0.1
+    best = restore(config.folder / "best", CPU)
+    scores = [line["validation_bits_per_character"] for line in metrics(config.folder)]
+    assert best.step == scores.index(min(scores)) + 1 < STEPS
+    validation = load_corpus(config.data).validation.head(60, best.tokenizer)
+    found = evaluate(best.model, validation, best.tokenizer, config.evaluation).bits_per_character
+    assert found == min(scores) == summary["best_bits_per_character"]
+
+
+def test_early_stopping_ends_a_run_that_gets_worse(tmp_path: Path) -> None:
+    config = overfitting(tmp_path, "training.steps=50", "training.early_stopping=2")
+    summary = trained(config)
+    best = checkpoint.load(config.folder / "best").step
+    assert summary["steps"] == best + 2 < 50
+    assert checkpoint.load(config.folder / "last").step == best + 2
+    assert summary["training_flops"] == pytest.approx(flops_of(config) * summary["steps"] / 50)
+    assert trained(config, resume=True)["steps"] == summary["steps"]
+
+
+def test_early_stopping_counts_on_after_a_resume(tmp_path: Path) -> None:
+    config = overfitting(tmp_path, "training.steps=50", "training.early_stopping=3")
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(3))
+    summary = trained(config, resume=True)
+    assert summary["steps"] == checkpoint.load(config.folder / "best").step + 3
+
+
+# ---- failures
+
+
+@contextlib.contextmanager
+def disk_as_it_was() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def full_disk(size: int) -> None:
+    """Let every write beyond `size` bytes of a file fail from now on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+# The limits stop metrics.jsonl, and the training state of the next checkpoint.
+@pytest.mark.parametrize("size", [50, 5000])
+def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_later(tmp_path: Path, size: int) -> None:
+    trained(config_in(tmp_path, "undisturbed", "checkpoint.interval=2"))
+    config = config_in(tmp_path, "full", "checkpoint.interval=2")
+    with disk_as_it_was(), pytest.raises(RunFailed) as error:
+        trained(config, stream=AfterStep(5, lambda: full_disk(size)))
+    assert "File too large" in one_line(error)
+    assert "intact" in str(error.value)
+    assert "--resume" in str(error.value)
+    assert checkpoint.load(config.folder).step == 4
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "full"), traces(tmp_path / "undisturbed"))
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_an_empty_folder_that_may_be_used(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    trainer = Trainer(config, stream=io.StringIO())
+    with disk_as_it_was():
+        full_disk(size=1000)
+        with pytest.raises(RunFailed, match="cannot be written: File too large") as error:
+            trainer.train()
+    assert "there is no earlier one" in one_line(error)
+    assert os.listdir(config.folder) == []
+    assert trained(config)["steps"] == STEPS
+
+
+DIVERGING = ["sparsity.method=static", "training.grad_clip=null", "checkpoint.interval=1"]
+LOST_AT_ONCE = [*DIVERGING, "training.optimizer=adam", "training.learning_rate=1e300"]
+
+
+def test_a_loss_that_is_no_number_fails_in_one_line_and_the_last_checkpoint_loads(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", *DIVERGING, "training.optimizer=sgd", "training.learning_rate=1e30")
+    with pytest.raises(
+        RunFailed, match=r"step \d: .*lower training.learning_rate or .*grad_clip in a new run"
+    ) as error:
+        trained(config)
+    assert one_line(error).endswith("; the last checkpoint is intact")
+    restored = restore(config.folder, CPU)
+    assert restored.step >= 1
+    assert all(parameter.isfinite().all() for parameter in restored.model.parameters())
+    assert not (config.folder / "summary.json").exists()
+
+
+def test_a_model_that_is_lost_is_never_saved_as_the_last_one(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", *LOST_AT_ONCE)
+    with pytest.raises(RunFailed, match="step 1: parameters are infinite or not numbers") as error:
+        trained(config)
+    assert one_line(error).endswith("; there is no checkpoint yet")
+    assert not (config.folder / "last").exists()
+
+
+def test_a_validation_that_is_no_number_fails_too(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", *LOST_AT_ONCE, "evaluation.interval=1")
+    with pytest.raises(RunFailed, match=r"step 1: validation costs (nan|inf) bits per character; lower") as error:
+        trained(config)
+    one_line(error)
+    assert not (config.folder / "best").exists()
+
+
+def test_an_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    trained(config)
+    before = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="exists already and nothing is overwritten"):
+        Trainer(config)
+    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    trained(config)
+    with pytest.raises(UserError, match=r"training\.steps: the run to resume has 7, not 8"):
+        Trainer(config_in(tmp_path, "run", "training.steps=8"), resume=True)
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "other"])
+def test_a_run_is_not_resumed_on_another_text(tmp_path: Path, change: str) -> None:
+    config = config_in(tmp_path)
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(2))
+    text = {"longer": TEXT + "!", "shorter": TEXT[:-1], "other": TEXT.replace("fox", "cat")}[change]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"data\.path: this is not the text that the run was trained on") as error:
+        Trainer(config, resume=True)
+    one_line(error)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert trained(config, resume=True)["steps"] == STEPS
+
+
+def test_a_run_and_its_text_may_move(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "undisturbed")
+    trained(config)
+    with pytest.raises(Interrupted):
+        trained(config_in(tmp_path, "moving"), stream=stop_after(3))
+    shutil.move(tmp_path / "moving", tmp_path / "moved")
+    shutil.copy(tmp_path / "text.txt", tmp_path / "copy.txt")
+    moved = [f"data.path={tmp_path / 'copy.txt'}", f"data.cache={tmp_path / 'other'}"]
+    trained(config_in(tmp_path, "moved", *moved), resume=True)
+    assert_same(traces(tmp_path / "moved"), traces(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("state", [{}, {"corpus": 1}, "emptied", "other optimizer", "other sparsifier"])
+def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: Any) -> None:
+    config = config_in(tmp_path)
+    trained(config)
+    last = config.folder / "last"
+    if isinstance(state, str):
+        genuine = torch.load(last / "training_state.pt", weights_only=True)
+        foreign: dict[str, Any] = {
+            "emptied": {"generators": {}},
+            "other optimizer": {"optimizer": {"state": {}, "param_groups": []}},
+            "other sparsifier": {"sparsifier": {"method": {"average": {}}}},
+        }[state]
+        state = genuine | foreign
+    torch.save(state, last / "training_state.pt")
+    (last / "manifest.json").unlink()
+    manifest.write(last, STEPS)
+    with pytest.raises(UserError, match=r"does not fit this run|not the text") as error:
+        Trainer(config, resume=True)
+    one_line(error)
+
+
+def test_a_text_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the training text has .* symbols and must have at least 100001"):
+        Trainer(config_in(tmp_path, "run", "training.sequence_length=100000"))
+    (tmp_path / "text.txt").write_text("short")
+    with pytest.raises(UserError, match="too short"):
+        Trainer(config_in(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_text_without_characters_to_score_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a" * 90 + "é" * 6)  # in bytes: é is cut off from the rest of nothing
+    config = config_in(tmp_path, "run", "data.tokenizer=byte", "training.sequence_length=9")
+    summary = trained(config)
+    assert math.isfinite(summary["bits_per_character"])
+
+
+def test_a_failed_dry_run_leaves_a_folder_that_may_be_used_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^logging\.sample_prompt: .*'X', 'Y'.*data\.tokenizer=byte") as error:
+        trained(config_in(tmp_path, "run", "logging.pictures=5", "logging.sample_prompt=XY"))
+    one_line(error)
+    assert os.listdir(tmp_path / "run") == []
+    assert trained(config_in(tmp_path))["steps"] == STEPS
+
+
+def test_half_precision_without_cuda_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here it trains")
+    with pytest.raises(UserError, match=r"training\.precision: bf16 needs a CUDA device"):
+        Trainer(config_in(tmp_path, "run", "training.precision=bf16"))
+    with pytest.raises(UserError, match="device cuda: PyTorch finds none on this machine"):
+        Trainer(config_in(tmp_path, "run", "training.device=cuda"))
+
+
+def test_with_everything_dense_by_name_the_density_is_one(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", 'sparsity.dense=["*"]')
+    summary = trained(config)
+    assert (summary["connections"], summary["positions"], summary["sparsity"]) == (0, 0, 0)
+    assert {line["density"] for line in metrics(config.folder)} == {1.0}
