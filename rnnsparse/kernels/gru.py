@@ -14,9 +14,10 @@ from torch import Tensor
 
 from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import kernel
+from rnnsparse.kernels.functions import sigmoid, tanh
 from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
 from rnnsparse.kernels.recurrence import UNITS, Input, begin_row, share, sums_buffer
-from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, meet, multiply_add, sigmoid, store, tanh
+from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, meet, multiply_add, store
 
 
 @kernel

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import inlined, kernel, vector_kernel
-from rnnsparse.kernels.vector import VECTOR_BYTES, add_dots, add_few_dots, at, fill, load, multiply_add, store, zero
+from rnnsparse.kernels.dots import add_dots, add_few_dots
+from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, multiply_add, store, zero
 
 TILE_BYTES = 128  # of batch: two AVX-512 registers; a wider batch is several tiles
 # A range of activations that is read again and again should stay in the first-level cache, unless that leaves too few

@@ -8,6 +8,7 @@ from typing import Any
 from rnnsparse.config import RunConfig
 from rnnsparse.flops import forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import Budget
 
 OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
@@ -35,7 +36,13 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
     symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
     training = training_flops(config.method, model, config.training.steps, symbols)
     number = model.embedding.values.element_size()
-    dense_gradients = sum(w.positions for w in model.sparse_weights().values()) * number
+    weights = model.sparse_weights().values()
+    if config.method.dense_gradient == "never":
+        dense_gradients = 0
+    elif model.execution == "sparse":
+        dense_gradients = max(min(TILE_ROWS, w.rows) * w.cols for w in weights)
+    else:
+        dense_gradients = sum(w.positions for w in weights)
     return {
         "blocks": blocks,
         "connections": connections,
@@ -48,9 +55,9 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
         "training_flops_vs_dense": training.ratio,
         "memory_bytes": {
             "parameters": parameters * number,
-            "indices": sum(w.connections for w in model.sparse_weights().values()) * 8,
+            "indices": sum(w.connections for w in weights) * 8,
             "optimizer": parameters * number * OPTIMIZER_MOMENTS[config.training.optimizer],
-            "dense_gradients": 0 if config.method.dense_gradient == "never" else dense_gradients,
+            "dense_gradients": dense_gradients * number,
         },
     }
 

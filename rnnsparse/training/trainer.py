@@ -86,6 +86,7 @@ class Trainer:
         self.evaluations_without_gain = 0
         if saved:
             self._resume_from(saved)
+        self._told = self.seconds, self.characters_seen
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
         self._symbols_per_character = len(self.corpus.train.tokens) / self.corpus.train.characters
@@ -124,7 +125,7 @@ class Trainer:
         logger.advance(step)
         due: dict[str, float | int] = {}
         if step % config.logging.interval == 0 or last:
-            due |= metrics
+            due |= metrics | {"characters_per_second": self._pace()}
         if step % config.evaluation.interval == 0 or last:
             due |= self._evaluate_and_keep_best()
         if due:
@@ -175,8 +176,12 @@ class Trainer:
             "density": self._density(),
             "moved": self.sparsifier.last_moved_share,
             "characters_seen": self.characters_seen,
-            "characters_per_second": characters / elapsed,
         }
+
+    def _pace(self) -> float:
+        """Return characters per second of training steps since the last call."""
+        (seconds, characters), self._told = self._told, (self.seconds, self.characters_seen)
+        return (self.characters_seen - characters) / (self.seconds - seconds)
 
     def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> float:
         """Add one batch's gradients; return its mean loss in nats per symbol. Its graph ends here."""

@@ -1,7 +1,7 @@
 """Kernels in every surrounding of threads and processes; a program that test_threads.py runs.
 
 Prints one line of JSON per case: its name, and what went wrong. A case that hangs ends the program with a traceback of
-every thread.
+every thread; a child that hangs, which has no such watchdog, is ended by an alarm before that.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def a_fork() -> None:
     results()
     child = os.fork()
     if child == 0:
+        signal.alarm(SECONDS // 2)
         status = 1
         try:
             assert_right(results())
@@ -159,6 +160,7 @@ def a_fork_while_others_compute() -> None:
         for _ in range(5):
             child = os.fork()
             if child == 0:
+                signal.alarm(SECONDS // 2)
                 status = 1
                 try:
                     assert_right(results())
@@ -176,6 +178,7 @@ class Results(Dataset[dict[str, Tensor]]):
         return 3
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
+        signal.alarm(SECONDS // 2)
         torch.set_num_threads(2)
         return results()
 

@@ -130,7 +130,18 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
 
 def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
     assert report_of("training.precision=fp64")["memory_bytes"]["parameters"] == 186 * 8
-    assert report_of("sparsity.method=rigl")["memory_bytes"]["dense_gradients"] == 280 * 4
+    masked = report_of("sparsity.method=rigl", "model.execution=masked")
+    assert masked["memory_bytes"]["dense_gradients"] == 280 * 4
+
+
+def test_sparse_execution_holds_one_tile_of_the_largest_weight() -> None:
+    report = report_of("sparsity.method=rigl", "model.execution=sparse")
+    rows_and_cols = {}
+    for block in report["blocks"]:
+        name = block["name"].rpartition(".")[0] if block["name"].startswith("rnn") else block["name"]
+        rows, _ = rows_and_cols.get(name, (0, 0))
+        rows_and_cols[name] = rows + block["rows"], block["cols"]
+    assert report["memory_bytes"]["dense_gradients"] == max(rows * cols for rows, cols in rows_and_cols.values()) * 4
 
 
 def test_half_precision_is_inspected_on_any_machine() -> None:
