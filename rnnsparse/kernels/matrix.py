@@ -232,7 +232,8 @@ def _vector_product(thread, threads, values, pointers, columns, x, y):
     for row in range(start, stop):
         dot = y[row]
         for k in range(pointers[row, 0], pointers[row, -1]):
-            dot += values[k] * x[columns[k]]
+            # Only `at` becomes a gather: plain indexing looks for negative indices at every connection.
+            dot += at(values, k) * at(x, np.int64(at(columns, k)))
         y[row] = dot
 
 
