@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_random
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.sparsity.topology import best_absent, draw_positions
+from rnnsparse.training.peak_memory import peak_memory
 
 DENSE = {"lstm": nn.LSTM, "gru": nn.GRU}
 DENSE_CELL = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
@@ -218,7 +218,9 @@ def update_cost(hidden: int, sparsity: float, batch: int, times: int, rounds: in
         found["tiles"] = best_absent(tiles, lambda tile: tile.gradient_RC.abs(), weight.indices, count)
 
     def materialised() -> None:
-        scores = dense_gradient.rows(0, weight.rows).abs().view(-1)
+        # From the same tiles: one large product would round some entries otherwise.
+        tiles = dense_gradient.tiles(0, weight.rows, weight.cols)
+        scores = torch.cat([tile.gradient_RC for tile in tiles]).abs().view(-1)
         scores[weight.indices] = -1
         found["materialised"] = scores.topk(count).indices.sort().values
 
@@ -227,14 +229,14 @@ def update_cost(hidden: int, sparsity: float, batch: int, times: int, rounds: in
     return result
 
 
-def peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> None:
+def print_peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> None:
     """Run two training steps with an update in this process and print its peak memory in bytes."""
     torch.manual_seed(0)
     model = language_model("lstm", hidden, sparsity)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
     sparsifier = Sparsifier(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
-    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    started = peak_memory()
     peaks = []
     for step in (1, 2):
         tokens = torch.randint(256, (times + 1, batch))
@@ -247,7 +249,7 @@ def peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> None:
             optimizer.step()
         sparsifier.after_step(step)
         optimizer.zero_grad()
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        peaks.append(peak_memory())
     print(json.dumps({"start": started, "step": peaks[0], "update": peaks[1]}))
 
 
@@ -287,7 +289,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.peak_memory:
         hidden, sparsity, batch, times = arguments.peak_memory
-        peak_memory(int(hidden), float(sparsity), int(batch), int(times))
+        print_peak_memory(int(hidden), float(sparsity), int(batch), int(times))
         return
     if arguments.quick:
         arguments.hidden, arguments.rounds = [1024], 3

@@ -26,8 +26,8 @@ TILE_BYTES = 128  # of batch: two AVX-512 registers; a wider batch is several ti
 FIRST_CACHE_BYTES = 32 * 1024
 FEWEST_CONNECTIONS = 16
 SECOND_CACHE_BYTES = 768 * 1024
-# Below this a second thread takes longer to wake than it saves.
-ONE_THREAD_CONNECTIONS = 100_000
+# A vector product is over before a second thread has woken up, unless it has more connections than this.
+ONE_THREAD_CONNECTIONS = 4_000_000
 SYMBOL_ROWS = 64
 OUTPUT_ROWS = 128
 

@@ -46,6 +46,11 @@ class _Pool:
     def give_back(self, block: mmap.mmap) -> None:
         self._returned.append(block)
 
+    def trim(self) -> None:
+        with self.lock:
+            self._returned.clear()
+            self._free.clear()
+
 
 def _new_block(size: int) -> mmap.mmap:
     if not hasattr(mmap, "MAP_PRIVATE"):
@@ -84,3 +89,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a tensor of zeros on the CPU."""
     return empty(shape, dtype).zero_()
+
+
+def trim() -> None:
+    """Give all memory that nobody holds back to the system."""
+    _pool.trim()

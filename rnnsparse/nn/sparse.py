@@ -41,6 +41,7 @@ class ProductGradient:
 
     def rows(self, start: int, stop: int) -> Tensor:
         if self._x_NC is None:
+            memory.trim()  # what the passes needed is free, and this is another kind of work
             self._x_NC = self._x_MCB.transpose(1, 2).reshape(-1, self._x_MCB.shape[1])
         return self._g_MRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
 
@@ -193,8 +194,7 @@ def forward(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tenso
             symbols, x = None, _dropout(x, model.config.dropout if model.training else 0.0, tiles, times)
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
         x_KTHB, state_SKHB = run_layer(layer, symbols, x, state_SKHB)
-        # One tile needs no copy; of several, each starts with its initial state, which is no output.
-        x = x_KTHB.flatten(0, 1) if len(x_KTHB) > 1 else x_KTHB[0]
+        x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
     activation = ACTIVATIONS[model.config.readout_activation]
     for readout in model.readout:

@@ -6,7 +6,6 @@ Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L
 from __future__ import annotations
 
 import math
-import resource
 import shutil
 import time
 from typing import Any, TextIO
@@ -32,6 +31,7 @@ from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_sign
 from rnnsparse.training.logging import RunLogger
 from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from rnnsparse.training.peak_memory import peak_memory
 
 DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
@@ -248,10 +248,6 @@ class Trainer:
         """Evaluate the whole validation text at the end of training, and write the summary."""
         evaluation = self._evaluate(self.corpus.validation)
         report = inspect(self.config, self.model, self.budgets)
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         share = self.step / self.config.training.steps
         summary = {
             "bits_per_character": evaluation.bits_per_character,
@@ -266,7 +262,7 @@ class Trainer:
             "training_flops_vs_dense": report["training_flops_vs_dense"],
             "seconds": self.seconds,
             "characters_per_second": self.timed_characters / self.timed_seconds if self.timed_seconds else None,
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": peak_memory(self.device),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
         }
