@@ -565,7 +565,7 @@ def test_a_model_beyond_memory_exits_with_1_and_one_line(prepared: Path) -> None
     result = process(
         "inspect",
         prepared / "tiny.yaml",
-        "model.hidden_size=10000000000",
+        "model.hidden_size=1048576",
         capture_output=True,
         preexec_fn=limit(resource.RLIMIT_AS, 8_000_000_000),
     )

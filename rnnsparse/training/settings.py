@@ -27,7 +27,7 @@ class TrainingConfig:
     sequence_length: Annotated[int, Ge(1), Doc("symbols per lane and step, the reach of truncated backpropagation")] = (
         128
     )
-    learning_rate: Annotated[float, Gt(0), Le(1e6), Doc("the peak: reached after the warm-up")] = 2e-3
+    learning_rate: Annotated[float, Gt(0), Le(1e38), Doc("the peak: reached after the warm-up")] = 2e-3
     lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
         "cosine"
     )
@@ -45,7 +45,7 @@ class TrainingConfig:
     epsilon: Annotated[float, Gt(0), Doc("adam, adamw: added to the root of the second moment")] = 1e-8
     momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
     weight_decay: Annotated[
-        float, Ge(0), Le(1e6), Doc("pull of every existing connection and bias towards zero, 0 for none")
+        float, Ge(0), Le(1e38), Doc("pull of every existing connection and bias towards zero, 0 for none")
     ] = 0.0
     grad_clip: Annotated[
         PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
