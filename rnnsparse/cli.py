@@ -213,7 +213,8 @@ def _prompt(text: str) -> str:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, new_model, restore, vocabulary_size
+    from rnnsparse.sparsity.allocation import connect_randomly
+    from rnnsparse.training.assembly import choose_device, empty_model, require_execution, restore, vocabulary_size
     from rnnsparse.training.inspection import inspect, table
 
     device = choose_device("cpu")
@@ -225,7 +226,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
-        model, budgets = new_model(config, vocabulary_size(config), device)
+        require_execution(config, device)
+        model, budgets = empty_model(config, vocabulary_size(config), device)
+        connect_randomly(budgets, config.run.seed)  # as many as the run ends with
     report = inspect(config, model, budgets)
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0

@@ -6,9 +6,12 @@ element-wise work are left out, as in the papers. A character is one symbol of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method
 
 
@@ -42,27 +45,44 @@ class TrainingFlops:
         return self.per_character / self.dense_per_character
 
 
-def forward_flops(model: CharLM) -> ForwardFlops:
-    """Return what one character costs with the connections that `model` has now, and with all."""
+def _multiplied(model: CharLM) -> list[SparseWeight]:
+    """Return the weights that take part in matrix products."""
     weights = list(model.sparse_weights().values())
     # A tied embedding is no work where it is looked up, and a matrix product where it is the output.
     if not model.config.tie_embeddings:
         weights.remove(model.embedding)
+    return weights
+
+
+def forward_flops(model: CharLM) -> ForwardFlops:
+    """Return what one character costs with the connections that `model` has now, and with all."""
     return ForwardFlops(
-        sparse=sum(2 * weight.connections for weight in weights),
-        dense=sum(2 * weight.positions for weight in weights),
+        sparse=sum(2 * weight.connections for weight in _multiplied(model)),
+        dense=sum(2 * weight.positions for weight in _multiplied(model)),
     )
 
 
-def training_flops(method: Method, model: CharLM, steps: int, characters_per_step: int) -> TrainingFlops:
-    """Return the cost of `steps` optimizer steps by `method`, whose budget is what `model` has now.
+def training_flops(
+    method: Method,
+    model: CharLM,
+    budgets: Sequence[Budget],
+    steps: int,
+    characters_per_step: int,
+    reference: ModelConfig | None = None,
+) -> TrainingFlops:
+    """Return the cost of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
 
     Args:
         characters_per_step: symbols per optimizer step, over all lanes, ranks and accumulated micro-batches.
+        reference: the dense model to compare with, by default one of this model's shape.
     """
-    forward = forward_flops(model)
+    weights = _multiplied(model)
+    # Groups lie within one weight or span several that are all multiplied, so their first part decides.
+    sparse = sum(2 * budget.connections for budget in budgets if budget.group.parts[0].weight in weights)
+    dense = forward_flops(model).dense
+    yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     return TrainingFlops(
-        per_character=method.training_flops(forward.sparse, forward.dense, steps),
-        dense_per_character=3 * forward.dense,
+        per_character=method.training_flops(sparse, dense, steps),
+        dense_per_character=3 * yardstick,
         characters=steps * characters_per_step,
     )

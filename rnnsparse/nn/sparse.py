@@ -46,6 +46,13 @@ class ProductGradient:
         return self._g_MRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
 
 
+def _add_gradient(weight: SparseWeight, matrix: cpu.Matrix, g_MRB: Tensor, x_MCB: Tensor, dvalues_N: Tensor) -> None:
+    """Add g x^T to the gradient of a weight's connections, and of the positions it probes."""
+    cpu.add_sampled_product(matrix, g_MRB, x_MCB, dvalues_N)
+    if weight.probe:
+        cpu.add_sampled_product(weight.probe.matrix(), g_MRB, x_MCB, weight.probe.gradient)
+
+
 class _Recurrence(torch.autograd.Function):
     """One recurrent layer; the buffer of gates becomes that of their gradients, so it can be differentiated once."""
 
@@ -102,7 +109,7 @@ class _Recurrence(torch.autograd.Function):
         dvalues_hh = torch.zeros_like(values_hh)
         for gates_TGB, h_THB in zip(gates_KTGB, h_KTHB, strict=True):
             g_TRB, h_THB = gates_TGB[:, weight_rows], h_THB[:-1]
-            cpu.add_sampled_product(matrix, g_TRB, h_THB, dvalues_hh)
+            _add_gradient(layer.recurrent, matrix, g_TRB, h_THB, dvalues_hh)
             if layer.recurrent.collects_dense_gradient:
                 kept_TRB = g_TRB if isinstance(layer, LSTM) else g_TRB.clone()  # the GRU's change below
                 layer.recurrent.add_gradient_source(ProductGradient(kept_TRB, h_THB))
@@ -115,7 +122,7 @@ class _Recurrence(torch.autograd.Function):
             cpu.sum_by_symbol(g_MRB, tokens_MB, table_RV)
             g_MRB = table_RV[None]
         dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
-        cpu.add_sampled_product(matrix_ih, g_MRB, x, dvalues_ih)
+        _add_gradient(layer.input, matrix_ih, g_MRB, x, dvalues_ih)
         cpu.add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
         if layer.input.collects_dense_gradient:
             layer.input.add_gradient_source(ProductGradient(g_MRB, x))
@@ -148,7 +155,7 @@ class _Linear(torch.autograd.Function):
         g_MRB = gradients[0].contiguous()
         values, x_MCB = ctx.saved_tensors
         dvalues, dx_MCB = torch.zeros_like(values), memory.zeros(x_MCB.shape, x_MCB.dtype)
-        cpu.add_sampled_product(ctx.matrix, g_MRB, x_MCB, dvalues)
+        _add_gradient(ctx.weight, ctx.matrix, g_MRB, x_MCB, dvalues)
         cpu.add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
         if ctx.weight.collects_dense_gradient:
             ctx.weight.add_gradient_source(ProductGradient(g_MRB, x_MCB))

@@ -5,7 +5,7 @@ Shape suffixes: R rows, C columns, N connections.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,17 +62,61 @@ class DenseGradient:
     def __init__(self, *sources: GradientSource) -> None:
         self.sources = list(sources)
         self.scale = 1.0
+        # Sums a tensor over all ranks in place, where there are several.
+        self.reduce: Callable[[Tensor], object] | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the gradient of some rows [rows, C]."""
         first, *others = (source.rows(start, stop) for source in self.sources)
         total = sum(others, first)
-        return total if self.scale == 1 else total * self.scale
+        if self.scale != 1 or self.reduce:
+            total = total * self.scale
+        if self.reduce:
+            self.reduce(total)
+        return total
 
     def tiles(self, start_row: int, stop_row: int, cols: int) -> Iterator[Tile]:
         """Yield rows `start_row` to `stop_row`, at most TILE_ROWS at a time, in order of position."""
         for row in range(start_row, stop_row, TILE_ROWS):
             yield Tile(row * cols, self.rows(row, min(row + TILE_ROWS, stop_row)))
+
+
+class Probe:
+    """Absent positions of a weight whose gradients are summed over steps, at the cost of as many connections.
+
+    Attributes:
+        positions: sorted flat positions [P].
+        gradient: the sum over the backward passes of one step [P].
+        total: the signed sum over all finished steps [P].
+    """
+
+    def __init__(self, weight: SparseWeight, positions: Tensor) -> None:
+        self.positions = positions.to(weight.indices)
+        self.gradient = weight.values.detach().new_zeros(positions.shape)
+        self.total = self.gradient.clone()
+        self._shape = weight.rows, weight.cols
+        self._matrix: Matrix | None = None
+
+    def matrix(self) -> Matrix:
+        """Return where the positions are, for sparse execution."""
+        if self._matrix is None:
+            from rnnsparse.kernels.cpu import build_matrix
+
+            self._matrix = build_matrix(self.positions, *self._shape)
+        return self._matrix
+
+    def add_dense(self, gradient_RC: Tensor) -> None:
+        """Add one backward pass's gradient, given at every position."""
+        flat = gradient_RC.detach().reshape(-1)
+        everywhere = self.positions.numel() == flat.numel()
+        self.gradient += flat if everywhere else flat.index_select(0, self.positions)
+
+    def start_step(self) -> None:
+        """Forget what a step that came to nothing may have left."""
+        self.gradient.zero_()
+
+    def finish_step(self, scale: float) -> None:
+        self.total.add_(self.gradient, alpha=scale)
 
 
 class SparseWeight(nn.Module):
@@ -102,6 +146,8 @@ class SparseWeight(nn.Module):
         # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
         self.collects_dense_gradient = False
         self.dense_gradient: DenseGradient | None = None
+        # Growth by probing sets this, and backward passes add to it.
+        self.probe: Probe | None = None
         self._matrix: Matrix | None = None
 
     @property
@@ -218,6 +264,8 @@ class _Materialise(torch.autograd.Function):
                 weight, indices = ctx.weights[i], ctx.indices[i]
                 if weight.collects_dense_gradient:
                     weight.add_dense_gradient(gradient)
+                if weight.probe:
+                    weight.probe.add_dense(gradient)
                 flat = gradient.reshape(-1)
                 gradient = flat if indices.numel() == weight.positions else flat.index_select(0, indices)
             result.append(gradient.to(ctx.dtypes[i]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -144,11 +144,13 @@ def _block_names(group: Group) -> list[str]:
     return [b.name for p in group.parts for b in p.weight.blocks if p.start_row <= b.start_row < p.stop_row]
 
 
-def connect_randomly(budgets: Sequence[Budget], seed: int, starts: str = "sparse") -> None:
-    """Give every weight its first topology: an exactly random subset per group, or with `starts` "dense" everything."""
+def connect_randomly(
+    budgets: Sequence[Budget], seed: int, initial: Callable[[Budget], int] = lambda budget: budget.connections
+) -> None:
+    """Give every weight its first topology: an exactly random subset per group, of as many as `initial` says."""
 
     def draw(budget: Budget) -> Tensor:
-        count = budget.group.positions if starts == "dense" else budget.connections
+        count = budget.connections if budget.dense else initial(budget)
         if count == budget.group.positions:
             return torch.arange(count)
         return draw_positions(count, budget.group.positions, generator_for(seed, "topology", budget.group.name))

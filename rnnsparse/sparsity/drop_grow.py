@@ -1,8 +1,8 @@
-"""The update that SET, RigL and SNFS share: drop the smallest connections, grow as many elsewhere.
+"""The update that SET, RigL, SNFS and their relatives share: drop the smallest connections, grow others elsewhere.
 
 Exact semantics: per group of n connections, every `interval` steps and only before `stop`, the d = int(n * share)
 connections with the smallest |w| are dropped, and d positions among all not kept are grown, the ones just dropped
-included.
+included. A method may change n at an update, and redistribution moves what grows from group to group.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
+from torch import Tensor, cat
 from typing_extensions import Doc
 
 from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, Moment
-from rnnsparse.sparsity.schedule import annealed
-from rnnsparse.sparsity.topology import best_absent, draw_absent
+from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, regrown
+from rnnsparse.sparsity.schedule import annealed, share_of
+from rnnsparse.sparsity.topology import best_absent, draw_absent, keep_largest
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,10 @@ class DropGrow(Method):
     skip_optimizer_step: Annotated[
         bool, Doc("an update replaces its batch's optimizer step, instead of following it")
     ] = False
+    redistribute: Annotated[
+        Redistribute,
+        Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
+    ] = "none"
 
     def grow_score(self, tile: Tile) -> Tensor:
         """Return how much each position of a tile deserves to grow, >= 0 (only for methods with a dense gradient)."""
@@ -44,6 +49,10 @@ class DropGrow(Method):
         """Return what the tiles of `grow_score` are made from: the dense gradient of this step's batch."""
         assert weight.dense_gradient is not None, f"{weight.name}: no dense gradient was collected"
         return weight.dense_gradient
+
+    def target(self, budget: Budget, moment: Moment) -> int:
+        """Return how many connections a group has after an update, before redistribution."""
+        return budget.group.connections
 
     @property
     def replaces_optimizer_step(self) -> bool:
@@ -57,29 +66,53 @@ class DropGrow(Method):
         return moment.step < self._stop_step(moment)
 
     def _stop_step(self, moment: Moment) -> Fraction:
-        # Exact: 0.28 * 25 in floating point lies above 7, and step 7 would count as before it.
-        return Fraction(str(self.stop)) * moment.total_steps
+        return share_of(moment.total_steps, self.stop)
 
-    def update(self, groups: Sequence[Group], moment: Moment) -> list[Tensor]:
+    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
         share = annealed(self.schedule, self.drop_fraction, moment.step, float(self._stop_step(moment)))
-        return [self._update_group(group, share, moment) for group in groups]
+        groups = [budget.group for budget in budgets]
+        targets = [self.target(budget, moment) for budget in budgets]
+        drops = [int(target * share) for target in targets]
+        grows = drops
+        if self.redistribute != "none":
+            activity = [self.activity(group, moment) for group in groups]
+            drops = fewer_drops(groups, drops, activity)
+            kept = [target - drop for target, drop in zip(targets, drops, strict=True)]
+            grows = regrown([g.positions - k for g, k in zip(groups, kept, strict=True)], sum(drops), activity)
+        return [
+            self._update_group(group, target - drop, grow, moment)
+            for group, target, drop, grow in zip(groups, targets, drops, grows, strict=True)
+        ]
 
-    def _update_group(self, group: Group, share: float, moment: Moment) -> Tensor:
-        indices = group.indices()
-        count = int(indices.numel() * share)
-        # Ties are broken by position (stable), so that devices and resumed runs agree.
-        order = group.values().abs().argsort(stable=True)
-        kept = indices[order[count:].sort().values]
-        chosen = torch.cat([kept, self._grow(group, kept, count, moment)]).sort().values
-        assert chosen.shape == indices.shape, f"{group.name}: an update changed the number of connections"
+    def activity(self, group: Group, moment: Moment) -> float:
+        """Return how much a group's connections matter on average, by what `redistribute` names."""
+        if self.redistribute == "weight":
+            numbers = group.values()
+        else:
+            numbers = group.gradients() if self.redistribute == "gradient" else self.momenta(group, moment)
+        return float(numbers.abs().mean()) if numbers.numel() else 0.0
+
+    def momenta(self, group: Group, moment: Moment) -> Tensor:
+        """Return the running average of the gradient of each connection [n]."""
+        return moment.momentum(group)
+
+    def _update_group(self, group: Group, keep: int, grow: int, moment: Moment) -> Tensor:
+        kept = keep_largest(group.indices(), group.values().abs(), keep)
+        chosen = cat([kept, self.grow(group, kept, grow, moment)]).sort().values
+        assert chosen.numel() == keep + grow, f"{group.name}: an update lost count of the connections"
         return chosen
 
-    def _grow(self, group: Group, kept: Tensor, count: int, moment: Moment) -> Tensor:
+    def grow(self, group: Group, kept: Tensor, count: int, moment: Moment) -> Tensor:
         """Return `count` distinct positions outside the sorted `kept`."""
-        grown = kept.new_empty(0)
-        if self.dense_gradient != "never":
-            grown = best_absent(group.tiles(self.growth_gradient), self.grow_score, kept, count)
-            kept = torch.cat([kept, grown]).sort().values
+        grown = self.best(group, kept, count)
+        if grown.numel():
+            kept = cat([kept, grown]).sort().values
         # Scores of zero do not choose: what they leave open is drawn, and so is everything where there is no score.
         rest = draw_absent(count - grown.numel(), kept, group.positions, moment.generator(group))
-        return torch.cat([grown, rest])
+        return cat([grown, rest])
+
+    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+        """Return the sorted positions, outside the sorted `kept`, of the `count` best scores above zero."""
+        if self.dense_gradient == "never":
+            return kept.new_empty(0)
+        return best_absent(group.tiles(self.growth_gradient), self.grow_score, kept, count)

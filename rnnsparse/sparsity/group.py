@@ -70,6 +70,26 @@ class Group:
         """Return the values [n] of the connections, in the order of `indices`."""
         return torch.cat([part.weight.values.detach()[slice(*part.bounds)] for part in self.parts])
 
+    def gradients(self) -> Tensor:
+        """Return the gradients [n] of the values; they must have been computed."""
+        pieces = []
+        for part in self.parts:
+            assert part.weight.values.grad is not None, f"{part.weight.name}: its values have no gradient"
+            pieces.append(part.weight.values.grad[slice(*part.bounds)])
+        return torch.cat(pieces)
+
+    def probed(self) -> tuple[Tensor, Tensor]:
+        """Return the sorted group positions [p] that are probed, and the sums of their gradients [p]."""
+        positions, totals = [], []
+        for part, shift in self._offsets():
+            probe = part.weight.probe
+            assert probe is not None, f"{part.weight.name}: nothing is probed"
+            edges = torch.tensor([part.first_position, part.first_position + part.positions])
+            start, stop = torch.searchsorted(probe.positions, edges.to(probe.positions)).tolist()
+            positions.append(probe.positions[start:stop] + shift)
+            totals.append(probe.total[start:stop])
+        return torch.cat(positions), torch.cat(totals)
+
     def tiles(self, gradient_of: Callable[[SparseWeight], DenseGradient]) -> Iterator[Tile]:
         """Yield the dense gradient of all parts, in order of group position, `start` counted in the group."""
         for part, shift in self._offsets():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from rnnsparse.errors import UserError, suggest
+from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
+from rnnsparse.sparsity.allocation import Budget, BudgetConfig
 from rnnsparse.sparsity.group import Group
 
 
@@ -23,10 +25,37 @@ class Moment:
     step: int
     total_steps: int
     seed: int
+    # The optimizer, for methods that read its moments.
+    optimizer: torch.optim.Optimizer | None = None
 
-    def generator(self, group: Group) -> torch.Generator:
+    def at(self, step: int) -> Moment:
+        """Return another step of the same run."""
+        return replace(self, step=step)
+
+    def generator(self, group: Group, purpose: str = "update") -> torch.Generator:
         """Return the generator for random choices of this step in this group, the same on all ranks."""
-        return generator_for(self.seed, "update", self.step, group.name)
+        return generator_for(self.seed, purpose, self.step, group.name)
+
+    def momentum(self, group: Group) -> Tensor:
+        """Return the optimizer's running average of the gradient of each connection [n]; zeros before its first step.
+
+        Raises:
+            UserError: the optimizer keeps none.
+        """
+        assert self.optimizer is not None
+        pieces = []
+        for part in group.parts:
+            values = part.weight.values
+            state = self.optimizer.state.get(values, {})
+            average = state.get("exp_avg", state.get("momentum_buffer"))
+            if state and average is None:
+                raise UserError(
+                    "sparsity.redistribute: momentum: the optimizer keeps none; use adam, adamw, or sgd with "
+                    "training.momentum above 0, or redistribute by gradient or weight"
+                )
+            average = torch.zeros_like(values) if average is None else average
+            pieces.append(average[slice(*part.bounds)])
+        return torch.cat(pieces)
 
 
 @dataclass(kw_only=True)
@@ -38,10 +67,25 @@ class Method(ABC):
 
     name: ClassVar[str]
     paper: ClassVar[str] = ""
-    # How many connections a group starts with: its budget, or every position.
-    starts: ClassVar[Literal["sparse", "dense"]] = "sparse"
+    # Whether the run is dense throughout, whatever the budgets say.
+    stays_dense: ClassVar[bool] = False
+    # Whether so much of the run has so many connections that it is better computed as a dense one.
+    mostly_dense: ClassVar[bool] = False
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
+
+    def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
+        """Return the model that is trained in the place of the configured one."""
+        return config
+
+    @property
+    def works_sparse(self) -> bool:
+        """Whether time and memory of a step can stay those of the connections."""
+        return self.dense_gradient != "always"
+
+    def initial_connections(self, budget: Budget) -> int:
+        """Return how many random connections a group starts with."""
+        return budget.connections
 
     def updates_at(self, moment: Moment) -> bool:
         """Return whether the topology changes at this step."""
@@ -56,12 +100,19 @@ class Method(ABC):
         """Whether an update takes the place of that batch's optimizer step, instead of following it."""
         return False
 
+    def probe(self, groups: Sequence[Group], moment: Moment) -> list[Tensor] | None:
+        """Return sorted positions of each group whose gradients are summed from this step to the next update.
+
+        None goes on with what is probed, if anything.
+        """
+        return None
+
     def observe(self, weights: Sequence[SparseWeight]) -> None:  # noqa: B027  (most methods do not look)
         """See the dense gradients of a step that had them, before anything else happens at that step."""
 
-    def update(self, groups: Sequence[Group], moment: Moment) -> list[Tensor]:
+    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
         """Return the new sorted positions of each group."""
-        return [group.indices() for group in groups]
+        return [budget.group.indices() for budget in budgets]
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         """Return FLOPs of training per character, averaged over a run of `steps` steps (RigL, appendix H).

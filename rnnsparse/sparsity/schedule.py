@@ -1,8 +1,12 @@
-"""How large a share of the connections an update replaces, as training goes on."""
+"""How large a share of the connections an update replaces, and how many there are, as training goes on."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rnnsparse.errors import UserError
 
 
 def annealed(kind: str, initial: float, step: int, stop_step: float) -> float:
@@ -18,3 +22,61 @@ def annealed(kind: str, initial: float, step: int, stop_step: float) -> float:
         return initial * (1 - step / stop_step)
     assert kind == "cosine", kind
     return initial / 2 * (1 + math.cos(math.pi * step / stop_step))
+
+
+def share_of(steps: int, share: float) -> Fraction:
+    """Return a share of a number of steps, exact for the decimal that the user wrote.
+
+    0.28 * 25 in floating point lies above 7, and step 7 would count as before it.
+    """
+    return Fraction(str(share)) * steps
+
+
+@dataclass(frozen=True)
+class GradualPruning:
+    """Connections that become fewer with the cube of the time left (Zhu & Gupta 2017, equation 1).
+
+    Args:
+        interval: steps between two updates.
+        start, stop: shares of `total_steps` between which connections go. The last update is at `stop`, whether or
+            not `interval` meets it, so that the final count is exact.
+    """
+
+    interval: int
+    start: float
+    stop: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        if self.start > self.stop:
+            raise UserError(
+                f"sparsity.start: {self.start} comes after sparsity.stop, {self.stop}; lower it, or raise sparsity.stop"
+            )
+
+    @property
+    def first_step(self) -> int:
+        return math.floor(share_of(self.total_steps, self.start))
+
+    @property
+    def last_step(self) -> int:
+        return max(1, math.floor(share_of(self.total_steps, self.stop)))
+
+    def updates_at(self, step: int) -> bool:
+        return step == self.last_step or (step % self.interval == 0 and self.first_step <= step < self.last_step)
+
+    def share_to_go(self, step: int) -> float:
+        """Return what is still there of the connections that are to go, right after an update at `step`."""
+        if step >= self.last_step:
+            return 0.0
+        if step < self.first_step:
+            return 1.0
+        return (1 - (step - self.first_step) / (self.last_step - self.first_step)) ** 3
+
+    def mean_share_to_go(self) -> float:
+        """Return the average of what is still there over all steps; updates follow the optimizer's step."""
+        total, share, since = 0.0, 1.0, 0
+        steps = range(self.interval, self.last_step, self.interval)
+        for step in [*(step for step in steps if step >= self.first_step), self.last_step]:
+            total += share * (step - since)
+            share, since = self.share_to_go(step), step
+        return (total + share * (self.total_steps - since)) / self.total_steps

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rnnsparse.nn.weight import Probe, SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, Moment
@@ -30,22 +32,33 @@ class Sparsifier:
         *,
         seed: int,
         total_steps: int,
+        reduce: Callable[[Tensor], object] | None = None,
     ) -> None:
         self.method = method
-        self._groups = [budget.group for budget in budgets if not budget.dense]
+        self._budgets = [budget for budget in budgets if not budget.dense]
+        self._groups = [budget.group for budget in self._budgets]
         self._fixed = [budget.group for budget in budgets if budget.dense]
         self._weights = list(dict.fromkeys(part.weight for group in self._groups for part in group.parts))
         self._optimizer = optimizer
         self._seed, self._total_steps = seed, total_steps
+        # Averages a tensor over all ranks in place, where there are several.
+        self._reduce = reduce
         self.updates = 0
         self.connections_moved = 0
         self.last_moved_share = 0.0
 
     def before_backward(self, step: int) -> None:
         """Arm or disarm the collection of dense gradients for the backward passes of this step."""
-        collect = self.method.needs_dense_gradient(self._moment(step))
+        moment = self._moment(step)
+        collect = self.method.needs_dense_gradient(moment)
+        probes = self.method.probe(self._groups, moment)
+        if probes is not None:
+            for weight, positions in self._by_weight(probes, [torch.empty(0, dtype=torch.int64)] * len(self._fixed)):
+                weight.probe = Probe(weight, positions)
         for weight in self._weights:
             weight.start_dense_gradient(collect)
+            if weight.probe:
+                weight.probe.start_step()
 
     def after_backward(self, step: int, gradient_scale: float = 1.0) -> bool:
         """Update if this step's update replaces the optimizer step; return whether the optimizer steps.
@@ -57,7 +70,11 @@ class Sparsifier:
             for weight in self._weights:
                 if weight.dense_gradient is not None:
                     weight.dense_gradient.scale = 1 / gradient_scale
+                    weight.dense_gradient.reduce = self._reduce
             self.method.observe(self._weights)
+        for weight in self._weights:
+            if weight.probe:
+                weight.probe.finish_step(1 / gradient_scale)
         replaces = self.method.replaces_optimizer_step and self.method.updates_at(moment)
         if replaces:
             self._update(moment)
@@ -72,15 +89,24 @@ class Sparsifier:
             weight.start_dense_gradient(False)
 
     def _moment(self, step: int) -> Moment:
-        return Moment(step, self._total_steps, self._seed)
+        return Moment(step, self._total_steps, self._seed, self._optimizer)
+
+    def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
+        """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""
+        groups = [*zip(self._groups, chosen, strict=True), *zip(self._fixed, fixed, strict=True)]
+        return [(weight, positions) for weight, positions in weight_topologies(groups) if weight in self._weights]
 
     @torch.no_grad()
     def _update(self, moment: Moment) -> None:
-        chosen = list(zip(self._groups, self.method.update(self._groups, moment), strict=True))
-        chosen += [(group, group.indices()) for group in self._fixed]
+        for weight in self._weights:
+            if weight.probe and self._reduce:
+                self._reduce(weight.probe.total)
         # Groups read weights, so all choices are made before the first weight changes.
-        topologies = [(weight, indices) for weight, indices in weight_topologies(chosen) if weight in self._weights]
+        chosen = self.method.update(self._budgets, moment)
+        topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
         moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
+        for weight in self._weights:
+            weight.probe = None
         self.updates += 1
         self.connections_moved += moved
         self.last_moved_share = moved / max(1, sum(group.connections for group in self._groups))
@@ -88,6 +114,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         return {
             "method": self.method.state_dict(),
+            "probes": {w.name: (w.probe.positions, w.probe.total) for w in self._weights if w.probe},
             "updates": self.updates,
             "connections_moved": self.connections_moved,
             "last_moved_share": self.last_moved_share,
@@ -95,6 +122,12 @@ class Sparsifier:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
+        for weight in self._weights:
+            weight.probe = None
+            if weight.name in state["probes"]:
+                positions, total = state["probes"][weight.name]
+                weight.probe = Probe(weight, positions)
+                weight.probe.total.copy_(total)
         self.updates = state["updates"]
         self.connections_moved = state["connections_moved"]
         self.last_moved_share = state["last_moved_share"]

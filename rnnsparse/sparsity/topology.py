@@ -44,6 +44,8 @@ def contains(sorted_positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 def _largest(scores: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest scores and their sorted positions; of equal ones, the first positions."""
+    if count == 0:
+        return scores[:0], positions[:0]
     if scores.numel() > count:
         threshold = scores.topk(count, sorted=True).values[-1]
         near = scores >= threshold
@@ -79,6 +81,24 @@ def best_absent(tiles: Iterable[Tile], score: Callable[[Tile], Tensor], present:
             count,
         )
     return best_positions
+
+
+def keep_largest(positions: Tensor, scores: Tensor, count: int) -> Tensor:
+    """Return those of the sorted positions that have the `count` largest scores; of equal ones, the last positions.
+
+    Dropping the smallest thus breaks ties by position: the first go first.
+    """
+    order = scores.argsort(stable=True)
+    return positions[order[positions.numel() - count :].sort().values]
+
+
+def best_among(positions: Tensor, scores: Tensor, present: Tensor, count: int) -> Tensor:
+    """Return the sorted positions of the `count` largest scores; positions in the sorted `present` do not take part.
+
+    As in `best_absent`, a score of zero is never chosen, and ties go to the first of the sorted `positions`.
+    """
+    takes_part = ~contains(present, positions)[0] & (scores > 0)
+    return _largest(scores[takes_part], positions[takes_part], count)[1]
 
 
 def rewire(weight: SparseWeight, indices: Tensor, optimizer: torch.optim.Optimizer | None) -> int:

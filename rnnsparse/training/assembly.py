@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,10 +69,14 @@ def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tup
         UserError: the budgets cannot be met.
     """
     precision = config.training.precision
-    model = CharLM(config.model, vocab_size).to(device=device, dtype=PARAMETER_TYPES.get(precision, torch.float32))
+    shape = config.method.model_config(config.model, config.budget, vocab_size)
+    model = CharLM(shape, vocab_size).to(device=device, dtype=PARAMETER_TYPES.get(precision, torch.float32))
     model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
     model.execution, _ = choose_execution(config, device)
-    return model, allocate(list(model.sparse_weights().values()), config.budget)
+    budgets = allocate(list(model.sparse_weights().values()), config.budget)
+    if config.method.stays_dense:
+        budgets = [replace(budget, connections=budget.group.positions) for budget in budgets]
+    return model, budgets
 
 
 def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["masked", "sparse"], str]:
@@ -82,12 +86,13 @@ def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["
         return "masked", "as configured"
     if device.type != "cpu":
         return "masked", "sparse execution is for CPUs"
-    if method.dense_gradient == "always":
+    if not method.works_sparse:
         return "masked", f"method {method.name} needs the dense gradient at every step"
     if wanted == "sparse":
         return "sparse", "as configured" if are_compiled() else "as configured, but slow: numba is not installed"
-    if method.starts == "dense":
-        return "masked", f"method {method.name} has every connection"
+    if method.mostly_dense:
+        how_long = "throughout" if method.stays_dense else "for much of the run"
+        return "masked", f"method {method.name} has every connection {how_long}"
     if not are_compiled():
         return "masked", "numba, which makes sparse execution fast, is not installed"
     if config.budget.sparsity < SPARSE_WINS_FROM:
@@ -114,7 +119,7 @@ def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple
     """
     require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
-    connect_randomly(budgets, config.run.seed, config.method.starts)
+    connect_randomly(budgets, config.run.seed, config.method.initial_connections)
     model.reset_parameters(config.run.seed)
     return model, budgets
 

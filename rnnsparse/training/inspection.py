@@ -32,9 +32,11 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
     counted = [budget.group for budget in budgets if not budget.dense]
     connections, positions = sum(g.connections for g in counted), sum(g.positions for g in counted)
     parameters = sum(p.numel() for p in model.parameters())
+    # What a run starts with may be more than it has now or at its end, and has to fit too.
+    more = sum(max(0, config.method.initial_connections(b) - b.group.connections) for b in budgets if not b.dense)
     forward = forward_flops(model)
     symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
-    training = training_flops(config.method, model, config.training.steps, symbols)
+    training = training_flops(config.method, model, budgets, config.training.steps, symbols, config.model)
     number = model.embedding.values.element_size()
     weights = model.sparse_weights().values()
     if config.method.dense_gradient == "never":
@@ -54,9 +56,9 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
         "training_flops": training.total,
         "training_flops_vs_dense": training.ratio,
         "memory_bytes": {
-            "parameters": parameters * number,
-            "indices": sum(w.connections for w in weights) * 8,
-            "optimizer": parameters * number * OPTIMIZER_MOMENTS[config.training.optimizer],
+            "parameters": (parameters + more) * number,
+            "indices": (sum(w.connections for w in weights) + more) * 8,
+            "optimizer": (parameters + more) * number * OPTIMIZER_MOMENTS[config.training.optimizer],
             "dense_gradients": dense_gradients * number,
         },
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rnnsparse.nn.sparse import ProductGradient
 from rnnsparse.nn.weight import TILE_ROWS, DenseGradient, DenseRows, SparseWeight
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.methods.rigl import RigL
@@ -80,8 +81,9 @@ def test_growth_picks_the_set_that_a_materialised_gradient_picks(
         weight.connect(indices, torch.randn(indices.shape, dtype=F64, generator=generator))
         weight.start_dense_gradient(True)
         weight.add_gradient_source(ProductGradient(g, x) if kind == "product" else DenseRows(product(g, x)))
+        budgets = [Budget(group, group.connections) for group in make_groups([weight], granularity)]
         method = RigL(interval=1, drop_fraction=share, schedule="constant", stop=1.0)
-        chosen[kind] = method.update(make_groups([weight], granularity), Moment(1, 10, 0))
+        chosen[kind] = method.update(budgets, Moment(1, 10, 0))
         assert all(found.numel() for found in chosen[kind])
     assert all(torch.equal(a, b) for a, b in zip(chosen["product"], chosen["matrix"], strict=True))
 

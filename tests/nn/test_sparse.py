@@ -263,7 +263,7 @@ class Training:
     def __init__(self, model: CharLM, method: DropGrow, total_steps: int, granularity: Any) -> None:
         self.model = model
         budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=0.8, granularity=granularity))
-        connect_randomly(budgets, 1, method.starts)
+        connect_randomly(budgets, 1, method.initial_connections)
         model.reset_parameters(1)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         self.sparsifier = Sparsifier(method, budgets, self.optimizer, seed=1, total_steps=total_steps)
@@ -433,7 +433,7 @@ def train(hidden, sparsity):
     model.execution = "sparse"
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
     method = RigL(interval=2, stop=1.0)
-    connect_randomly(budgets, 0, method.starts)
+    connect_randomly(budgets, 0, method.initial_connections)
     model.reset_parameters(0)
     optimizer = torch.optim.Adam(model.parameters())
     sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,10 +40,13 @@ class TinyRun:
     ) -> None:
         self.method, self.total_steps = method, total_steps
         config = ModelConfig(**{"cell": cell, "embedding_dim": 6, "hidden_size": 8} | shape)
-        self.model = CharLM(config, VOCAB)
+        budget = budget or BudgetConfig(sparsity=0.7)
+        self.model = CharLM(method.model_config(config, budget, VOCAB), VOCAB)
         self.weights = self.model.sparse_weights()
-        self.budgets = allocate(list(self.weights.values()), budget or BudgetConfig(sparsity=0.7))
-        connect_randomly(self.budgets, seed, method.starts)
+        self.budgets = allocate(list(self.weights.values()), budget)
+        if method.stays_dense:
+            self.budgets = [replace(budget, connections=budget.group.positions) for budget in self.budgets]
+        connect_randomly(self.budgets, seed, method.initial_connections)
         self.model.reset_parameters(seed)
         self.optimizer = optimizer(self.model.parameters())
         self.sparsifier = Sparsifier(method, self.budgets, self.optimizer, seed=seed, total_steps=total_steps)

@@ -278,9 +278,12 @@ def test_a_first_topology_has_exactly_the_budget_of_every_group(granularity: Any
         assert sum(w.connections for w in weights) == sum(b.connections for b in budgets)
 
 
-def test_dense_starts_have_every_connection() -> None:
+def test_a_first_topology_may_have_more_than_the_budget() -> None:
     weights = small()
-    connect_randomly(allocate(weights, BudgetConfig()), 1, starts="dense")
+    budgets = allocate(weights, BudgetConfig(dense=("embedding",)))
+    connect_randomly(budgets, 1, lambda budget: budget.connections + 3)
+    assert [b.group.connections for b in budgets] == [b.connections + (0 if b.dense else 3) for b in budgets]
+    connect_randomly(budgets, 1, lambda budget: budget.group.positions)
     assert all(w.is_full for w in weights)
 
 

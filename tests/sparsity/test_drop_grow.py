@@ -41,8 +41,12 @@ def group_of(weight: SparseWeight) -> Group:
     return Group(weight.name, (Part(weight, 0, weight.rows),))
 
 
+def budgets_of(*groups: Group) -> list[Budget]:
+    return [Budget(group, group.connections) for group in groups]
+
+
 def updated(method: DropGrow, weight: SparseWeight, moment: Moment = MOMENT) -> list[int]:
-    (indices,) = method.update([group_of(weight)], moment)
+    (indices,) = method.update(budgets_of(group_of(weight)), moment)
     return indices.tolist()
 
 
@@ -128,7 +132,7 @@ def test_growth_without_any_score_is_uniform_over_all_that_is_not_kept(method: s
     for seed in range(900):
         one = METHODS[method](**HALF)
         one.observe([weight])
-        (indices,) = one.update([group_of(weight)], Moment(1, 10, seed))
+        (indices,) = one.update(budgets_of(group_of(weight)), Moment(1, 10, seed))
         assert indices.numel() == 4
         seen[indices] += 1
     assert seen[[1, 7]].tolist() == [900, 900]
@@ -214,7 +218,7 @@ def test_gates_with_budgets_of_their_own_do_not_compete() -> None:
     # The same weights and gradients gate by gate: every gate keeps its count.
     left = weight_of([[0.1, o], [0.2, o], [0.3, o], [o, 0.9]], "rnn.0.input", ("a", "b"))
     left.dense_gradient = dense_gradient(torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 0]]))
-    chosen = RigL(**HALF).update(make_groups([left], "gate"), MOMENT)
+    chosen = RigL(**HALF).update(budgets_of(*make_groups([left], "gate")), MOMENT)
     # a: .1 dropped, grown at (1, 1); b: .3 dropped, of its three gradients 9 the first, itself, grows again
     assert [c.tolist() for c in chosen] == [[2, 3], [0, 3]]
 

@@ -12,9 +12,12 @@ from torch.optim import Optimizer
 
 from rnnsparse.errors import UserError
 from rnnsparse.sparsity import methods  # registers them all
-from rnnsparse.sparsity.allocation import BudgetConfig, connect_randomly
+from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import METHODS, Method, Moment, method_class
+from rnnsparse.sparsity.methods.granet import GraNet
+from rnnsparse.sparsity.methods.prune import Prune
+from rnnsparse.sparsity.methods.snip import SNIP
 from rnnsparse.sparsity.schedule import annealed
 
 # With these, twelve steps show every kind of step: with an update, without one, after the last one.
@@ -25,6 +28,11 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "set": OFTEN,
     "rigl": OFTEN,
     "snfs": OFTEN,
+    "scout": OFTEN,
+    "granet": OFTEN,
+    "prune": {"interval": 2, "start": 0.2, "stop": 0.8},
+    "snip": {},
+    "small_dense": {},
 }
 STEPS = 12
 
@@ -32,6 +40,24 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1, fused=True),
 }
+
+
+def expected_connections(method: Method, budget: Budget, step: int) -> int:
+    """Return how many connections a group has after a step, by the textbook."""
+    positions, final = budget.group.positions, budget.connections
+    if budget.dense or method.stays_dense:
+        return positions
+    if isinstance(method, SNIP):
+        return final if step else positions
+    if isinstance(method, Prune | GraNet):
+        first, last = (2, 9) if isinstance(method, Prune) else (0, 9)  # of twelve steps: 20 % or none, and 80 %
+        if step >= last:
+            return final
+        step -= step % 2  # the last update
+        left = 1 - (step - first) / (last - first) if step >= max(first, 2) else 1
+        return final + round((positions - final) * left**3)
+    return final
+
 
 every_method = pytest.mark.parametrize("name", CONTRACT)
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -73,11 +99,11 @@ def test_groups_have_exactly_their_connections_after_every_step(
     tiny_run: Any, name: str, cell: str, optimizer: str
 ) -> None:
     run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
-    whole = run.method.starts == "dense"
-    for step in range(1, STEPS + 1):
-        run.step(step)
+    for step in range(STEPS + 1):
+        if step:
+            run.step(step)
         for budget in run.budgets:
-            expected = budget.group.positions if whole else budget.connections
+            expected = expected_connections(run.method, budget, step)
             assert budget.group.connections == expected, (budget.group.name, step)
         for weight in run.weights.values():
             assert weight.values.shape == weight.indices.shape
@@ -108,9 +134,11 @@ def test_updates_drop_only_the_smallest_and_start_the_new_from_nothing(
             rows = range(part.first_position, part.first_position + part.positions)
             old = {p: entry for p, entry in before[part.weight.name].items() if p in rows}
             gone = old.keys() - after[part.weight.name].keys()
-            if isinstance(run.method, DropGrow):
+            if not isinstance(run.method, SNIP):
+                target = expected_connections(run.method, budget, step)
                 share = annealed("cosine", OFTEN["drop_fraction"], step, OFTEN["stop"] * STEPS)
-                smallest = sorted(old, key=lambda p: (abs(old[p][0]), p))[: int(len(old) * share)]
+                drop = len(old) - target + (int(target * share) if isinstance(run.method, DropGrow) else 0)
+                smallest = sorted(old, key=lambda p: (abs(old[p][0]), p))[:drop]
                 assert gone <= set(smallest), budget.group.name
     assert run.sparsifier.connections_moved == moved
     assert (moved > 0) == isinstance(run.method, DropGrow)
@@ -160,7 +188,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_run: Any
         return run
 
     assert final(3).snapshot() == final(3).snapshot()
-    if METHODS[name].starts != "dense":
+    if not METHODS[name].stays_dense:
         assert final(3).topology() != final(4).topology()
 
 
@@ -171,12 +199,12 @@ def test_counts_stay_exact_for_coarse_groups_dense_blocks_and_overrides(
 ) -> None:
     budget = BudgetConfig(sparsity=0.8, granularity=granularity, dense=("embedding",), overrides={"output": 0.5})
     run = tiny_run(make(name), "lstm", total_steps=STEPS, budget=budget)
-    expected = [b.group.connections for b in run.budgets]
     embedding = run.weights["embedding"]
     assert embedding.is_full
     for step in range(1, STEPS + 1):
         run.step(step)
-        assert [b.group.connections for b in run.budgets] == expected
+        for b in run.budgets:
+            assert b.group.connections == expected_connections(run.method, b, step)
         assert embedding.dense_gradient is None
 
 
@@ -196,7 +224,7 @@ def test_the_optimizer_steps_unless_the_update_replaces_it(tiny_run: Any, name: 
     for step in range(1, STEPS + 1):
         before = bias.detach().clone()
         run.step(step)
-        replaced = name == "rigl" and run.method.updates_at(moment(step))
+        replaced = name in ("rigl", "snip") and run.method.updates_at(moment(step))
         assert torch.equal(bias, before) == replaced, step
 
 
@@ -222,7 +250,9 @@ def test_whether_an_update_replaces_the_optimizer_step_can_be_chosen(tiny_run: A
         ("static", 0.25, 0.1),
         ("set", 0.25, 0.1),
         ("rigl", 0.2525, 0.1030),
+        ("snip", 0.25, 0.1),
         ("snfs", 0.5, 0.4),
+        ("scout", 0.5, 0.2),  # three watched positions per connection, in one of three products
     ],
 )
 def test_training_flops_are_those_of_the_formulas(name: str, at_75: float, at_90: float) -> None:

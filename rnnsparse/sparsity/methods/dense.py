@@ -10,7 +10,8 @@ from rnnsparse.sparsity.method import Method, register
 class Dense(Method):
     """Keep every connection."""
 
-    starts = "dense"
+    stays_dense = True
+    mostly_dense = True
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         return 3 * dense

@@ -1,4 +1,4 @@
-"""Sparse networks from scratch, with fixed budgets."""
+"""Sparse networks from scratch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing_extensions import Doc
 
 from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight, Tile
 from rnnsparse.sparsity.drop_grow import DropGrow
+from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
 
 
@@ -40,6 +41,11 @@ class SNFS(DropGrow):
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
         return DenseGradient(DenseRows(self._average[weight.name]))
+
+    def momenta(self, group: Group, moment: Moment) -> Tensor:
+        averages = [self._average[part.weight.name].view(-1) for part in group.parts]
+        places = [part.weight.indices[slice(*part.bounds)] for part in group.parts]
+        return torch.cat([average[place] for average, place in zip(averages, places, strict=True)])
 
     def grow_score(self, tile: Tile) -> Tensor:
         return tile.gradient_RC.abs()

@@ -1,0 +1,51 @@
+"""Gradual pruning with neuroregeneration."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Le, Lt
+from torch import Tensor
+from typing_extensions import Doc
+
+from rnnsparse.nn.weight import Tile
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.drop_grow import DropGrow
+from rnnsparse.sparsity.method import Moment, register
+from rnnsparse.sparsity.schedule import GradualPruning
+
+
+@register("granet")
+@dataclass(kw_only=True)
+class GraNet(DropGrow):
+    """Prune gradually, and at each update also replace connections as RigL does."""
+
+    paper = "Liu et al. 2021b"
+    dense_gradient = "at updates"
+    mostly_dense = True
+    drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.5
+    start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.0
+    initial_sparsity: Annotated[float, Ge(0), Lt(1), Doc("sparsity that every block starts with")] = 0.0
+
+    def __post_init__(self) -> None:
+        self._schedule(1)  # refuses what makes no sense
+
+    def _schedule(self, total_steps: int) -> GradualPruning:
+        return GradualPruning(self.interval, self.start, self.stop, total_steps)
+
+    def initial_connections(self, budget: Budget) -> int:
+        return max(budget.connections, round(budget.group.positions * (1 - self.initial_sparsity)))
+
+    def updates_at(self, moment: Moment) -> bool:
+        return super().updates_at(moment) or self._schedule(moment.total_steps).last_step == moment.step
+
+    def target(self, budget: Budget, moment: Moment) -> int:
+        share = self._schedule(moment.total_steps).share_to_go(moment.step)
+        return budget.connections + round((self.initial_connections(budget) - budget.connections) * share)
+
+    def grow_score(self, tile: Tile) -> Tensor:
+        return tile.gradient_RC.abs()
+
+    def training_flops(self, sparse: float, dense: float, steps: int) -> float:
+        initial = max(sparse, dense * (1 - self.initial_sparsity))
+        mean = sparse + (initial - sparse) * self._schedule(steps).mean_share_to_go()
+        return (3 * mean * self.interval + 2 * mean + dense) / (self.interval + 1)

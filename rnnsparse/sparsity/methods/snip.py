@@ -1,0 +1,49 @@
+"""Pruning before training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Doc
+
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.method import Method, Moment, register
+from rnnsparse.sparsity.topology import keep_largest
+
+
+@register("snip")
+@dataclass(kw_only=True)
+class SNIP(Method):
+    """Keep the connections whose removal would change the first batch's loss most; that batch makes no other step."""
+
+    paper = "Lee et al. 2019, algorithm 1"
+    scope: Annotated[
+        Literal["block", "global"],
+        Doc("block: each keeps its budget; global: all compete for the total, which can empty gates"),
+    ] = "block"
+
+    @property
+    def replaces_optimizer_step(self) -> bool:
+        return True
+
+    def initial_connections(self, budget: Budget) -> int:
+        return budget.group.positions
+
+    def updates_at(self, moment: Moment) -> bool:
+        return moment.step == 1
+
+    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
+        groups = [budget.group for budget in budgets]
+        scores = [(group.values() * group.gradients()).abs() for group in groups]
+        if self.scope == "block":
+            return [
+                keep_largest(budget.group.indices(), score, budget.connections)
+                for budget, score in zip(budgets, scores, strict=True)
+            ]
+        numbers = torch.arange(sum(score.numel() for score in scores), device=scores[0].device)
+        kept = torch.zeros(numbers.shape, dtype=torch.bool, device=numbers.device)
+        kept[keep_largest(numbers, torch.cat(scores), sum(budget.connections for budget in budgets))] = True
+        sizes = [score.numel() for score in scores]
+        return [group.indices()[keep] for group, keep in zip(groups, kept.split(sizes), strict=True)]

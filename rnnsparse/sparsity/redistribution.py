@@ -1,0 +1,63 @@
+"""Moving connections between groups: each regrows in proportion to how much its connections matter.
+
+The rule is that of Dettmers & Zettlemoyer 2019, section 3 and appendix; what matters may be any mean size: of
+momenta (theirs), gradients or weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import floor
+from typing import Literal
+
+from rnnsparse.sparsity.group import Group
+
+Redistribute = Literal["none", "gradient", "momentum", "weight"]
+NEARLY_FULL = Fraction(1, 5)
+
+
+def fewer_drops(groups: Sequence[Group], drops: Sequence[int], activity: Sequence[float]) -> list[int]:
+    """Return how many connections each group drops.
+
+    A group that is nearly full (sparsity below 20 %) and matters more than the average drops at most its sparsity.
+    """
+    average = sum(activity) / max(1, len(activity))
+    result = []
+    for group, drop, own in zip(groups, drops, activity, strict=True):
+        absent = group.positions - group.connections
+        if own > average and absent < NEARLY_FULL * group.positions:
+            drop = min(drop, group.connections * absent // group.positions)
+        result.append(drop)
+    return result
+
+
+def regrown(free: Sequence[int], total: int, activity: Sequence[float]) -> list[int]:
+    """Divide `total` connections among groups in proportion to `activity`, none getting more than is `free` there.
+
+    The result adds up to `total` exactly (largest remainder, equal ones favour the first). Groups that would get too
+    much are filled, and the rest shares what is left; if no other matters, free positions decide.
+    """
+    assert total <= sum(free), "more connections than positions"
+    counts = [0] * len(free)
+    open_groups = list(range(len(free)))
+    left = total
+    while left:
+        shares = {i: Fraction(activity[i]) for i in open_groups}
+        if not any(shares.values()):
+            shares = {i: Fraction(free[i]) for i in open_groups}
+        scale = Fraction(left) / sum(shares.values())
+        full = [i for i in open_groups if shares[i] * scale > free[i]]
+        if not full:
+            ideal = {i: shares[i] * scale for i in open_groups}
+            for i in open_groups:
+                counts[i] = floor(ideal[i])
+            missing = total - sum(counts)
+            for i in sorted(open_groups, key=lambda i: counts[i] - ideal[i])[:missing]:
+                counts[i] += 1
+            break
+        for i in full:
+            counts[i] = free[i]
+            open_groups.remove(i)
+        left = total - sum(counts[i] for i in range(len(free)) if i not in open_groups)
+    return counts
