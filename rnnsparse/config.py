@@ -24,6 +24,7 @@ from rnnsparse.evaluation import EvaluationConfig
 from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig
 from rnnsparse.sparsity.method import METHODS, Method, method_class
+from rnnsparse.steps import extended
 from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
 
 
@@ -38,19 +39,29 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides a run."""
+    """Everything that decides a run.
+
+    `method` and `training` are what runs: their steps are those that were written, times `training.multiplier`.
+    """
 
     run: RunSettings
     data: DataConfig
     model: ModelConfig
     budget: BudgetConfig
-    method: Method
-    training: TrainingConfig
+    written_method: Method
+    written_training: TrainingConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
     # Settings that are valid but do nothing here, each as one line; they are no part of the run.
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    method: Method = field(init=False, compare=False)
+    training: TrainingConfig = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        multiplier = self.written_training.multiplier
+        object.__setattr__(self, "method", extended(self.written_method, multiplier))
+        object.__setattr__(self, "training", extended(self.written_training, multiplier))
 
     @property
     def folder(self) -> Path:
@@ -58,9 +69,12 @@ class RunConfig:
         return Path(self.run.dir)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sections as plain data; `parse_config` of it gives an equal configuration."""
-        sparsity = {"method": self.method.name} | _plain(self.budget) | _plain(self.method)
-        return {name: sparsity if name == "sparsity" else _plain(getattr(self, name)) for name in SECTIONS}
+        """Return the sections as plain data, as written; `parse_config` of it gives an equal configuration."""
+        written = {
+            "sparsity": {"method": self.method.name} | _plain(self.budget) | _plain(self.written_method),
+            "training": _plain(self.written_training),
+        }
+        return {name: written[name] if name in written else _plain(getattr(self, name)) for name in SECTIONS}
 
     def to_yaml(self) -> str:
         return yaml12.write(self.to_dict())
@@ -121,15 +135,16 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         parsed: dict[str, Any] = {
             section: _build(SECTIONS[section], values, section) for section, values in sections.items()
         }
+        run: RunSettings = parsed["run"]
+        run = dataclasses.replace(run, name=run.name or name)
+        parsed["run"] = dataclasses.replace(run, dir=run.dir or f"checkpoints/{run.name}")
+        model: ModelConfig = parsed["model"]
+        if model.dropout > 0 and model.num_layers == 1:
+            warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
+        parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
+        return RunConfig(warnings=tuple(warnings), **parsed)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    run: RunSettings = parsed["run"]
-    run = dataclasses.replace(run, name=run.name or name)
-    parsed["run"] = dataclasses.replace(run, dir=run.dir or f"checkpoints/{run.name}")
-    model: ModelConfig = parsed["model"]
-    if model.dropout > 0 and model.num_layers == 1:
-        warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
-    return RunConfig(budget=budget, method=method, warnings=tuple(warnings), **parsed)
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:

@@ -13,6 +13,7 @@ from rnnsparse import yaml12
 from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.sparsity.method import METHODS
+from rnnsparse.steps import step_fields
 from rnnsparse.training.assembly import choose_device, empty_model
 
 ROOT = Path(__file__).parent.parent
@@ -107,7 +108,7 @@ def test_a_section_may_be_empty(section: str) -> None:
         ("5", "its top level must be sections"),
         (
             "training: {stepz: 1}",
-            r"training\.stepz: unknown key \(did you mean 'steps'\?\); there are steps, batch_size",
+            r"training\.stepz: unknown key \(did you mean 'steps'\?\); there are steps, multiplier",
         ),
         ("run: {sed: 1}", r"run\.sed: unknown key \(did you mean 'seed'\?\)"),
         ("data: {sorce: text}", r"data\.sorce: unknown key \(did you mean 'source'\?\)"),
@@ -225,6 +226,41 @@ def test_settings_without_effect_warn() -> None:
     assert config_of("sparsity: {method: dense, sparsity: 0.5}").warnings == (
         "sparsity.sparsity has no effect with method dense",
     )
+
+
+# ---- extended training
+
+
+def test_extended_training_scales_the_steps_of_training_and_of_the_method_and_no_others() -> None:
+    text = "training: {steps: 1000, warmup: 10}\nsparsity: {method: rigl, interval: 50}"
+    plain, config = config_of(text), config_of(text, "training.multiplier=2.5")
+    assert (config.training.steps, config.training.warmup, config.method.interval) == (2500, 25, 125)
+    assert dataclasses.replace(config.training, steps=1000, warmup=10, multiplier=1.0) == plain.training
+    assert dataclasses.replace(config.method, interval=50) == plain.method
+    for section in ("evaluation", "logging", "checkpoint"):
+        assert getattr(config, section) == getattr(plain, section)
+
+
+def test_extended_training_is_written_as_it_was_asked_for() -> None:
+    written = config_of("sparsity: {method: set, interval: 7}", "training.steps=10", "training.multiplier=3").to_dict()
+    assert (written["training"]["steps"], written["training"]["multiplier"]) == (10, 3.0)
+    assert written["sparsity"]["interval"] == 7
+
+
+@pytest.mark.parametrize("multiplier", ["0", "-1", "1e7", "true", "2x", "null"])
+def test_a_multiplier_is_a_positive_number(multiplier: str) -> None:
+    assert "training.multiplier: " in refusal("", f"training.multiplier={multiplier}")
+
+
+@pytest.mark.parametrize("cls", [*SECTIONS.values(), *METHODS.values()], ids=lambda cls: cls.__name__)
+def test_what_extended_training_scales_is_what_counts_steps_of_training(cls: type) -> None:
+    of_training = cls is SECTIONS["training"] or cls in METHODS.values()
+    counts = [
+        name
+        for name, default, help_text in describe_fields(cls)
+        if type(default) is int and re.search(r"\bsteps\b", help_text) and of_training
+    ]
+    assert step_fields(cls) == counts
 
 
 # ---- overrides
@@ -351,6 +387,7 @@ def test_the_resolved_configuration_has_every_setting_and_no_tags() -> None:
 
 WORD = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12)
 POSITIVE = st.floats(1e-12, 1e6)
+STEP_COUNT = st.integers(1, 999)
 UNIT = st.floats(0, 1)
 CONFIGS = st.fixed_dictionaries(
     {},
@@ -371,7 +408,7 @@ CONFIGS = st.fixed_dictionaries(
                 "sparsity": st.floats(0, 0.999),
                 "dense": st.lists(WORD, max_size=2),
                 "overrides": st.dictionaries(WORD, UNIT, max_size=3),
-                "interval": st.integers(1, 999),
+                "interval": STEP_COUNT,
                 "drop_fraction": UNIT,
                 "momentum": st.floats(0, 0.99),
             },
@@ -379,6 +416,9 @@ CONFIGS = st.fixed_dictionaries(
         "training": st.fixed_dictionaries(
             {},
             optional={
+                "steps": STEP_COUNT,
+                "warmup": st.integers(0, 99),
+                "multiplier": POSITIVE,
                 "learning_rate": POSITIVE,
                 "epsilon": POSITIVE,
                 "betas": st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)).map(list),
@@ -395,4 +435,5 @@ def test_a_written_configuration_is_read_as_an_equal_one(data: dict[str, Any]) -
     config = parse_config(data, "c.yaml", name="run")
     again = parse_config(yaml12.read(config.to_yaml()), "config.yaml", name="other")
     assert again == config
+    assert (again.training, again.method) == (config.training, config.method), "nothing is scaled twice"
     assert again.to_yaml() == config.to_yaml()

@@ -23,13 +23,14 @@ from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, regrown
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.sparsity.topology import best_absent, draw_absent, keep_largest
+from rnnsparse.steps import Steps
 
 
 @dataclass(kw_only=True)
 class DropGrow(Method):
     """Drop by magnitude; grow by `grow_score` where a method has one, else at random. Budgets stay as they are."""
 
-    interval: Annotated[int, Gt(0), Doc("steps between two updates")] = 100
+    interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.3
     schedule: Annotated[Literal["cosine", "linear", "constant"], Doc("how drop_fraction goes to zero")] = "cosine"
     stop: Annotated[float, Ge(0), Le(1), Doc("share of training after which the topology is fixed")] = 0.75

@@ -21,11 +21,12 @@ def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, r
     execution, reason = choose_execution(config, device)
     uniform_bits = math.log2(vocabulary)
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
+    extended = f" ({config.written_training.steps:,} x {training.multiplier:g})" if training.multiplier != 1 else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
         f"data        {corpus.description}",
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
-        f"method      {config.method.name}; {training.steps:,} steps of {training.batch_size} lanes x "
+        f"method      {config.method.name}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}",
         f"device      {machine}, {training.precision}",
         f"execution   {execution}: {reason}",

@@ -53,6 +53,7 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
         "parameters": parameters,
         "flops_per_character": forward.sparse,
         "dense_flops_per_character": forward.dense,
+        "steps": config.training.steps,
         "training_flops": training.total,
         "training_flops_vs_dense": training.ratio,
         "memory_bytes": {
@@ -77,7 +78,8 @@ def table(report: dict[str, Any]) -> list[str]:
         f"connections {report['connections']:,} of {report['positions']:,} positions "
         f"(sparsity {report['sparsity']:.4f}); {report['parameters']:,} parameters with dense blocks and biases",
         f"FLOPs per character {report['flops_per_character']:,.0f} forward, {ratio:.4f} of dense; "
-        f"training {report['training_flops']:.3g}, {report['training_flops_vs_dense']:.4f} of dense",
+        f"training {report['training_flops']:.3g} in {report['steps']:,} steps, "
+        f"{report['training_flops_vs_dense']:.4f} of dense",
         f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
         f"{memory['optimizer'] / 1e6:,.1f} MB optimizer, {memory['dense_gradients'] / 1e6:,.1f} MB dense gradients",
     ]

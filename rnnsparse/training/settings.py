@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval, Le
 from typing_extensions import Doc
 
+from rnnsparse.steps import Steps
+
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
@@ -22,7 +24,10 @@ DecayRate = Annotated[float, Interval(ge=0, lt=1)]
 class TrainingConfig:
     """How the parameters are trained: length, batches, optimizer, numbers, device."""
 
-    steps: Annotated[int, Ge(1), Doc("optimizer steps of the whole run")] = 2000
+    steps: Annotated[int, Ge(1), Steps, Doc("optimizer steps of the whole run")] = 2000
+    multiplier: Annotated[
+        float, Gt(0), Le(1e6), Doc("extended training: scales every number of steps in `training` and of the method")
+    ] = 1.0
     batch_size: Annotated[int, Ge(1), Doc("lanes of text read side by side, per micro-batch")] = 32
     sequence_length: Annotated[int, Ge(1), Doc("symbols per lane and step, the reach of truncated backpropagation")] = (
         128
@@ -31,7 +36,7 @@ class TrainingConfig:
     lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
         "cosine"
     )
-    warmup: Annotated[int, Ge(0), Doc("steps over which the learning rate rises linearly to its peak")] = 0
+    warmup: Annotated[int, Ge(0), Steps, Doc("steps over which the learning rate rises linearly to its peak")] = 0
     final_learning_rate: Annotated[
         float, Interval(ge=0, le=1), Doc("where the cosine ends, as a fraction of learning_rate")
     ] = 0.1

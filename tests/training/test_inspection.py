@@ -18,6 +18,7 @@ KEYS = {
     "parameters",
     "flops_per_character",
     "dense_flops_per_character",
+    "steps",
     "training_flops",
     "training_flops_vs_dense",
     "memory_bytes",
@@ -96,6 +97,15 @@ def test_flops_follow_the_connections() -> None:
     assert report["dense_flops_per_character"] == 2 * 240
     assert report["training_flops"] == 3 * 2 * multiplied * 10 * 2 * 5
     assert report_of("training.accumulate=3")["training_flops"] == 3 * report["training_flops"]
+
+
+def test_extended_training_is_counted_and_shown_with_the_steps_it_makes() -> None:
+    report, extended = report_of("sparsity.method=rigl"), report_of("sparsity.method=rigl", "training.multiplier=2.5")
+    assert (report["steps"], extended["steps"]) == (10, 25)
+    # The interval is 250 instead of 100, so that a character costs a little less.
+    sparse, dense = report["flops_per_character"], report["dense_flops_per_character"]
+    assert extended["training_flops"] == pytest.approx((3 * sparse * 250 + 2 * sparse + dense) / 251 * 25 * 2 * 5)
+    assert " in 25 steps, " in "\n".join(table(extended))
 
 
 @pytest.mark.parametrize(

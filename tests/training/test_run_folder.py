@@ -115,6 +115,15 @@ def test_where_and_how_fast_may_change(tmp_path: Path, override: str) -> None:
     assert run_folder.last_checkpoint(config_in(tmp_path / "run", override)).step == 3
 
 
+def test_extended_training_is_resumed_by_the_settings_that_started_it(tmp_path: Path) -> None:
+    extended = saved_run(tmp_path / "run", "training.multiplier=1.5")
+    assert run_folder.last_checkpoint(extended).step == 3
+    # The steps it makes are not those that were written: as settings they would be extended once more.
+    for settings in ([], ["training.steps=12"], ["training.steps=12", "training.multiplier=1.5"]):
+        with pytest.raises(UserError, match=r"training\.(steps|multiplier): the run to resume has"):
+            run_folder.last_checkpoint(config_in(tmp_path / "run", *settings))
+
+
 def test_a_run_may_be_moved(tmp_path: Path) -> None:
     saved_run(tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -136,6 +145,7 @@ def test_a_run_may_be_moved(tmp_path: Path) -> None:
         ("sparsity.overrides.output=0.5", "sparsity.overrides: the run to resume has {'output': 0.25}, not"),
         ("sparsity.interval=5", "sparsity.interval: the run to resume has 100, not 5"),
         ("training.steps=9", "training.steps: the run to resume has 8, not 9"),
+        ("training.multiplier=2", "training.multiplier: the run to resume has 1.0, not 2.0"),
         ("training.learning_rate=1", "training.learning_rate: the run to resume has 0.002, not 1.0"),
         ("training.accumulate=2", "training.accumulate: the run to resume has 1, not 2"),
         ("evaluation.interval=5", "evaluation.interval: the run to resume has 500, not 5"),

@@ -207,6 +207,15 @@ def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: P
     assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_extended_training_is_the_run_with_more_steps_and_resumes_as_it(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "longer", "training.steps=14", "training.warmup=4", "sparsity.interval=4"))
+    config = config_in(tmp_path, "extended", "training.multiplier=2", "training.warmup=2")
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(9))
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "extended"), traces(tmp_path / "longer"))
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
@@ -373,6 +382,8 @@ def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
         "FLOPs per character",
     ]:
         assert part in text
+    extended = Trainer(config_in(tmp_path, "other", "training.multiplier=2"), stream=io.StringIO())
+    assert "rigl; 14 steps (7 x 2) of 3 lanes" in "\n".join(extended.banner())
     trainer.train()
     assert "resumed after step 7" in "\n".join(Trainer(config, resume=True).banner())
 
