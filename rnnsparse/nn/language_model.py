@@ -90,13 +90,15 @@ class CharLM(nn.Module):
     def recurrent_layers(self) -> list[RecurrentLayer]:
         return [layer for layer in self.rnn if isinstance(layer, RecurrentLayer)]
 
-    def reset_parameters(self, seed: int) -> None:
+    def reset_parameters(self, seed: int, scale: Literal["neuron", "layer", "dense"] = "neuron") -> None:
         """Draw values for the connections that exist, and biases, by generators that depend on the seed alone.
 
         Weights are uniform in +-1/sqrt(fan), as in PyTorch's LSTM, GRU and Linear, where fan is hidden_size for
-        recurrent layers and the number of inputs for linear ones (for the embedding: embedding_dim); each row's fan
-        counts for as much of it as exists, so that sparse neurons start with the signal of dense ones (Evci et al.
-        2022, section 4). Forget gates of an LSTM start open, with a bias of one (Jozefowicz et al. 2015).
+        recurrent layers and the number of inputs for linear ones (for the embedding: embedding_dim). By `scale` it
+        counts for as much of it as exists, so that sparse neurons start with the signal of dense ones: "neuron", of
+        each row (Evci et al. 2022, section 4); "layer", of the row's block on average. With "dense" all of it counts.
+        The numbers drawn are the same for each, up to these factors. Forget gates of an LSTM start open, with a bias
+        of one (Jozefowicz et al. 2015).
         """
         for weight in self.sparse_weights().values():
             fan = weight.cols
@@ -105,8 +107,7 @@ class CharLM(nn.Module):
             elif weight.name.startswith("rnn."):
                 fan = self.config.hidden_size
             row_N = weight.indices // weight.cols
-            density_R = row_N.bincount(minlength=weight.rows) / weight.cols
-            bound_N = (fan * density_R[row_N]).rsqrt().cpu()
+            bound_N = (fan * _density(weight, scale)[row_N]).rsqrt().cpu()
             self._draw(weight.values, weight.name, seed, bound_N)
             if isinstance(weight, Linear):
                 self._draw(weight.bias, f"{weight.name}.bias", seed, 1 / math.sqrt(fan))
@@ -164,6 +165,17 @@ class CharLM(nn.Module):
 
             return sparse.Stepper(self)
         return Stepper(self)
+
+
+def _density(weight: SparseWeight, scale: str) -> Tensor:
+    """Return for each row [R] what share of its positions counts as existing: its own, its block's, or all."""
+    if scale == "dense":
+        return torch.ones(weight.rows, device=weight.indices.device)
+    count_R = (weight.indices // weight.cols).bincount(minlength=weight.rows)
+    if scale == "neuron":
+        return count_R / weight.cols
+    height = weight.rows // len(weight.blocks)
+    return (count_R.view(-1, height).sum(1) / (height * weight.cols)).repeat_interleave(height)
 
 
 class Steps(Protocol):

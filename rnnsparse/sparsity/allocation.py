@@ -38,6 +38,10 @@ class BudgetConfig:
     overrides: Annotated[
         dict[str, Annotated[float, Ge(0), Le(1)]], Doc("sparsity of single blocks, by name, prefix or glob")
     ] = field(default_factory=dict)
+    initial_scale: Annotated[
+        Literal["neuron", "layer", "dense"],
+        Doc("number of inputs that first values are scaled for: a neuron's own, its layer's mean, or all (dense)"),
+    ] = "neuron"
 
 
 @dataclass(frozen=True)

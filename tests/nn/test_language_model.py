@@ -242,6 +242,65 @@ def test_a_recurrent_row_counts_its_own_share_of_the_hidden_size() -> None:
     assert widest.min() > 0.8 * bound
 
 
+SCALES = ["neuron", "layer", "dense"]
+
+
+def reset(model: CharLM, scale: Any, seed: int = 1) -> dict[str, Tensor]:
+    """Return all weights, dense, as they start with this scale."""
+    model.reset_parameters(seed, scale)
+    return {name: weight.to_dense() for name, weight in model.sparse_weights().items()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_scale_counts_the_inputs_that_it_says(shape: dict[str, Any]) -> None:
+    model = build(**shape)
+    drawn = {scale: reset(model, scale) for scale in SCALES}
+    for name, weight in model.sparse_weights().items():
+        exists = torch.zeros(weight.rows, weight.cols).double()
+        exists.view(-1)[weight.indices] = 1
+        for block in weight.blocks:
+            rows = slice(block.start_row, block.stop_row)
+            of_block = exists[rows].mean().item()
+            for row in range(block.start_row, block.stop_row):
+                of_row = exists[row].mean().item()
+                if of_row == 0:
+                    continue
+                dense = drawn["dense"][name][row]
+                torch.testing.assert_close(drawn["neuron"][name][row], dense / math.sqrt(of_row), rtol=1e-6, atol=0)
+                torch.testing.assert_close(drawn["layer"][name][row], dense / math.sqrt(of_block), rtol=1e-6, atol=0)
+
+
+def test_full_weights_and_all_biases_start_the_same_with_every_scale() -> None:
+    sparse, full = build(0.4, cell="lstm", readout_dims=(7,)), build(1.0, cell="lstm", readout_dims=(7,))
+    sparse.sparse_weights()["output"].connect(torch.arange(VOCAB * 7))
+    for scale in SCALES:
+        assert torch.equal(reset(sparse, scale)["output"], reset(full, "neuron")["output"])
+        assert all(torch.equal(a, reset(full, "neuron")[name]) for name, a in reset(full, scale).items())
+        biases = [p for name, p in sparse.named_parameters() if "bias" in name]
+        expected = [p for name, p in full.named_parameters() if "bias" in name]
+        assert all(torch.equal(a, b) for a, b in zip(biases, expected, strict=True))
+
+
+def test_each_sparse_neuron_starts_with_the_variance_of_a_dense_one() -> None:
+    # Inputs of variance 1 and independent: that of the sum is the sum of the squared weights. Rows of 1, 2, ... inputs.
+    sparse, dense = build(1.0, hidden_size=12), build(1.0, hidden_size=12)
+    counts = [1 + row % 12 for row in range(36)]
+    where = torch.tensor([12 * row + col for row, n in enumerate(counts) for col in range(n)])
+    sparse.sparse_weights()["rnn.0.recurrent"].connect(where)
+    seeds = range(400)
+
+    def variance_R(model: CharLM, scale: str) -> Tensor:
+        return torch.stack([reset(model, scale, seed)["rnn.0.recurrent"].square().sum(1) for seed in seeds]).mean(0)
+
+    torch.testing.assert_close(variance_R(dense, "dense"), torch.full((36,), 1 / 3).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(variance_R(sparse, "neuron"), torch.full((36,), 1 / 3).double(), rtol=0.15, atol=0)
+    # Otherwise a neuron starts with a signal as weak as it is sparse.
+    of_dense = torch.tensor(counts).double() / 12 / 3
+    torch.testing.assert_close(variance_R(sparse, "dense"), of_dense, rtol=0.15, atol=0)
+    of_layer = of_dense / (sum(counts) / (12 * 36))
+    torch.testing.assert_close(variance_R(sparse, "layer"), of_layer, rtol=0.15, atol=0)
+
+
 def test_a_reset_forgets_the_bias_of_a_tied_output() -> None:
     model = build(readout_dims=(5,), tie_embeddings=True)
     model.output.bias.data.fill_(3)

@@ -269,6 +269,16 @@ def test_a_repetitive_text_is_learned_to_almost_nothing(tmp_path: Path) -> None:
     assert summary["bits_per_character"] < 0.05
 
 
+@pytest.mark.parametrize("scale", ["neuron", "layer", "dense"])
+def test_a_run_starts_with_the_scale_that_is_configured(tmp_path: Path, scale: Any) -> None:
+    model, _ = new_model(config_in(tmp_path, "run", f"sparsity.initial_scale={scale}"), 9, CPU)
+    found = [parameter.detach().clone() for parameter in model.parameters()]
+    model.reset_parameters(0, scale)
+    assert all(torch.equal(a, b) for a, b in zip(found, model.parameters(), strict=True))
+    model.reset_parameters(0, "layer" if scale == "neuron" else "neuron")
+    assert not all(torch.equal(a, b) for a, b in zip(found, model.parameters(), strict=True))
+
+
 def test_every_update_keeps_the_number_of_connections(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     summary = trained(config)
