@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rnnsparse.nn.weight import Probe, SparseWeight
 from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.topology import rewire
@@ -46,6 +47,7 @@ class Sparsifier:
         self.updates = 0
         self.connections_moved = 0
         self.last_moved_share = 0.0
+        self.ever_active = EverActive(self._groups, seed)
 
     def before_backward(self, step: int) -> None:
         """Arm or disarm the collection of dense gradients for the backward passes of this step."""
@@ -104,6 +106,8 @@ class Sparsifier:
         # Groups read weights, so all choices are made before the first weight changes.
         chosen = self.method.update(self._budgets, moment)
         topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
+        for weight, indices in topologies:
+            self.ever_active.add(weight, indices)
         moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
         for weight in self._weights:
             weight.probe = None
@@ -118,6 +122,7 @@ class Sparsifier:
             "updates": self.updates,
             "connections_moved": self.connections_moved,
             "last_moved_share": self.last_moved_share,
+            "ever_active": self.ever_active.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -131,3 +136,4 @@ class Sparsifier:
         self.updates = state["updates"]
         self.connections_moved = state["connections_moved"]
         self.last_moved_share = state["last_moved_share"]
+        self.ever_active.load_state_dict(state["ever_active"])

@@ -175,6 +175,7 @@ class Trainer:
             "gradient_norm": float(norm),
             "density": self._density(),
             "moved": self.sparsifier.last_moved_share,
+            "ever_active": self.sparsifier.ever_active.share,
             "characters_seen": self.characters_seen,
         }
 
@@ -258,6 +259,7 @@ class Trainer:
             "connections": report["connections"],
             "positions": report["positions"],
             "sparsity": report["sparsity"],
+            "ever_active": self.sparsifier.ever_active.share,
             "training_flops": report["training_flops"] * share,
             "training_flops_vs_dense": report["training_flops_vs_dense"],
             "seconds": self.seconds,

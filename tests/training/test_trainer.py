@@ -51,6 +51,7 @@ SUMMARY_KEYS = {
     "connections",
     "positions",
     "sparsity",
+    "ever_active",
     "training_flops",
     "training_flops_vs_dense",
     "seconds",
@@ -328,6 +329,10 @@ def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_p
     assert summary["connections"] == math.ceil(summary["positions"] / 2)
     assert summary["sparsity"] == 1 - summary["connections"] / summary["positions"]
     assert (summary["method"], summary["seed"]) == ("rigl", 0)
+    shares = [line["ever_active"] for line in metrics(config.folder)]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (summary["connections"] / summary["positions"], summary["ever_active"])
+    assert shares[0] < shares[-1] <= 1
     assert summary["characters_per_second"] is None  # the first ten steps are not timed
     assert summary["seconds"] > 0
     assert summary["peak_memory_bytes"] > 10_000_000
@@ -352,7 +357,7 @@ def test_metrics_have_a_line_per_interval_and_one_for_the_end(tmp_path: Path) ->
     lines = metrics(config.folder)
     assert [line["step"] for line in lines] == [3, 5, 6, 7]
     training = {"loss", "bits_per_character", "learning_rate", "gradient_norm", "density", "moved", "characters_seen"}
-    training.add("characters_per_second")
+    training |= {"ever_active", "characters_per_second"}
     validation = {"validation_bits_per_character", "validation_bits_per_byte", "validation_seconds"}
     assert [set(line) - {"step"} for line in lines] == [validation, training, validation, training | validation]
 
