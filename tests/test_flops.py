@@ -1,3 +1,5 @@
+from itertools import product
+from math import exp, tanh
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rnnsparse.flops import forward_flops, training_flops
 from rnnsparse.nn import reference
 from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.recurrent import RecurrentLayer
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import Method
@@ -33,34 +37,112 @@ def budgets_of(model: CharLM) -> list[Budget]:
     return [Budget(group, group.connections) for group in make_groups(list(model.sparse_weights().values()), "gate")]
 
 
-def textbook_forward(model: CharLM, tokens_TB: torch.Tensor) -> None:
-    """The forward pass written out with dense matrices and the textbook cells."""
-    dense = {name: weight.to_dense() for name, weight in model.sparse_weights().items()}
-    x, state_LSBH = F.embedding(tokens_TB, dense["embedding"]), model.initial_state(tokens_TB.shape[1])
+def textbook_forward(model: CharLM, tokens_TB: torch.Tensor, state_LSBH: torch.Tensor) -> torch.Tensor:
+    """Return logits, by dense matrices that can be differentiated for, and the textbook cells."""
+    dense = {name: weight.to_dense().requires_grad_() for name, weight in model.sparse_weights().items()}
+    x = F.embedding(tokens_TB, dense["embedding"])
     for i, layer in enumerate(model.recurrent_layers):
         weights = (dense[f"rnn.{i}.input"], dense[f"rnn.{i}.recurrent"], layer.bias_ih, layer.bias_hh)
         x, _ = reference.run(model.config.cell, x, state_LSBH[i], *weights)
     for i in range(len(model.config.readout_dims)):
         x = torch.relu(F.linear(x, dense[f"readout.{i}"]))
-    F.linear(x, dense.get("output", dense["embedding"]))
+    return F.linear(x, dense.get("output", dense["embedding"]))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def two_layers(density: float, cell: str, tied: bool) -> CharLM:
+    config: dict[str, Any] = {"embedding_dim": 8, "hidden_size": 12, "num_layers": 2, "readout_dims": (16, 8)}
+    return model_with(density, cell=cell, tie_embeddings=tied, **config)
+
+
+every_model = pytest.mark.parametrize(("cell", "tied"), list(product(["lstm", "gru"], [False, True])))
+
+
+@every_model
 def test_dense_flops_are_those_counted_in_a_textbook_run(cell: str, tied: bool) -> None:
-    model = model_with(
-        0.5,
-        cell=cell,
-        embedding_dim=8,
-        hidden_size=12,
-        num_layers=2,
-        readout_dims=(16, 8),
-        tie_embeddings=tied,
-    )
+    model = two_layers(0.5, cell, tied)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        textbook_forward(model, torch.zeros(TIME, BATCH, dtype=torch.int64))
+        textbook_forward(model, torch.zeros(TIME, BATCH, dtype=torch.int64), model.initial_state(BATCH))
     assert forward_flops(model).dense * TIME * BATCH == counter.get_total_flops()
+
+
+@every_model
+@pytest.mark.parametrize(("times", "batch"), [(1, 1), (TIME, BATCH)])
+def test_training_flops_are_those_counted_in_a_textbook_run(cell: str, tied: bool, times: int, batch: int) -> None:
+    model = two_layers(1.0, cell, tied)
+    expected = training_flops(Dense(), model, steps=1, characters_per_step=times * batch).total
+    tokens_TB, state_LSBH = torch.zeros(times, batch, dtype=torch.int64), model.initial_state(batch)
+
+    def counted(state_LSBH: torch.Tensor) -> int:
+        counter = FlopCounterMode(display=False)
+        with counter:
+            textbook_forward(model, tokens_TB, state_LSBH).sum().backward()
+        return counter.get_total_flops()
+
+    # Three products per matrix: forward, gradient of the matrix, gradient of what it multiplies. The first layer's
+    # input needs one too, for the embedding; looking that up and back costs nothing.
+    assert counted(state_LSBH.requires_grad_()) == expected
+    # The formula counts every product alike; truncated backpropagation needs no gradient of the state it starts from.
+    recurrent = sum(2 * layer.recurrent.positions for layer in model.recurrent_layers)
+    assert counted(state_LSBH.detach()) == expected - batch * recurrent
+
+
+class Sums:
+    """A sparse network computed one connection at a time, in Python's own numbers, counting what it does."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    def product(self, weight: SparseWeight, x: list[float], bias: torch.Tensor) -> list[float]:
+        y = bias.tolist()
+        for position, value in zip(weight.indices.tolist(), weight.values.tolist(), strict=True):
+            row, col = divmod(position, weight.cols)
+            y[row] += value * x[col]
+            self.operations += 2  # a multiplication and an addition
+        return y
+
+    def step(self, layer: RecurrentLayer, x: list[float], state: list[list[float]]) -> list[list[float]]:
+        """Return the next state, [h, c] or [h], of an LSTM or a GRU."""
+        size = layer.hidden_size
+        a, b = self.product(layer.input, x, layer.bias_ih), self.product(layer.recurrent, state[0], layer.bias_hh)
+        following = []
+        for unit in range(size):
+            at = range(unit, len(a), size)
+            if len(state) == 2:
+                i, f, g, o = (a[k] + b[k] for k in at)
+                c = sigmoid(f) * state[1][unit] + sigmoid(i) * tanh(g)
+                following.append([sigmoid(o) * tanh(c), c])
+            else:
+                r, z, n = at
+                update = sigmoid(a[z] + b[z])
+                new = tanh(a[n] + sigmoid(a[r] + b[r]) * b[n])
+                following.append([(1 - update) * new + update * state[0][unit]])
+        return [list(numbers) for numbers in zip(*following, strict=True)]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + exp(-x))
+
+
+@every_model
+def test_sparse_flops_are_those_counted_connection_by_connection(cell: str, tied: bool) -> None:
+    model = two_layers(0.3, cell, tied).double()
+    model.reset_parameters(0)
+    sums, text = Sums(), [3, 0, 3, 39, 17]
+    states = [[[0.0] * 12 for _ in range(layer.states)] for layer in model.recurrent_layers]
+    logits = []
+    for token in text:
+        x = model.embedding.to_dense()[token].tolist()  # a look-up
+        for i, layer in enumerate(model.recurrent_layers):
+            states[i] = sums.step(layer, x, states[i])
+            x = states[i][0]
+        for readout in model.readout:
+            x = [max(0.0, number) for number in sums.product(readout, x, readout.bias)]
+        logits.append(sums.product(model.embedding if tied else model.output, x, model.output.bias))
+    with torch.no_grad():
+        expected_T1V, _ = model(torch.tensor(text)[:, None])
+    torch.testing.assert_close(torch.tensor(logits, dtype=torch.float64), expected_T1V[:, 0])
+    assert forward_flops(model).sparse * len(text) == sums.operations
 
 
 def test_sparse_flops_are_two_per_connection_that_exists() -> None:

@@ -260,6 +260,7 @@ class Trainer:
             "positions": report["positions"],
             "sparsity": report["sparsity"],
             "ever_active": self.sparsifier.ever_active.share,
+            "flops_per_character": report["flops_per_character"],
             "training_flops": report["training_flops"] * share,
             "training_flops_vs_dense": report["training_flops_vs_dense"],
             "seconds": self.seconds,

@@ -52,6 +52,7 @@ SUMMARY_KEYS = {
     "positions",
     "sparsity",
     "ever_active",
+    "flops_per_character",
     "training_flops",
     "training_flops_vs_dense",
     "seconds",
@@ -343,6 +344,9 @@ def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_p
     result = evaluate(restored.model, validation, restored.tokenizer, config.evaluation)
     assert summary["bits_per_character"] == result.bits_per_character
     assert summary["bits_per_byte"] == result.bits_per_byte
+    report = inspect(config, restored.model, restored.budgets)
+    for key in ("flops_per_character", "training_flops", "training_flops_vs_dense"):
+        assert summary[key] == report[key]
 
 
 def test_the_rate_is_that_of_the_steps_after_the_first_ten(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method, Moment, register
 from rnnsparse.sparsity.schedule import GradualPruning
 from rnnsparse.sparsity.topology import keep_largest
+from rnnsparse.steps import Steps
 
 
 @register("prune")
@@ -21,7 +22,7 @@ class Prune(Method):
 
     paper = "Zhu & Gupta 2017"
     mostly_dense = True
-    interval: Annotated[int, Gt(0), Doc("steps between two updates")] = 100
+    interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
     start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.25
     stop: Annotated[float, Ge(0), Le(1), Doc("share of training after which the topology is fixed")] = 0.75
 

@@ -13,6 +13,7 @@ from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
 from rnnsparse.sparsity.topology import best_among, draw_absent
+from rnnsparse.steps import Steps
 
 
 @register("scout")
@@ -22,7 +23,9 @@ class Scout(DropGrow):
 
     paper = "this project"
     window: Annotated[
-        Annotated[int, Gt(0)] | None, Doc("steps whose gradients are summed, up to the update; null for the interval")
+        Annotated[int, Gt(0)] | None,
+        Steps,
+        Doc("steps whose gradients are summed, up to the update; null for the interval"),
     ] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None,
