@@ -258,7 +258,7 @@ def test_what_extended_training_scales_is_what_counts_steps_of_training(cls: typ
     counts = [
         name
         for name, default, help_text in describe_fields(cls)
-        if type(default) is int and re.search(r"\bsteps\b", help_text) and of_training
+        if type(default) in (int, type(None)) and re.search(r"\bsteps\b", help_text) and of_training
     ]
     assert step_fields(cls) == counts
 

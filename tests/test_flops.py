@@ -70,7 +70,7 @@ def test_dense_flops_are_those_counted_in_a_textbook_run(cell: str, tied: bool) 
 @pytest.mark.parametrize(("times", "batch"), [(1, 1), (TIME, BATCH)])
 def test_training_flops_are_those_counted_in_a_textbook_run(cell: str, tied: bool, times: int, batch: int) -> None:
     model = two_layers(1.0, cell, tied)
-    expected = training_flops(Dense(), model, steps=1, characters_per_step=times * batch).total
+    expected = training_flops(Dense(), model, budgets_of(model), steps=1, characters_per_step=times * batch).total
     tokens_TB, state_LSBH = torch.zeros(times, batch, dtype=torch.int64), model.initial_state(batch)
 
     def counted(state_LSBH: torch.Tensor) -> int:
