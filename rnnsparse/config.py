@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -141,10 +141,19 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         model: ModelConfig = parsed["model"]
         if model.dropout > 0 and model.num_layers == 1:
             warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
+        warnings += _idle(parsed["training"])
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
         return RunConfig(warnings=tuple(warnings), **parsed)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _idle(training: TrainingConfig) -> Iterator[str]:
+    """Yield a line for each training setting that does nothing."""
+    if training.connection_steps and training.optimizer not in ("adam", "adamw"):
+        yield f"training.connection_steps has no effect with training.optimizer={training.optimizer}"
+    if training.connection_warmup and not training.connection_steps:
+        yield "training.connection_warmup has no effect without training.connection_steps=true"
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:

@@ -223,6 +223,16 @@ def test_settings_without_effect_warn() -> None:
         "model.dropout has no effect with one layer: it acts between recurrent layers",
     )
     assert config_of("model: {dropout: 0.5, num_layers: 2}").warnings == ()
+
+
+def test_step_counts_per_connection_are_for_adam_and_their_warmup_needs_them() -> None:
+    assert config_of("training: {connection_steps: true, connection_warmup: 5}").warnings == ()
+    assert config_of("training: {optimizer: sgd, connection_steps: true}").warnings == (
+        "training.connection_steps has no effect with training.optimizer=sgd",
+    )
+    assert config_of("training: {connection_warmup: 5}").warnings == (
+        "training.connection_warmup has no effect without training.connection_steps=true",
+    )
     assert config_of("sparsity: {method: dense, sparsity: 0.5}").warnings == (
         "sparsity.sparsity has no effect with method dense",
     )

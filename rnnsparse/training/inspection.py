@@ -38,6 +38,9 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
     symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
     training = training_flops(config.method, model, budgets, config.training.steps, symbols, config.model)
     number = model.embedding.values.element_size()
+    moments = OPTIMIZER_MOMENTS[config.training.optimizer]
+    if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):
+        moments += 1
     weights = model.sparse_weights().values()
     if config.method.dense_gradient == "never":
         dense_gradients = 0
@@ -59,7 +62,7 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
         "memory_bytes": {
             "parameters": (parameters + more) * number,
             "indices": (sum(w.connections for w in weights) + more) * 8,
-            "optimizer": (parameters + more) * number * OPTIMIZER_MOMENTS[config.training.optimizer],
+            "optimizer": (parameters + more) * number * moments,
             "dense_gradients": dense_gradients * number,
         },
     }

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from rnnsparse.training.connection_adam import ConnectionAdam
 from rnnsparse.training.settings import TrainingConfig
 
 
@@ -30,15 +32,17 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
         return torch.optim.SGD(
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        parameters,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-        fused=True,  # one pass over memory; the same on CPU and CUDA, so that checkpoints can change device
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.epsilon,
+        "weight_decay": config.weight_decay,
+        "decoupled_weight_decay": config.optimizer == "adamw",
+    }
+    if config.connection_steps:
+        return ConnectionAdam(parameters, connection_warmup=config.connection_warmup, **settings)
+    # Fused: one pass over memory; the same on CPU and CUDA, so that checkpoints can change device.
+    return torch.optim.Adam(parameters, fused=True, **settings)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -48,6 +48,12 @@ class TrainingConfig:
         tuple[DecayRate, DecayRate], Doc("adam, adamw: decay rates of the first and the second moment")
     ] = (0.9, 0.999)
     epsilon: Annotated[float, Gt(0), Doc("adam, adamw: added to the root of the second moment")] = 1e-8
+    connection_steps: Annotated[
+        bool, Doc("adam, adamw: count the steps of each connection from its growth, not from the start of the run")
+    ] = False
+    connection_warmup: Annotated[
+        int, Ge(0), Doc("with connection_steps: steps over which a connection grown later rises to its full step")
+    ] = 0
     momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
     weight_decay: Annotated[
         float, Ge(0), Le(1e38), Doc("pull of every existing connection and bias towards zero, 0 for none")

@@ -138,6 +138,12 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
     }
 
 
+def test_memory_counts_a_step_count_per_connection() -> None:
+    assert report_of("training.connection_steps=true")["memory_bytes"]["optimizer"] == 186 * 4 * 3
+    sgd = ["training.optimizer=sgd", "training.connection_steps=true"]
+    assert report_of(*sgd)["memory_bytes"]["optimizer"] == 186 * 4
+
+
 def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
     assert report_of("training.precision=fp64")["memory_bytes"]["parameters"] == 186 * 8
     masked = report_of("sparsity.method=rigl", "model.execution=masked")

@@ -191,6 +191,7 @@ def test_default_settings_are_within_their_own_ranges(settings: type) -> None:
         (TrainingConfig, "betas", (0.9, 1.0)),
         (TrainingConfig, "betas", (0.9,)),
         (TrainingConfig, "momentum", 1.0),
+        (TrainingConfig, "connection_warmup", -1),
         (TrainingConfig, "weight_decay", -0.1),
         (TrainingConfig, "grad_clip", 0.0),
         (TrainingConfig, "early_stopping", 0),

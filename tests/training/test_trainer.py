@@ -195,6 +195,27 @@ def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
 
 
+def optimizer_state(config: RunConfig) -> dict[str, Any]:
+    state: dict[str, Any] = checkpoint.load(config.folder / "last").training_state()["optimizer"]
+    return state
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_run_with_step_counts_per_connection_stopped_after_every_step_ends_as_an_undisturbed_one(
+    tmp_path: Path, kind: str
+) -> None:
+    settings = [f"training.optimizer={kind}", "training.connection_steps=true", "training.connection_warmup=2"]
+    trained(config_in(tmp_path, "undisturbed", *settings))
+    config = config_in(tmp_path, "stopped", *settings)
+    for step in range(1, STEPS):
+        with pytest.raises(Interrupted):
+            trained(config, resume=step > 1, stream=stop_after(step))
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+    counts = [entry["connection_steps"] for entry in optimizer_state(config)["state"].values()]
+    assert {int(count) for of_weight in counts for count in of_weight} == {1, 2, 3, 4}  # updates replace three of seven
+
+
 @pytest.mark.parametrize("method", ["rigl", "snfs"])
 def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     settings = [f"sparsity.method={method}", "checkpoint.interval=2"]
