@@ -11,7 +11,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import Budget
 
-OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1}
+OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sntasgd": 2}
 
 
 def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict[str, Any]:

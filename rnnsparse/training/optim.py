@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,19 +19,25 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rnnsparse.training.connection_adam import ConnectionAdam
 from rnnsparse.training.settings import TrainingConfig
+from rnnsparse.training.sntasgd import SNTASGD
 
 
 def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """Return the configured optimizer over `parameters`, all in one group.
 
     `adam` (Kingma & Ba 2015) adds weight_decay * parameter to the gradient, `adamw` shrinks the parameter
-    itself (Loshchilov & Hutter 2019, algorithm 2), `sgd` is Polyak momentum with L2. An update reads one
-    element at a time, without atomics or reductions, hence is bit-identical from run to run.
+    itself (Loshchilov & Hutter 2019, algorithm 2), `sgd` is Polyak momentum with L2, `sntasgd` averages plain SGD
+    (sntasgd.py). An update reads one element at a time, without atomics or reductions, hence is bit-identical from
+    run to run.
     """
     if config.optimizer == "sgd":
         # Not fused: that kernel leaves the velocity uninitialised if the very first step overflows in fp16.
         return torch.optim.SGD(
             parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    if config.optimizer == "sntasgd":
+        return SNTASGD(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, nonmonotone=config.nonmonotone
         )
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -43,6 +50,17 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
         return ConnectionAdam(parameters, connection_warmup=config.connection_warmup, **settings)
     # Fused: one pass over memory; the same on CPU and CUDA, so that checkpoints can change device.
     return torch.optim.Adam(parameters, fused=True, **settings)
+
+
+def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Return a context in which parameters are what to evaluate and save: their averages, if the optimizer has any."""
+    return optimizer.averages() if isinstance(optimizer, SNTASGD) else nullcontext()
+
+
+def after_evaluation(optimizer: torch.optim.Optimizer, loss: float) -> None:
+    """Tell an optimizer that averages the validation loss of an evaluation while training."""
+    if isinstance(optimizer, SNTASGD):
+        optimizer.after_evaluation(loss)
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -41,8 +41,11 @@ class TrainingConfig:
         float, Interval(ge=0, le=1), Doc("where the cosine ends, as a fraction of learning_rate")
     ] = 0.1
     optimizer: Annotated[
-        Literal["adam", "adamw", "sgd"],
-        Doc("adam: weight_decay is L2, part of the gradient; adamw: decoupled; sgd: with momentum and L2"),
+        Literal["adam", "adamw", "sgd", "sntasgd"],
+        Doc(
+            "adam: weight_decay is L2, part of the gradient; adamw: decoupled; sgd: with momentum and L2; "
+            "sntasgd: plain SGD with L2, whose averages, once validation starts them, are evaluated and saved"
+        ),
     ] = "adam"
     betas: Annotated[
         tuple[DecayRate, DecayRate], Doc("adam, adamw: decay rates of the first and the second moment")
@@ -55,6 +58,11 @@ class TrainingConfig:
         int, Ge(0), Doc("with connection_steps: steps over which a connection grown later rises to its full step")
     ] = 0
     momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
+    nonmonotone: Annotated[
+        int,
+        Ge(0),
+        Doc("sntasgd: averaging starts when validation is worse than its best, this many last evaluations left out"),
+    ] = 5
     weight_decay: Annotated[
         float, Ge(0), Le(1e38), Doc("pull of every existing connection and bias towards zero, 0 for none")
     ] = 0.0

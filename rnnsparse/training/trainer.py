@@ -30,7 +30,14 @@ from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.logging import RunLogger
 from rnnsparse.training.manifest import damaged
-from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from rnnsparse.training.optim import (
+    after_evaluation,
+    averaged,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    set_learning_rate,
+)
 from rnnsparse.training.peak_memory import peak_memory
 
 DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
@@ -127,11 +134,14 @@ class Trainer:
         if step % config.logging.interval == 0 or last:
             due |= metrics | {"characters_per_second": self._pace()}
         if step % config.evaluation.interval == 0 or last:
-            due |= self._evaluate_and_keep_best()
+            with averaged(self.optimizer):
+                due |= self._evaluate_and_keep_best()
+            after_evaluation(self.optimizer, due["validation_bits_per_character"])
         if due:
             logger.scalars(step, due)
         if config.logging.pictures and step % config.logging.pictures == 0:
-            self._log_pictures(logger)
+            with averaged(self.optimizer):
+                self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
             self.save()
 
@@ -247,7 +257,8 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the whole validation text at the end of training, and write the summary."""
-        evaluation = self._evaluate(self.corpus.validation)
+        with averaged(self.optimizer):
+            evaluation = self._evaluate(self.corpus.validation)
         report = inspect(self.config, self.model, self.budgets)
         share = self.step / self.config.training.steps
         summary = {
@@ -310,7 +321,8 @@ class Trainer:
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
-        self._save_to("last", self._training_state())
+        with averaged(self.optimizer):
+            self._save_to("last", self._training_state())
 
     def _failure(self, reason: str) -> RunFailed:
         left = "the last checkpoint is intact" if (self.folder / "last").is_dir() else "there is no checkpoint yet"

@@ -127,7 +127,7 @@ def test_training_flops_against_dense_are_those_of_the_papers(
     assert report["training_flops_vs_dense"] == pytest.approx(ratio, abs=tolerance)
 
 
-@pytest.mark.parametrize(("optimizer", "moments"), [("adam", 2), ("adamw", 2), ("sgd", 1)])
+@pytest.mark.parametrize(("optimizer", "moments"), [("adam", 2), ("adamw", 2), ("sgd", 1), ("sntasgd", 2)])
 def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None:
     memory = report_of(f"training.optimizer={optimizer}")["memory_bytes"]
     assert memory == {

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
 
-OPTIMIZERS = ["adam", "adamw", "sgd"]
+OPTIMIZERS = ["adam", "adamw", "sgd", "sntasgd"]
 
 
 def config(**fields: Any) -> TrainingConfig:
@@ -25,8 +25,8 @@ def textbook(name: str, start: Tensor, gradients: list[Tensor], c: TrainingConfi
     for t, g in enumerate(gradients, start=1):
         if name != "adamw":
             g = g + c.weight_decay * w
-        if name == "sgd":
-            m = c.momentum * m + g
+        if "sgd" in name:
+            m = c.momentum * m * (name == "sgd") + g
             w = w - c.learning_rate * m
             continue
         if name == "adamw":
@@ -192,6 +192,7 @@ def test_default_settings_are_within_their_own_ranges(settings: type) -> None:
         (TrainingConfig, "betas", (0.9,)),
         (TrainingConfig, "momentum", 1.0),
         (TrainingConfig, "connection_warmup", -1),
+        (TrainingConfig, "nonmonotone", -1),
         (TrainingConfig, "weight_decay", -0.1),
         (TrainingConfig, "grad_clip", 0.0),
         (TrainingConfig, "early_stopping", 0),

@@ -216,6 +216,57 @@ def test_a_run_with_step_counts_per_connection_stopped_after_every_step_ends_as_
     assert {int(count) for of_weight in counts for count in of_weight} == {1, 2, 3, 4}  # updates replace three of seven
 
 
+# So fast that validation gets worse before step 5, which starts the averages; updates are at steps 2, 4 and 6.
+AVERAGED = ["training.optimizer=sntasgd", "training.nonmonotone=0", "evaluation.interval=1"]
+AVERAGED += ["training.learning_rate=10", "training.lr_schedule=constant", "training.grad_clip=1"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_an_averaging_run_stopped_after_every_step_ends_as_an_undisturbed_one(
+    tmp_path: Path, method: str, precision: str
+) -> None:
+    settings = [*AVERAGED, f"sparsity.method={method}", f"training.precision={precision}"]
+    # Pictures show the averages, and change nothing.
+    trained(config_in(tmp_path, "undisturbed", *settings, "logging.pictures=1", "logging.sample_length=3"))
+    config = config_in(tmp_path, "stopped", *settings)
+    averaging = []
+    for step in range(1, STEPS):
+        with pytest.raises(Interrupted):
+            trained(config, resume=step > 1, stream=stop_after(step))
+        averaging.append(optimizer_state(config)["averaging"])
+    trained(config, resume=True)
+    assert averaging == sorted(averaging)
+    assert 2 <= sum(averaging) < STEPS - 1, "the averages start during the run"
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+
+
+def test_an_averaging_run_scores_and_saves_the_averages_and_keeps_what_it_trains(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", *AVERAGED, "evaluation.symbols=null")
+    summary = trained(config)
+    state = optimizer_state(config)
+    lines = metrics(config.folder)
+    assert state["averaging"]
+    assert state["evaluations"] == [line["validation_bits_per_character"] for line in lines]
+
+    found = restore(config.folder, CPU)
+    validation = load_corpus(config.data).validation
+    for folder in ("last", "best"):
+        model = restore(config.folder / folder, CPU).model
+        score = evaluate(model, validation, found.tokenizer, config.evaluation).bits_per_character
+        assert score == summary["bits_per_character" if folder == "last" else "best_bits_per_character"]
+    assert summary["bits_per_character"] == lines[-1]["validation_bits_per_character"]
+
+    # The iterates have the connections of the averages, other values, and another score.
+    for number, parameter in enumerate(found.model.parameters()):
+        iterate = state["state"][number]["iterate"]
+        assert iterate.shape == parameter.shape
+        assert not torch.equal(iterate, parameter)
+        parameter.data = iterate
+    score = evaluate(found.model, validation, found.tokenizer, config.evaluation).bits_per_character
+    assert score != summary["bits_per_character"]
+
+
 @pytest.mark.parametrize("method", ["rigl", "snfs"])
 def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(tmp_path: Path, method: str) -> None:
     settings = [f"sparsity.method={method}", "checkpoint.interval=2"]
