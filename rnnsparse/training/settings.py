@@ -55,7 +55,10 @@ class TrainingConfig:
         bool, Doc("adam, adamw: count the steps of each connection from its growth, not from the start of the run")
     ] = False
     connection_warmup: Annotated[
-        int, Ge(0), Doc("with connection_steps: steps over which a connection grown later rises to its full step")
+        int,
+        Ge(0),
+        Steps,
+        Doc("with connection_steps: steps over which a connection grown later rises to its full step"),
     ] = 0
     momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
     nonmonotone: Annotated[
