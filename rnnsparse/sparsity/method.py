@@ -87,6 +87,10 @@ class Method(ABC):
         """Return how many random connections a group starts with."""
         return budget.connections
 
+    def probed(self, budget: Budget) -> int:
+        """Return at how many positions of a group gradients are summed over steps."""
+        return 0
+
     def updates_at(self, moment: Moment) -> bool:
         """Return whether the topology changes at this step."""
         return False

@@ -64,6 +64,8 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
             "indices": (sum(w.connections for w in weights) + more) * 8,
             "optimizer": (parameters + more) * number * moments,
             "dense_gradients": dense_gradients * number,
+            # Each has a position, the gradient of one step and the sum over steps.
+            "probes": sum(config.method.probed(b) for b in budgets if not b.dense) * (8 + 2 * number),
         },
     }
 
@@ -84,6 +86,7 @@ def table(report: dict[str, Any]) -> list[str]:
         f"training {report['training_flops']:.3g} in {report['steps']:,} steps, "
         f"{report['training_flops_vs_dense']:.4f} of dense",
         f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
-        f"{memory['optimizer'] / 1e6:,.1f} MB optimizer, {memory['dense_gradients'] / 1e6:,.1f} MB dense gradients",
+        f"{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
+        f"{(memory['dense_gradients'] + memory['probes']) / 1e6:,.1f} MB gradients of absent positions",
     ]
     return lines

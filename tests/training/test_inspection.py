@@ -135,6 +135,7 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
         "indices": 140 * 8,
         "optimizer": 186 * 4 * moments,
         "dense_gradients": 0,
+        "probes": 0,
     }
 
 
@@ -148,6 +149,13 @@ def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
     assert report_of("training.precision=fp64")["memory_bytes"]["parameters"] == 186 * 8
     masked = report_of("sparsity.method=rigl", "model.execution=masked")
     assert masked["memory_bytes"]["dense_gradients"] == 280 * 4
+
+
+def test_memory_counts_positions_that_are_watched() -> None:
+    report = report_of("sparsity.method=scout", "sparsity.pool=1", "sparsity.distribution=uniform")
+    assert report["memory_bytes"]["probes"] == report["connections"] * 16
+    everywhere = report_of("sparsity.method=scout", "sparsity.pool=null")
+    assert everywhere["memory_bytes"]["probes"] == everywhere["positions"] * 16
 
 
 def test_sparse_execution_holds_one_tile_of_the_largest_weight() -> None:

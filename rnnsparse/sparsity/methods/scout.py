@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
 
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
@@ -35,6 +36,10 @@ class Scout(DropGrow):
     @property
     def works_sparse(self) -> bool:
         return self.pool is not None
+
+    def probed(self, budget: Budget) -> int:
+        absent = budget.group.positions - budget.connections
+        return budget.group.positions if self.pool is None else min(round(self.pool * budget.connections), absent)
 
     @property
     def _window(self) -> int:
