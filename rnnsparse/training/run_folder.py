@@ -14,7 +14,7 @@ import torch
 from rnnsparse import __version__
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint
+from rnnsparse.training import checkpoint, lock
 from rnnsparse.training.assembly import read_config
 
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
@@ -31,13 +31,13 @@ FREE_KEYS = {
 
 
 def claim(folder: Path) -> None:
-    """Make sure that a new run overwrites nothing.
+    """Make sure that a new run overwrites nothing; a lock is nothing.
 
     Raises:
         UserError: there is something in the folder already.
     """
     try:
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (folder.is_dir() and all(path.name == lock.NAME for path in folder.iterdir())):
             return
         way_out = "continue it with --resume, or choose another run.dir"
         if not folder.joinpath("last").exists():
@@ -75,7 +75,17 @@ def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
     if not config.folder.is_dir():
         raise UserError(f"{config.folder}: run.dir holds no run to resume; train without --resume to start it")
     saved = checkpoint.load(checkpoint.resolve(config.folder / "last"))
-    old, new = read_config(saved).to_dict(), config.to_dict()
+    refuse_another_run(read_config(saved), config)
+    return saved
+
+
+def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
+    """Make sure that a run which `was` configured so is the one that `config` asks for in the same folder.
+
+    Raises:
+        UserError: a setting that decides its numbers differs.
+    """
+    old, new = was.to_dict(), config.to_dict()
     for section in [name for name in old if name not in FREE_SECTIONS]:
         for key in old[section] | new[section]:
             before, now = old[section].get(key), new[section].get(key)
@@ -84,7 +94,6 @@ def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
                     f"{config.folder}: {section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or "
                     "start a new run with another run.dir"
                 )
-    return saved
 
 
 def describe(config: RunConfig, device: torch.device) -> None:

@@ -24,7 +24,7 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.sparsifier import Sparsifier
-from rnnsparse.training import assembly, checkpoint, run_folder
+from rnnsparse.training import assembly, checkpoint, lock, run_folder
 from rnnsparse.training.banner import banner
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
@@ -59,7 +59,9 @@ class Trainer:
     def __init__(self, config: RunConfig, *, resume: bool = False, stream: TextIO | None = None) -> None:
         self.config, self._stream = config, stream
         self.folder = config.folder
+        lock.refuse_if_held(config.folder)
         saved = run_folder.last_checkpoint(config) if resume else None
+        self._resumed = saved is not None
         if saved is None:
             run_folder.claim(config.folder)
         if config.training.threads:
@@ -105,23 +107,36 @@ class Trainer:
 
         Raises:
             Interrupted: stopped by a signal, after saving.
+            UserError: another process trains in the run's folder.
             RunFailed: a loss that is not finite, or a checkpoint that cannot be written; the last one is intact.
         """
         training = self.config.training
         try:
-            if self.step == 0:
+            if not self._resumed:
                 run_folder.make(self.folder)
-                self._dry_run()
-                run_folder.describe(self.config, self.device)
-            with stop_on_signals() as stop, self._logger() as logger:
-                while self.step < training.steps and not self._has_stalled():
-                    self._train_step(logger)
-                    if stop.requested:
-                        self._stop_early(stop)
-            self.save()
-            return self._finish()
+            with lock.held(self.folder) as warning:
+                self._require_same_folder()
+                if self.step == 0:
+                    self._dry_run()
+                    run_folder.describe(self.config, self.device)
+                with stop_on_signals() as stop, self._logger() as logger:
+                    if warning:
+                        logger.message(f"warning: {warning}")
+                    while self.step < training.steps and not self._has_stalled():
+                        self._train_step(logger)
+                        if stop.requested:
+                            self._stop_early(stop)
+                self.save()
+                return self._finish()
         except OSError as error:
             raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
+
+    def _require_same_folder(self) -> None:
+        """Make sure, now that no other process can, that none has trained here since this one looked."""
+        if not self._resumed:
+            run_folder.claim(self.folder)
+        elif checkpoint.load(self.folder / "last").step != self.step:
+            raise UserError(f"{self.folder}: another process has trained in this run.dir meanwhile; start again")
 
     def _train_step(self, logger: RunLogger) -> None:
         """One step and what is due after it."""
