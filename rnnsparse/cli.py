@@ -236,11 +236,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
+    from rnnsparse.recipes.sweep import is_sweep, load_sweep
     from rnnsparse.training.assembly import choose_device, empty_model, require_execution
 
     failed = 0
     for path in arguments.configs:
         try:
+            if is_sweep(path):
+                print(f"{path}: valid, {len(load_sweep(path).runs)} runs")
+                continue
             config = load_config(path)
             _warn(config.warnings)
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
@@ -252,6 +256,29 @@ def _validate(arguments: argparse.Namespace) -> int:
         else:
             print(f"{path}: valid")
     return 2 if failed else 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from rnnsparse.recipes.sweep import load_sweep, shard
+    from rnnsparse.recipes.sweep_run import run_sweep
+    from rnnsparse.recipes.sweep_status import plan
+
+    sweep = load_sweep(arguments.sweep)
+    runs = shard(sweep.runs, *arguments.shard)
+    if arguments.dry_run:
+        print("\n".join(plan(runs)))
+        return 0
+    outcome = run_sweep(sweep, runs, say=lambda line: print(line, flush=True))
+    told = [f"{len(outcome.done)} of {len(runs)} runs are done, in {sweep.folder}"]
+    told += [f"{len(outcome.failed)} failed"] if outcome.failed else []
+    told += [f"{len(outcome.elsewhere)} run elsewhere"] if outcome.elsewhere else []
+    print("; ".join(told))
+    for name, reason in outcome.failed.items():
+        print(f"rnnsparse: {name}: {_one_line(reason)}", file=sys.stderr)
+    if outcome.interrupted:
+        print("rnnsparse: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    return 1 if outcome.failed else 0
 
 
 def _methods(arguments: argparse.Namespace) -> int:
@@ -345,6 +372,17 @@ def _parser() -> argparse.ArgumentParser:
     validate = add("validate", _validate, "Check YAML files.")
     validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
 
+    sweep = add("sweep", _sweep, "Train every combination of settings in a grid; again to go on.")
+    sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")
+    sweep.add_argument(
+        "--shard",
+        type=_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="only part I of N, from 1/N to N/N: together they are the whole sweep",
+    )
+
     add("methods", _methods, "List the methods with their settings.")
 
     export = add("export", _export, "Write a model for use elsewhere.")
@@ -367,6 +405,20 @@ def _number(kind: Callable[[str], float], valid: Callable[[float], bool], wanted
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
 
     return parse
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    # isdecimal alone would let through the digits of every script.
+    if (
+        index.isascii()
+        and count.isascii()
+        and index.isdecimal()
+        and count.isdecimal()
+        and 1 <= int(index) <= int(count)
+    ):
+        return int(index), int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, from 1/N to N/N")
 
 
 _positive_int = _number(int, lambda n: n > 0, "a whole number above 0")

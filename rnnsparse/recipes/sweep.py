@@ -1,0 +1,234 @@
+"""A sweep: one YAML file -> many runs, each an ordinary run with a name of its own.
+
+config: quickstart.yaml               # what all runs start from; relative to this file
+dir: checkpoints/methods              # where the runs go; by default checkpoints/NAME OF THIS FILE
+overrides: {training.steps: 500}      # the same in every run
+grid:                                 # every combination is a run; or a list of such grids
+  sparsity.method: [static, set, rigl]
+  sparsity.drop_fraction: [0.1, 0.3]  # says nothing to static, of which one run per seed is left
+  run.seed: [1, 2]
+processes: 2                          # runs at the same time; by default as many as there are cores for
+memory: 8GB                           # do not start another run beyond it, by estimate; by default no limit
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rnnsparse import yaml12
+from rnnsparse.config import RunConfig, load_config
+from rnnsparse.errors import UserError, suggest
+from rnnsparse.training.assembly import choose_device, empty_model, require_execution
+
+KEYS = ("config", "dir", "overrides", "grid", "processes", "memory")
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
+LONGEST_VALUE = 40
+
+
+@dataclass(frozen=True)
+class Run:
+    """One point of the grid; `overrides` make `config` from the sweep's base file."""
+
+    name: str
+    overrides: tuple[str, ...]
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All runs of a sweep file, in the order of its grid, and how many may run at once."""
+
+    path: Path
+    base: Path
+    folder: Path
+    runs: tuple[Run, ...]
+    processes: int | None
+    memory_bytes: int | None
+
+
+def is_sweep(path: Path) -> bool:
+    """Return whether a file looks like a sweep and not like the configuration of one run."""
+    try:
+        data = yaml12.read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and "grid" in data
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read a sweep file and validate every run of it. Nothing is written.
+
+    Raises:
+        UserError: anything wrong in the file, its base or any of its runs; one line.
+    """
+    try:
+        data = yaml12.read(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        return _parse(data, path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
+    """Return part `index` (from 1) of `count`: every run is in exactly one part, whatever has been run so far."""
+    return runs[index - 1 :: count]
+
+
+def _parse(data: Any, path: Path) -> Sweep:
+    if not isinstance(data, dict):
+        raise UserError(f"is not a sweep: its top level must be keys such as {', '.join(KEYS)}")
+    for key in data:
+        if key not in KEYS:
+            raise UserError(f"{key}: unknown key{suggest(key, KEYS)}; there are {', '.join(KEYS)}")
+    base, folder = data.get("config"), data.get("dir", f"checkpoints/{path.stem}")
+    if not isinstance(base, str) or not base:
+        raise UserError("config: missing; name the configuration that all runs start from, relative to this file")
+    if not isinstance(folder, str) or not folder:
+        raise UserError(f"dir: {_shown(folder)} is not the name of a folder")
+    processes = data.get("processes")
+    if processes is not None and (type(processes) is not int or processes < 1):
+        raise UserError(
+            f"processes: {_shown(processes)} is not a whole number above 0; null means what the cores allow"
+        )
+    base_path = path.parent / base
+    fixed = _settings(data.get("overrides") or {}, "overrides")
+    points = list(_points(data.get("grid")))
+    return Sweep(
+        path=path,
+        base=base_path,
+        folder=Path(folder),
+        runs=tuple(_runs(base_path, Path(folder), fixed, points)),
+        processes=processes,
+        memory_bytes=_bytes(data.get("memory")),
+    )
+
+
+def _settings(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: must hold settings such as `training.steps: 500`, but is {_shown(values)}")
+    for key in ("run.dir", "run.name"):
+        if key in values:
+            raise UserError(f"{where}: {key}: the sweep names its runs itself; see the key dir")
+    return values
+
+
+def _points(grid: Any) -> Iterator[dict[str, Any]]:
+    """Yield every combination, the last key varying fastest; a value that is no list stands for itself."""
+    grids = grid if isinstance(grid, list) else [grid]
+    if not grids or not all(isinstance(part, dict) and part for part in grids):
+        raise UserError("grid: must hold lists of values such as `run.seed: [1, 2]`, or be a list of such grids")
+    for part in grids:
+        choices = [value if isinstance(value, list) else [value] for value in _settings(part, "grid").values()]
+        if not all(choices):
+            raise UserError(f"grid: {list(part)[choices.index([])]}: has no values; give at least one")
+        for point in itertools.product(*choices):
+            yield dict(zip(part, point, strict=True))
+
+
+def _runs(base: Path, folder: Path, fixed: dict[str, Any], points: Sequence[dict[str, Any]]) -> Iterator[Run]:
+    """Yield each different run once; settings that say nothing to a run are no part of it or of its name."""
+    labels = _labels({key for point in points for key in point})
+    seen: set[str] = set()
+    effective: set[str] = set()
+    valid: set[str] = set()
+    for point in points:
+        config = _load(base, fixed | point)
+        own = {key: value for key, value in point.items() if not _is_idle(key, config)}
+        effective |= own.keys()
+        name = _name(own, labels)
+        settings = fixed | own | {"run.name": name, "run.dir": str(folder / name)}
+        config = _load(base, settings)
+        if (what := _fingerprint(config, without=("name", "dir"))) in seen:
+            continue
+        seen.add(what)
+        if (what := _fingerprint(config, without=("name", "dir", "seed"))) not in valid:
+            valid.add(what)
+            _check(config, name)
+        yield Run(name, tuple(_override(*item) for item in settings.items()), config)
+    if idle := labels.keys() - effective:
+        raise UserError(f"grid: {min(idle)} has no effect in any run; leave it out")
+
+
+def _load(base: Path, settings: Mapping[str, Any]) -> RunConfig:
+    return load_config(base, [_override(*item) for item in settings.items()])
+
+
+def _is_idle(key: str, config: RunConfig) -> bool:
+    return any(warning.startswith(f"{key} has no effect") for warning in config.warnings)
+
+
+def _check(config: RunConfig, name: str) -> None:
+    """Make sure of what a configuration alone cannot tell: that budgets can be met and computed."""
+    try:
+        empty_model(config, 256, choose_device("cpu"))
+        require_execution(config, choose_device("cpu"))
+    except UserError as error:
+        raise UserError(f"run {name}: {error}") from None
+
+
+def _fingerprint(config: RunConfig, without: Sequence[str]) -> str:
+    """Return what tells a run from others, all of its settings but some of `run`."""
+    data = config.to_dict()
+    data["run"] = {key: value for key, value in data["run"].items() if key not in without}
+    return json.dumps(data, sort_keys=True)
+
+
+# ---- names and overrides
+
+
+def _labels(keys: set[str]) -> dict[str, str]:
+    """Return how names call each key: without its section where no other key ends the same."""
+    short = [key.partition(".")[2] for key in keys]
+    return {key: end if short.count(end := key.partition(".")[2]) == 1 else key for key in keys}
+
+
+def _name(point: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Return a name as a folder may have it, another one for every point: `method=rigl,seed=1`."""
+    name = ",".join(f"{_word(labels[key])}={_word(value)}" for key, value in point.items()) or "base"
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}~{_digest(name)}"
+
+
+def _word(value: Any) -> str:
+    text = value if isinstance(value, str) else _shown(value)
+    word = re.sub(r"[^\w.+-]+", "-", text, flags=re.ASCII)[:LONGEST_VALUE]
+    return word if word == text else f"{word}~{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _override(key: str, value: Any) -> str:
+    """Return a setting as the command line takes it."""
+    if isinstance(value, str):
+        try:
+            plain = yaml12.read(value) == value
+        except ValueError:
+            plain = False
+        return f"{key}={value if plain else _shown(value)}"
+    return f"{key}={_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _bytes(size: Any) -> int | None:
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]B)", size) if isinstance(size, str) else None
+    if not match or not (number := float(match[1])):
+        raise UserError(f"memory: {_shown(size)} is not a size such as 8GB or 500MB; null means no limit")
+    return round(number * UNITS[match[2]])

@@ -1,0 +1,172 @@
+"""How far the runs of a sweep are, and what those to come will cost, going by those that are done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rnnsparse import yaml12
+from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.errors import UserError
+from rnnsparse.recipes.sweep import Run
+from rnnsparse.training import lock, run_folder
+from rnnsparse.training.assembly import choose_device, new_model, vocabulary_size
+from rnnsparse.training.inspection import inspect
+
+State = Literal["new", "interrupted", "done", "running elsewhere", "refused"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run's folder tells: `detail` says who runs it elsewhere, or why it is refused."""
+
+    state: State
+    detail: str = ""
+    summary: dict[str, Any] | None = None
+
+
+def status(run: Run) -> Status:
+    """Look at the run's folder, without changing it."""
+    folder = run.config.folder
+    if (other := lock.holder(folder)) is not None:
+        return Status("running elsewhere", other)
+    try:
+        if folder.joinpath("summary.json").is_file():
+            run_folder.refuse_another_run(_recorded(folder), run.config)
+            return Status("done", summary=json.loads(folder.joinpath("summary.json").read_text(encoding="utf-8")))
+        if folder.joinpath("last").exists():
+            run_folder.last_checkpoint(run.config)
+            return Status("interrupted")
+        run_folder.claim(folder)
+        return Status("new")
+    except UserError as error:
+        return Status("refused", str(error))
+    except (OSError, ValueError) as error:
+        return Status("refused", f"{folder}: cannot be read: {error}; choose another dir")
+
+
+def _recorded(folder: Path) -> RunConfig:
+    path = folder / "config.yaml"
+    return parse_config(yaml12.read(path.read_text(encoding="utf-8")), str(path))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What `inspect` says of a run."""
+
+    connections: int
+    training_flops: float
+    training_flops_vs_dense: float
+    memory_bytes: int
+
+
+class Estimator:
+    """Costs of runs to come. Times and memory go by what finished runs took, so they are unknown at first.
+
+    Args:
+        program_bytes: memory of the program itself, for as long as no run has told more.
+    """
+
+    def __init__(self, program_bytes: int = 0) -> None:
+        self._rates: list[tuple[dict[str, Any], float]] = []
+        self._overhead_bytes = program_bytes
+        self._measured = False
+        self._costs: dict[str, Cost] = {}
+
+    def learn(self, run: Run, summary: dict[str, Any], with_memory: bool = False) -> None:
+        """Take note of a finished run."""
+        if rate := summary.get("characters_per_second"):
+            self._rates.append((_settings(run.config), rate))
+        if with_memory and (peak := summary.get("peak_memory_bytes")):
+            overhead = max(peak - self.cost(run.config).memory_bytes, 0)
+            self._overhead_bytes = max(overhead, self._overhead_bytes) if self._measured else overhead
+            self._measured = True
+
+    def seconds(self, config: RunConfig) -> float | None:
+        """Return how long all training steps take, by the mean rate of the finished runs most like this one."""
+        if not self._rates:
+            return None
+        wanted = _settings(config)
+        unlike = [sum(settings.get(k) != wanted.get(k) for k in settings | wanted) for settings, _ in self._rates]
+        rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
+        training = config.training
+        symbols = training.steps * training.batch_size * training.sequence_length * training.accumulate
+        return symbols / (sum(rates) / len(rates))
+
+    def memory(self, config: RunConfig) -> int:
+        """Return bytes: what `inspect` counts, and the most that a finished run had in use beyond that."""
+        return self._overhead_bytes + self.cost(config).memory_bytes
+
+    def cost(self, config: RunConfig) -> Cost:
+        """Return what `inspect` says; it is the same for every seed, and kept."""
+        key = json.dumps(_settings(config), sort_keys=True)
+        if key not in self._costs:
+            model, budgets = new_model(config, vocabulary_size(config), choose_device("cpu"))
+            report = inspect(config, model, budgets)
+            self._costs[key] = Cost(
+                connections=report["connections"],
+                training_flops=report["training_flops"],
+                training_flops_vs_dense=report["training_flops_vs_dense"],
+                memory_bytes=sum(report["memory_bytes"].values()),
+            )
+        return self._costs[key]
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return all settings that can make a run slower or larger, one per key."""
+    sections = config.to_dict()
+    return {f"{s}.{key}": value for s, values in sections.items() if s != "run" for key, value in values.items()}
+
+
+def plan(runs: Sequence[Run]) -> list[str]:
+    """Return a table of what a sweep would do, as lines; nothing is trained or written."""
+    estimator = Estimator()
+    states = [status(run) for run in runs]
+    for run, state in zip(runs, states, strict=True):
+        if state.summary:
+            estimator.learn(run, state.summary)
+    rows = [["run", "status", "connections", "training FLOPs", "of dense", "training time"]]
+    total = 0.0
+    for run, state in zip(runs, states, strict=True):
+        cost, seconds = estimator.cost(run.config), estimator.seconds(run.config)
+        if state.summary:
+            seconds = state.summary["seconds"]
+        elif state.state != "refused":
+            total += cost.training_flops
+        rows.append(
+            [
+                run.name,
+                state.state,
+                f"{cost.connections:,}",
+                f"{cost.training_flops:.3g}",
+                f"{cost.training_flops_vs_dense:.4f}",
+                duration(seconds),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_aligned(row, widths)) for row in rows]
+    lines += [
+        f"{run.name}: {state.detail.removeprefix(f'{run.config.folder}: ')}"
+        for run, state in zip(runs, states, strict=True)
+        if state.detail
+    ]
+    counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return [*lines, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train"]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+    return left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in words, "?" for None."""
+    if seconds is None:
+        return "?"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
