@@ -38,8 +38,8 @@ class RunLogger:
     """Writes `run_folder`/metrics.jsonl and /tensorboard, and shows progress on `stream` (default: stderr).
 
     On a terminal the progress is one bar with the time left and the latest of each shown metric, else one
-    plain line per call of `scalars`. With `initial_step` > 0 the run is a resumed one: what was recorded
-    beyond that step is forgotten, so that no step is told twice. `clock` gives seconds.
+    plain line per call of `scalars`. A run that goes on after `initial_step` forgets what was recorded beyond
+    that step, so that no step is told twice. `clock` gives seconds.
 
     Raises:
         OSError: a file cannot be written.
@@ -62,13 +62,14 @@ class RunLogger:
 
         run_folder.mkdir(parents=True, exist_ok=True)
         metrics_path = run_folder / "metrics.jsonl"
+        resumed = initial_step > 0 or metrics_path.exists()
         if initial_step > 0 and metrics_path.exists():
             _forget_beyond(metrics_path, initial_step)
         self._open = ExitStack()
         self._metrics = self._open.enter_context(metrics_path.open("a" if initial_step > 0 else "w", encoding="utf-8"))
         self._tensorboard: SummaryWriter | None = None
         if config.tensorboard:
-            purge_step = initial_step + 1 if initial_step > 0 else None
+            purge_step = initial_step + 1 if resumed else None
             self._tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=purge_step, flush_secs=30)
             self._open.callback(self._tensorboard.close)
         self._bar: tqdm[NoReturn] | None = None

@@ -6,7 +6,6 @@ Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from typing import Any, TextIO
 
@@ -263,12 +262,11 @@ class Trainer:
         return banner(self.config, self.corpus, self.device, self.step, report)
 
     def _dry_run(self) -> None:
-        """Evaluate, sample and write a checkpoint once, so that what would fail hours later fails now."""
+        """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
         self._evaluate(self._validation(), max_batches=2)
         if self.config.logging.pictures:
             self._sample_text(length=1)
-        self._save_to("dry_run", self._training_state())
-        shutil.rmtree(self.folder / "dry_run")
+        self.save()
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the whole validation text at the end of training, and write the summary."""

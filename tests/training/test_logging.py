@@ -148,13 +148,16 @@ def test_tensorboard_holds_scalars_text_histogram_and_image(tmp_path: Path) -> N
     assert np.asarray(image)[..., 0].tolist() == [[255, 255, 0, 0], [0, 0, 0, 255]]
 
 
-def test_tensorboard_forgets_what_lay_beyond_a_resumed_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("resumed_after", "steps"), [(20, [10, 20, 40]), (0, [40])])
+def test_tensorboard_forgets_what_lay_beyond_a_resumed_step(
+    tmp_path: Path, resumed_after: int, steps: list[int]
+) -> None:
     with logger(tmp_path, tensorboard=True) as log:
         for step in (10, 20, 30):
             log.scalars(step, {"loss": float(step)})
-    with logger(tmp_path, tensorboard=True, initial_step=20) as log:
+    with logger(tmp_path, tensorboard=True, initial_step=resumed_after) as log:
         log.scalars(40, {"loss": 40.0})
-    assert [event.step for event in events(tmp_path).Scalars("loss")] == [10, 20, 40]
+    assert [event.step for event in events(tmp_path).Scalars("loss")] == steps
 
 
 def test_without_tensorboard_no_such_folder_appears(tmp_path: Path) -> None:
