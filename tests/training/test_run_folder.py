@@ -50,6 +50,12 @@ def test_a_missing_or_empty_folder_may_be_claimed_and_stays_as_it_is(tmp_path: P
     assert folder.exists() is exists
 
 
+def test_a_folder_with_nothing_but_the_lock_of_a_dead_process_may_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on moon since 1970-01-01")
+    run_folder.claim(tmp_path)
+    assert os.listdir(tmp_path) == [".lock"]
+
+
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     saved_run(tmp_path / "run")
     with pytest.raises(

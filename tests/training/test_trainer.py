@@ -24,7 +24,7 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, manifest
+from rnnsparse.training import checkpoint, lock, manifest
 from rnnsparse.training.assembly import new_model, restore
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted
@@ -614,6 +614,36 @@ def test_an_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already and nothing is overwritten"):
         Trainer(config)
     assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_where_another_trains_is_refused(tmp_path: Path, resume: bool) -> None:
+    config = config_in(tmp_path)
+    if resume:
+        with pytest.raises(Interrupted):
+            trained(config, stream=stop_after(2))
+    late = Trainer(config, resume=resume, stream=io.StringIO())
+    config.folder.mkdir(exist_ok=True)
+    with lock.held(config.folder):
+        for use in (late.train, lambda: Trainer(config, resume=resume)):
+            with pytest.raises(UserError, match=rf"process {os.getpid()} on .* trains in this run\.dir"):
+                use()
+    late.train()
+    assert traces(config.folder)["summary"]["steps"] == STEPS
+
+
+@pytest.mark.parametrize(("resume", "reason"), [(False, "nothing is overwritten"), (True, "has trained in this")])
+def test_who_looked_before_another_trained_here_is_refused(tmp_path: Path, resume: bool, reason: str) -> None:
+    config = config_in(tmp_path)
+    if resume:
+        with pytest.raises(Interrupted):
+            trained(config, stream=stop_after(2))
+    late = Trainer(config, resume=resume, stream=io.StringIO())
+    trained(config, resume=resume)
+    before = traces(config.folder)
+    with pytest.raises(UserError, match=reason):
+        late.train()
+    assert traces(config.folder) == before
 
 
 def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
