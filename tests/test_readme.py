@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
+from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import SECTIONS, describe_fields
 from rnnsparse.sparsity.method import METHODS
@@ -105,6 +106,8 @@ def run(words: list[str]) -> None:
             assert list(Path(folder).glob("**/events.out.*")), f"{said}: there is nothing to show"
         case ["rnnsparse", "train", *arguments]:
             train(arguments, said)
+        case ["rnnsparse", "sweep", path]:
+            sweep(Path(path), said)
         case ["rnnsparse", *arguments]:
             assert main(arguments) == 0, said
         case _:
@@ -116,6 +119,22 @@ def train(arguments: list[str], said: str) -> None:
     if "wikitext103" in arguments[0] and not any(a.startswith("data.path=") for a in arguments):
         small.append("data.path=wikitext-103")
     assert main(["train", *arguments, *small]) == 0, said
+
+
+def sweep(path: Path, said: str) -> None:
+    """Run two of a sweep's runs, small."""
+    settings = yaml12.read(path.read_text(encoding="utf-8"))
+    small = dict(override.split("=") for override in SMALL)
+    settings["overrides"] |= {key: int(value) for key, value in small.items()}
+    settings["config"] = str(path.resolve().parent / settings["config"])
+    settings["grid"] |= {"run.seed": [1], "sparsity.method": ["static", "rigl"], "sparsity.drop_fraction": [0.3]}
+    Path("small_sweep.yaml").write_text(yaml12.write(settings))
+    assert main(["sweep", "small_sweep.yaml"]) == 0, said
+
+
+def test_the_sweep_shown_is_the_one_in_the_file() -> None:
+    lines = (ROOT / "configs/sweeps/quick.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert "".join(line for line in lines if not line.startswith("#")) in code_blocks("yaml")
 
 
 def test_every_command_runs(executed: int) -> None:

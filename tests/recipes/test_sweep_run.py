@@ -1,0 +1,215 @@
+"""Sweeps of real processes, with networks that train in an instant: what takes time is starting them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnnsparse import yaml12
+from rnnsparse.cli import main
+from rnnsparse.recipes.sweep import load_sweep
+from rnnsparse.recipes.sweep_status import Estimator, duration, status
+from rnnsparse.training import checkpoint, lock
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
+# Masked, because compiling kernels would take longer than everything else.
+BASE: dict[str, dict[str, Any]] = {
+    "model": {"embedding_dim": 4, "hidden_size": 6, "execution": "masked"},
+    "sparsity": {"method": "rigl", "sparsity": 0.5, "interval": 2},
+    "training": {"steps": 12, "batch_size": 3, "sequence_length": 5},
+    "evaluation": {"interval": 12, "lanes": 1, "symbols": 60},
+    "logging": {"interval": 1, "tensorboard": False, "pictures": None},
+}
+FAILING = {"sparsity.method": "static", "training.grad_clip": None, "training.learning_rate": 1e38}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = {"source": "text", "path": str(tmp_path / "text.txt"), "cache": str(tmp_path / "cache")}
+    (tmp_path / "base.yaml").write_text(yaml12.write({"data": data, **BASE}))
+    return tmp_path
+
+
+def write(base: Path, **keys: Any) -> Path:
+    path = base / "s.yaml"
+    path.write_text(yaml12.write({"config": "base.yaml", "dir": str(base / "runs"), **keys}))
+    return path
+
+
+def summary(base: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((base / "runs" / name / "summary.json").read_text())
+    return found
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_failing_run_stops_no_other_and_a_second_sweep_repeats_nothing(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid=[FAILING, {"run.seed": [1, 2]}], processes=2)
+    failing = "method=static,grad_clip=null,learning_rate=1e+38"
+    assert main(["sweep", str(path)]) == 1
+    out, err = capsys.readouterr()
+    bits = [summary(base, f"seed={seed}")["bits_per_character"] for seed in (1, 2)]
+    for seed, value in enumerate(bits, start=1):
+        assert f"finished     seed={seed}: {value:.4f} bits per character in " in out
+    assert out.splitlines()[0] == "training.threads is not set: each run gets one thread"
+    assert out.splitlines()[-1] == f"2 of 3 runs are done, in {base / 'runs'}; 1 failed"
+    assert err.startswith(f"rnnsparse: {failing}: step ")
+    assert err.endswith(f"({base / 'runs' / failing}.log)\n")
+    assert len(err.splitlines()) == 1
+
+    before = content_of(base / "runs" / "seed=1")
+    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}))]) == 0
+    out, err = capsys.readouterr()
+    assert f"done before  seed=1: {bits[0]:.4f} bits per character" in out
+    assert "started" not in out
+    assert content_of(base / "runs" / "seed=1") == before
+
+
+def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1, 2]})
+    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path), "--shard", "1/2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweeping:
+        metrics = base / "runs" / "seed=1" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            assert sweeping.poll() is None
+            time.sleep(0.02)
+        sweeping.send_signal(signal.SIGTERM)
+        out, err = sweeping.communicate()
+    assert sweeping.returncode == 130, err
+    assert err == "rnnsparse: interrupted; the same command goes on\n"
+    assert "stopped      seed=1" in out
+    assert "seed=2" not in out
+    stopped = checkpoint.load(base / "runs" / "seed=1").step
+    assert 3 <= stopped < 400
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:3]] == [
+        ["seed=1", "interrupted"],
+        ["seed=2", "new"],
+    ]
+
+    assert main(["sweep", str(path)]) == 0
+    assert "resumed      seed=1\n" in capsys.readouterr().out
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 401))
+    assert [summary(base, f"seed={seed}")["steps"] for seed in (1, 2)] == [400] * 2
+
+
+def test_a_dry_run_lists_the_cost_of_every_run_and_writes_nothing(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid={"sparsity.method": ["dense", "rigl"], "run.seed": [1]})
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert not (base / "runs").exists()
+    header, dense, rigl, total = out.splitlines()
+    assert header.split("  ")[0] == "run"
+    assert dense.split()[:2] == ["method=dense,seed=1", "new"]
+    assert dense.split()[-2:] == ["1.0000", "?"]
+    assert main(["inspect", str(base / "base.yaml"), "run.seed=1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert rigl.split()[2:] == [
+        f"{report['connections']:,}",
+        f"{report['training_flops']:.3g}",
+        f"{report['training_flops_vs_dense']:.4f}",
+        "?",
+    ]
+    assert total.startswith("2 runs: 2 new; ")
+
+
+def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid={"run.seed": [1, 2, 3, 4]})
+    free, other, foreign, busy = load_sweep(path).runs
+    assert main(["train", str(base / "base.yaml"), *other.overrides, "training.steps=1"]) == 0
+    foreign.config.folder.mkdir()
+    (foreign.config.folder / "thesis.tex").write_text("years of work")
+    busy.config.folder.mkdir()
+    with lock.held(busy.config.folder):
+        capsys.readouterr()
+        assert main(["sweep", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert status(free).state == "done"
+    assert f"elsewhere    seed=4: process {os.getpid()} on " in out
+    assert "1 of 4 runs are done" in out
+    assert "; 2 failed; 1 run elsewhere" in out
+    assert [line.split(";")[0] for line in err.splitlines()] == [
+        "rnnsparse: seed=2: training.steps: the run to resume has 1, not 12",
+        "rnnsparse: seed=3: run.dir exists already and nothing is overwritten",
+    ]
+    assert (foreign.config.folder / "thesis.tex").read_text() == "years of work"
+    assert summary(base, "seed=2")["steps"] == 1
+    shutil.rmtree(foreign.config.folder)
+    assert status(foreign).state == "new"
+
+
+def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(write(base, grid={"run.seed": 1}, memory="1MB"))]) == 1
+    out, err = capsys.readouterr()
+    assert "started" not in out
+    assert "rnnsparse: seed=1: needs about " in err
+    assert f"more than memory: 1 MB in {base / 's.yaml'}; raise it" in err
+    assert not (base / "runs").exists()
+
+
+def test_a_text_that_is_not_there_is_told_before_anything_starts(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid={"run.seed": [1, 2]}, overrides={"data.path": "nowhere.txt"})
+    assert main(["sweep", str(path)]) == 2
+    assert "nowhere.txt" in capsys.readouterr().err
+    assert not (base / "runs").exists()
+
+
+def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
+    path = write(base, grid={"model.hidden_size": [6, 12], "run.seed": [1, 2]})
+    small, small_2, large, _ = load_sweep(path).runs
+    estimator = Estimator()
+    assert estimator.seconds(small.config) is None
+    estimator.learn(small, {"characters_per_second": 90.0})
+    assert estimator.seconds(small_2.config) == estimator.seconds(large.config) == 12 * 3 * 5 / 90
+    estimator.learn(large, {"characters_per_second": 18.0})
+    assert estimator.seconds(small_2.config) == 2
+    assert estimator.seconds(large.config) == 10
+
+
+def test_memory_is_what_inspect_counts_and_what_finished_runs_had_beyond_it(base: Path) -> None:
+    run = load_sweep(write(base, grid={"run.seed": 1})).runs[0]
+    estimator = Estimator(program_bytes=1000)
+    counted = estimator.cost(run.config).memory_bytes
+    assert estimator.memory(run.config) == counted + 1000
+    for peak, beyond in ((500, 500), (700, 700), (600, 700)):
+        estimator.learn(run, {"peak_memory_bytes": counted + peak}, with_memory=True)
+        assert estimator.memory(run.config) == counted + beyond
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, "?"), (0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5999, "100 min"), (9000, "2.5 h")]
+)
+def test_durations_are_rounded_to_what_one_can_plan_with(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "¹/2"])
+def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "s.yaml", f"--shard={part}"])
+    assert "is not a part such as 1/4" in capsys.readouterr().err
