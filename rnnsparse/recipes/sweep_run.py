@@ -42,6 +42,7 @@ class _Child:
     log_start: int
     started: float
     memory_bytes: int
+    resumed: bool
 
 
 def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
@@ -72,6 +73,8 @@ class _Runner:
         self._children: list[_Child] = []
         self._outcome = Outcome()
         self._estimator = Estimator(program_bytes)
+        # Estimates are of training steps alone; what whole runs took besides shows in these two sums.
+        self._took, self._estimated = 0.0, 0.0
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def run(self) -> Outcome:
@@ -149,7 +152,7 @@ class _Runner:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self._children.append(_Child(run, process, log, start, time.monotonic(), memory))
+        self._children.append(_Child(run, process, log, start, time.monotonic(), memory, resume))
         self._say(f"{'resumed' if resume else 'started':11}  {run.name}")
 
     def _reap(self) -> None:
@@ -161,9 +164,12 @@ class _Runner:
             if code == 0 and found.summary:
                 self._outcome.done.append(run)
                 self._learn(run, found)
+                took = time.monotonic() - child.started
+                if not child.resumed and (estimated := self._estimator.seconds(run.config)):
+                    self._took, self._estimated = self._took + took, self._estimated + estimated
+                bits = found.summary["bits_per_character"]
                 self._say(
-                    f"finished     {run.name}: {found.summary['bits_per_character']:.4f} bits per character in "
-                    f"{duration(time.monotonic() - child.started)}; {self._progress()}"
+                    f"finished     {run.name}: {bits:.4f} bits per character in {duration(took)}; {self._progress()}"
                 )
             elif (other := lock.holder(run.config.folder)) is not None:
                 self._elsewhere(run, other)
@@ -171,16 +177,15 @@ class _Runner:
                 self._fail(run, f"{_reason(child)} ({child.log})")
 
     def _progress(self) -> str:
-        now = time.monotonic()
-        left = [self._estimator.seconds(run.config) or 0.0 for run in self._pending]
+        now, slower = time.monotonic(), self._took / self._estimated if self._estimated else 1.0
+        left = [slower * (self._estimator.seconds(run.config) or 0.0) for run in self._pending]
         left += [
-            max((self._estimator.seconds(child.run.config) or 0.0) - (now - child.started), 0.0)
+            max(slower * (self._estimator.seconds(child.run.config) or 0.0) - (now - child.started), 0.0)
             for child in self._children
         ]
-        ended = self._total - len(left)
-        at_once = max(len(self._children), 1) + (1 if self._pending else 0)
+        at_once = len(self._children) + bool(self._pending)  # the place that has just become free
         time_left = f", about {duration(sum(left) / at_once)} left" if sum(left) else ""
-        return f"{ended} of {self._total}{time_left}"
+        return f"{self._total - len(left)} of {self._total}{time_left}"
 
     def _elsewhere(self, run: Run, other: str) -> None:
         self._outcome.elsewhere.append(run)
