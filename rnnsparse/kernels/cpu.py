@@ -18,11 +18,12 @@ if TYPE_CHECKING or are_compiled():
         sum_by_symbol,
         tile_width,
     )
-    from rnnsparse.kernels.recurrence import Input
+    from rnnsparse.kernels.recurrence import Input, OutputGradient
 else:
     from rnnsparse.kernels.fallback import (
         Input,
         Matrix,
+        OutputGradient,
         add_product,
         add_sampled_product,
         add_transposed_product,
@@ -37,6 +38,7 @@ else:
 __all__ = [
     "Input",
     "Matrix",
+    "OutputGradient",
     "add_product",
     "add_sampled_product",
     "add_transposed_product",

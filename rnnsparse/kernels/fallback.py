@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -18,6 +18,9 @@ from torch import Tensor
 
 # How many numbers the sampled product gathers at a time.
 GATHERED = 1 << 22
+
+# From two moments to the gradient [K, t, H, B] of the outputs from the first to before the second.
+OutputGradient = Callable[[int, int], Tensor]
 
 
 @functools.cache
@@ -163,9 +166,10 @@ class Input:
 
 
 def _lstm_forward(
-    matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KTHB: Tensor
-) -> None:
-    w_GH, moments = _sparse(matrix, values), source.moments()
+    matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KHB: Tensor
+) -> Tensor:
+    w_GH, moments, c_KTHB = _sparse(matrix, values), source.moments(), torch.empty_like(h_KTHB)
+    c_KTHB[:, 0] = c_KHB
     for gates_TGB, h, c in zip(gates_KTGB, h_KTHB, c_KTHB, strict=True):
         for t, gates_GB in enumerate(gates_TGB):
             i, f, g, o = (next(moments) + w_GH @ h[t]).chunk(4)
@@ -173,16 +177,19 @@ def _lstm_forward(
             c[t + 1] = f * c[t] + i * g
             h[t + 1] = o * c[t + 1].tanh()
             torch.cat([i, f, g, o], out=gates_GB)
+    c_KHB.copy_(c_KTHB[:, -1])
+    return c_KTHB
 
 
 def _lstm_backward(
-    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, c_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor, dc_KHB: Tensor
-) -> Tensor:
-    w_HG = _transposed(matrix, values)
-    for gates_TGB, c, dy, dh, dc in zip(gates_KTGB, c_KTHB, dy_KTHB, dh_KHB, dc_KHB, strict=True):
-        for t in reversed(range(len(dy))):
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, c_KTHB: Tensor, dy: OutputGradient, dh_KHB: Tensor,
+    dc_KHB: Tensor,
+) -> Tensor:  # fmt: skip
+    w_HG, dy_KTHB = _transposed(matrix, values), dy(0, gates_KTGB.shape[1])
+    for gates_TGB, c, dy_THB, dh, dc in zip(gates_KTGB, c_KTHB, dy_KTHB, dh_KHB, dc_KHB, strict=True):
+        for t in reversed(range(len(dy_THB))):
             i, f, g, o = gates_TGB[t].chunk(4)
-            d_h, c_tanh = dh + dy[t], c[t + 1].tanh()
+            d_h, c_tanh = dh + dy_THB[t], c[t + 1].tanh()
             d_c = dc + d_h * o * (1 - c_tanh**2)
             d_i, d_f = d_c * g * i * (1 - i), d_c * c[t] * f * (1 - f)
             d_g, d_o = d_c * i * (1 - g**2), d_h * c_tanh * o * (1 - o)
@@ -208,13 +215,13 @@ def _gru_forward(
 
 
 def _gru_backward(
-    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy: OutputGradient, dh_KHB: Tensor
 ) -> Tensor:
-    w_HG, hidden = _transposed(matrix, values), h_KTHB.shape[2]
-    for gates_TGB, h, dy, dh in zip(gates_KTGB, h_KTHB, dy_KTHB, dh_KHB, strict=True):
-        for t in reversed(range(len(dy))):
+    w_HG, hidden, dy_KTHB = _transposed(matrix, values), h_KTHB.shape[2], dy(0, gates_KTGB.shape[1])
+    for gates_TGB, h, dy_THB, dh in zip(gates_KTGB, h_KTHB, dy_KTHB, dh_KHB, strict=True):
+        for t in reversed(range(len(dy_THB))):
             n, r, z, q = gates_TGB[t].chunk(4)
-            d_h = dh + dy[t]
+            d_h = dh + dy_THB[t]
             d_n = d_h * (1 - z) * (1 - n**2)
             d_r, d_z = d_n * q * r * (1 - r), d_h * (h[t] - n) * z * (1 - z)
             dh.copy_(d_h * z)

@@ -16,7 +16,7 @@ from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import kernel
 from rnnsparse.kernels.functions import sigmoid, tanh
 from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
-from rnnsparse.kernels.recurrence import UNITS, Input, begin_row, share, sums_buffer
+from rnnsparse.kernels.recurrence import UNITS, Input, OutputGradient, begin_row, parts_backwards, share, sums_buffer
 from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, meet, multiply_add, store
 
 
@@ -70,16 +70,19 @@ def _forward(
 
 
 @kernel
-def _backward(thread, threads, values, pointers, rows, gates, h, dy, dh, sums, tiles, times, hidden, batch, counter):
+def _backward(
+    thread, threads, values, pointers, rows, gates, h, dy, dh, sums, tiles, times, first, last, hidden, batch, counter
+):
+    """Go back from moment `last` to `first`."""
     first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
     width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
     one = fill(dh.dtype.type(1))
     for tile in range(first_tile, last_tile):
         state = tile * size
-        for backwards in range(times):
-            t = times - 1 - backwards
-            moment = tile * times + t
-            step = moment * 4 * size
+        for backwards in range(last - first):
+            t = last - 1 - backwards
+            step = (tile * times + t) * 4 * size
+            output = (tile * (last - first) + t - first) * size
             before = (tile * (times + 1) + t) * size
             for unit in range(start, stop):
                 s = (tile * 4 * hidden + unit) * width
@@ -87,7 +90,7 @@ def _backward(thread, threads, values, pointers, rows, gates, h, dy, dh, sums, t
                     place = step + b
                     n, r = load(gates, place), load(gates, place + size)
                     z, q = load(gates, place + 2 * size), load(gates, place + 3 * size)
-                    d_h = load(dh, state + b) + load(dy, moment * size + b)
+                    d_h = load(dh, state + b) + load(dy, output + b)
                     d_n = d_h * (one - z) * (one - n * n)
                     d_r = d_n * q * r * (one - r)
                     d_z = d_h * (load(h, before + b) - n) * z * (one - z)
@@ -122,17 +125,18 @@ def forward(
 
 
 def backward(
-    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor, dy: OutputGradient, dh_KHB: Tensor
 ) -> Tensor:
     """Turn gates into their gradients, and dh from that of the final state into that of the initial state.
 
-    `dy` [K, T, H, B] is the gradient of every output. Returns the sum of each of n r z q's gradients [4H].
+    Returns the sum of each of n r z q's gradients [4H].
     """
-    tiles, times, hidden, batch = dy_KTHB.shape
-    sums = sums_buffer(tiles, 4 * hidden, dh_KHB)
-    threads.run(
-        _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
-        h_KTHB.view(-1).numpy(), dy_KTHB.view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(),
-        tiles, times, hidden, batch, np.zeros(1, np.int64),
-    )  # fmt: skip
+    (tiles, times, _, batch), hidden = gates_KTGB.shape, dh_KHB.shape[1]
+    sums, values_by_column = sums_buffer(tiles, 4 * hidden, dh_KHB), by_column(matrix, values)
+    for first, last in parts_backwards(times):
+        threads.run(
+            _backward, values_by_column, matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
+            h_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(),
+            tiles, times, first, last, hidden, batch, np.zeros(1, np.int64),
+        )  # fmt: skip
     return sums.sum((0, 2))

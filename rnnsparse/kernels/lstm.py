@@ -1,7 +1,9 @@
 """The LSTM recurrence over connections, forward and backward through time.
 
-Shape suffixes: K batch tiles, T time, H hidden, B batch within a tile (innermost). `gates` [K, T, 4H, B] holds i f g o
-after forward and their gradients after backward.
+`gates` [K, T, 4H, B] holds i f g o after forward and their gradients after backward. Of the cell states only the first
+of every PART moments is kept; backward computes the others again, which costs one multiply-add per gate.
+
+Shape suffixes: K batch tiles, T time, P parts, H hidden, B batch within a tile (innermost).
 """
 
 from __future__ import annotations
@@ -9,21 +11,31 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from rnnsparse.kernels import threads
+from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import kernel
 from rnnsparse.kernels.functions import sigmoid, tanh
 from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
-from rnnsparse.kernels.recurrence import UNITS, Input, begin_row, share, sums_buffer
+from rnnsparse.kernels.recurrence import (
+    PART,
+    UNITS,
+    Input,
+    OutputGradient,
+    begin_row,
+    parts_backwards,
+    share,
+    sums_buffer,
+)
 from rnnsparse.kernels.vector import VECTOR_BYTES, fill, load, meet, multiply_add, store
 
 
 @kernel
 def _forward(
-    thread, threads, values, pointers, columns, gates, h, c, tiles, times, hidden, batch, counter,
+    thread, threads, values, pointers, columns, gates, h, c, kept, tiles, times, hidden, batch, counter,
     is_table, table, tokens, bias, in_values, in_pointers, in_columns, x, x_step,
 ):  # fmt: skip
     first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
     width, size, meetings = VECTOR_BYTES // h.itemsize, hidden * batch, 0
+    parts = (times + PART - 1) // PART
     for tile in range(first_tile, last_tile):
         for t in range(times):
             moment = tile * times + t
@@ -51,12 +63,15 @@ def _forward(
                     place, old = step + b, before + b
                     i, f = sigmoid(load(gates, place)), sigmoid(load(gates, place + size))
                     g, o = tanh(load(gates, place + 2 * size)), sigmoid(load(gates, place + 3 * size))
-                    new = multiply_add(f, load(c, old), i * g)
+                    c_old = load(c, tile * size + b)
+                    if t % PART == 0:
+                        store(kept, (tile * parts + t // PART) * size + b, c_old)
+                    new = multiply_add(f, c_old, i * g)
                     store(gates, place, i)
                     store(gates, place + size, f)
                     store(gates, place + 2 * size, g)
                     store(gates, place + 3 * size, o)
-                    store(c, old + size, new)
+                    store(c, tile * size + b, new)
                     store(h, old + size, o * tanh(new))
             if tiles % threads != 0:
                 meetings += threads
@@ -65,25 +80,35 @@ def _forward(
 
 @kernel
 def _backward(
-    thread, threads, values, pointers, rows, gates, c, dy, dh, dc, sums, tiles, times, hidden, batch, counter
-):
+    thread, threads, values, pointers, rows, gates, kept, c, dy, dh, dc, sums, tiles, times, first, last, hidden, batch,
+    counter,
+):  # fmt: skip
+    """Go back from moment `last` to `first`; `c` is room for the cell states of PART moments and the one before."""
     first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
     width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
     one = fill(dh.dtype.type(1))
+    parts = (times + PART - 1) // PART
     for tile in range(first_tile, last_tile):
-        state = tile * size
-        for backwards in range(times):
-            t = times - 1 - backwards
-            moment = tile * times + t
-            step = moment * 4 * size
-            before = (tile * (times + 1) + t) * size
+        state, cells = tile * size, tile * (PART + 1) * size
+        for b in range(start * batch, stop * batch, width):
+            store(c, cells + b, load(kept, (tile * parts + first // PART) * size + b))
+        for t in range(first, last):
+            step, before = (tile * times + t) * 4 * size, cells + (t - first) * size
+            for b in range(start * batch, stop * batch, width):
+                i, f, g = load(gates, step + b), load(gates, step + size + b), load(gates, step + 2 * size + b)
+                store(c, before + size + b, multiply_add(f, load(c, before + b), i * g))
+        for backwards in range(last - first):
+            t = last - 1 - backwards
+            step = (tile * times + t) * 4 * size
+            output = (tile * (last - first) + t - first) * size
+            before = cells + (t - first) * size
             for unit in range(start, stop):
                 s = (tile * 4 * hidden + unit) * width
                 for b in range(unit * batch, (unit + 1) * batch, width):
                     place, old = step + b, before + b
                     i, f = load(gates, place), load(gates, place + size)
                     g, o = load(gates, place + 2 * size), load(gates, place + 3 * size)
-                    d_h = load(dh, state + b) + load(dy, moment * size + b)
+                    d_h = load(dh, state + b) + load(dy, output + b)
                     c_tanh = tanh(load(c, old + size))
                     d_c = multiply_add(d_h * o, one - c_tanh * c_tanh, load(dc, state + b))
                     d_i, d_f = d_c * g * i * (one - i), d_c * load(c, old) * f * (one - f)
@@ -107,28 +132,37 @@ def _backward(
                     accumulate(values, rows, k, end, gates, step, batch, dh, state + unit * batch)
 
 
-def forward(matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KTHB: Tensor) -> None:
-    """Run all steps; h and c [K, T + 1, H, B] hold the initial state at moment 0 and get all others."""
+def forward(matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KHB: Tensor) -> Tensor:
+    """Run all steps; h [K, T + 1, H, B] holds the initial state at moment 0 and gets all others, c becomes the last.
+
+    Returns the cell states [K, P, H, B] that `backward` starts from.
+    """
     tiles, times, _, batch = gates_KTGB.shape
+    kept_KPHB = memory.empty((tiles, -(-times // PART), *c_KHB.shape[1:]), c_KHB.dtype)
     threads.run(
         _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns, gates_KTGB.view(-1).numpy(),
-        h_KTHB.view(-1).numpy(), c_KTHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2], batch,
-        np.zeros(1, np.int64), *source.arguments(),
+        h_KTHB.view(-1).numpy(), c_KHB.view(-1).numpy(), kept_KPHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2],
+        batch, np.zeros(1, np.int64), *source.arguments(),
     )  # fmt: skip
+    return kept_KPHB
 
 
 def backward(
-    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, c_KTHB: Tensor, dy_KTHB: Tensor, dh_KHB: Tensor, dc_KHB: Tensor
-) -> Tensor:
+    matrix: Matrix, values: Tensor, gates_KTGB: Tensor, kept_KPHB: Tensor, dy: OutputGradient, dh_KHB: Tensor,
+    dc_KHB: Tensor,
+) -> Tensor:  # fmt: skip
     """Turn gates into their gradients, and dh, dc from those of the final state into those of the initial state.
 
-    `dy` [K, T, H, B] is the gradient of every output. Returns the sum of each gate's gradients [4H].
+    Returns the sum of each gate's gradients [4H].
     """
-    tiles, times, hidden, batch = dy_KTHB.shape
-    sums = sums_buffer(tiles, 4 * hidden, dh_KHB)
-    threads.run(
-        _backward, by_column(matrix, values), matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
-        c_KTHB.view(-1).numpy(), dy_KTHB.view(-1).numpy(), dh_KHB.view(-1).numpy(), dc_KHB.view(-1).numpy(),
-        sums.view(-1).numpy(), tiles, times, hidden, batch, np.zeros(1, np.int64),
-    )  # fmt: skip
+    (tiles, times, _, batch), hidden = gates_KTGB.shape, dh_KHB.shape[1]
+    sums, values_by_column = sums_buffer(tiles, 4 * hidden, dh_KHB), by_column(matrix, values)
+    c_KTHB = memory.empty((tiles, PART + 1, hidden, batch), dh_KHB.dtype)
+    for first, last in parts_backwards(times):
+        threads.run(
+            _backward, values_by_column, matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
+            kept_KPHB.view(-1).numpy(), c_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(),
+            dh_KHB.view(-1).numpy(), dc_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last, hidden,
+            batch, np.zeros(1, np.int64),
+        )  # fmt: skip
     return sums.sum((0, 2))

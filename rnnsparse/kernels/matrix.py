@@ -268,7 +268,8 @@ def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB:
 
 def by_column(matrix: Matrix, values: Tensor) -> NDArray[np.floating]:
     """Return the values in the order of `matrix.rows`."""
-    numbers: NDArray[np.floating] = values.detach().numpy()[matrix.order]
+    # PyTorch takes positions of 32 bits as they are; NumPy would make a copy of 64.
+    numbers: NDArray[np.floating] = values.detach().index_select(0, torch.from_numpy(matrix.order)).numpy()
     return numbers
 
 

@@ -6,13 +6,15 @@ Fresh memory has to be zeroed by the system and entered into page tables, which 
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import mmap
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 SMALLEST = 1 << 20  # bytes; anything smaller is left to PyTorch
 MEMORY_OF_USES = 64  # a block that was not taken for so many allocations goes back to the system
+TIMES_TOO_LARGE = 8  # a free block that is so many times larger than needed will do, before more memory is asked for
 
 
 class _Pool:
@@ -38,7 +41,8 @@ class _Pool:
             while self._returned:
                 block = self._returned.popleft()
                 self._free.setdefault(len(block), []).append((self._uses, block))
-            found = self._free[size].pop()[1] if self._free.get(size) else None
+            large_enough = [s for s, blocks in self._free.items() if blocks and size <= s <= TIMES_TOO_LARGE * size]
+            found = self._free[min(large_enough)].pop()[1] if large_enough else None
             oldest = self._uses - MEMORY_OF_USES
             self._free = {s: [b for b in blocks if b[0] >= oldest] for s, blocks in self._free.items()}
         return found or _new_block(size)
@@ -81,7 +85,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.empty(*shape, dtype=dtype)
     block = _pool.take(size)
     # The tensor's storage keeps this view alive, and nothing else does: when it dies the block is free.
-    view = np.frombuffer(block, np.uint8)
+    view = np.frombuffer(block, np.uint8, size)
     weakref.finalize(view, _pool.give_back, block).atexit = False
     return torch.frombuffer(view, dtype=dtype).view(*shape)
 
@@ -92,5 +96,18 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def trim() -> None:
-    """Give all memory that nobody holds back to the system."""
+    """Give all memory that nobody holds back to the system, also what the C library keeps of PyTorch's."""
     _pool.trim()
+    malloc_trim = _malloc_trim()
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """Return the GNU C library's function of that name; other libraries have none."""
+    try:
+        function: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return function

@@ -6,6 +6,7 @@ within a tile (innermost).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,17 @@ from rnnsparse.kernels.matrix import Matrix, flat
 from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, store
 
 UNITS = 32
+# A pass backward through time takes so many moments at a time: what it needs of them exists only as long.
+PART = 8
+
+# From two moments to the gradient [K, t, H, B], contiguous, of the outputs from the first to before the second.
+OutputGradient = Callable[[int, int], Tensor]
+
+
+def parts_backwards(times: int) -> Iterator[tuple[int, int]]:
+    """Yield where the parts of a sequence start and stop, the last one first."""
+    for start in reversed(range(0, times, PART)):
+        yield start, min(start + PART, times)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnnsparse.kernels import cpu, memory
 from rnnsparse.nn.activations import ACTIVATIONS
@@ -26,6 +26,7 @@ from rnnsparse.nn.recurrent import LSTM, RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight, materialise
 
 if TYPE_CHECKING:
+    from rnnsparse.kernels.cpu import OutputGradient
     from rnnsparse.nn.language_model import CharLM
 
 
@@ -53,12 +54,43 @@ def _add_gradient(weight: SparseWeight, matrix: cpu.Matrix, g_MRB: Tensor, x_MCB
         cpu.add_sampled_product(weight.probe.matrix(), g_MRB, x_MCB, weight.probe.gradient)
 
 
+class _LaterGradient:
+    """The gradient of a layer's outputs, of which a part is made only as the pass back through time comes to it.
+
+    That part is what a linear layer after it multiplies out; it has one number per unit and moment.
+    """
+
+    def __init__(self) -> None:
+        self._product: tuple[cpu.Matrix, Tensor, Tensor] | None = None
+
+    def postpone(self, matrix: cpu.Matrix, values: Tensor, g_MRB: Tensor, x_MCB: Tensor) -> Tensor:
+        """Take note of x += W^T g; return a gradient of x that has no memory, and no effect."""
+        self._product = matrix, values, g_MRB
+        return g_MRB.new_zeros(()).expand_as(x_MCB)
+
+    def taken(self, dy_KTHB: Tensor) -> OutputGradient:
+        """Return the whole gradient, part by part, where autograd has found `dy`."""
+        (product, self._product), tiles = (self._product, None), len(dy_KTHB)
+
+        def moments(first: int, last: int) -> Tensor:
+            if product is None:
+                return dy_KTHB[:, first:last].contiguous()
+            matrix, values, g_MRB = product
+            dy_KtHB = memory.empty((tiles, last - first, *dy_KTHB.shape[2:]), dy_KTHB.dtype)
+            dy_KtHB.copy_(dy_KTHB[:, first:last])
+            for g_TRB, dy_tHB in zip(g_MRB.unflatten(0, (tiles, -1)), dy_KtHB, strict=True):
+                cpu.add_transposed_product(matrix, values, g_TRB[first:last], dy_tHB)
+            return dy_KtHB
+
+        return moments
+
+
 class _Recurrence(torch.autograd.Function):
     """One recurrent layer; the buffer of gates becomes that of their gradients, so it can be differentiated once."""
 
     @staticmethod
     def forward(
-        ctx: Any, layer: RecurrentLayer, tokens_MB: Tensor | None, x: Tensor,
+        ctx: Any, layer: RecurrentLayer, later: _LaterGradient, tokens_MB: Tensor | None, x: Tensor,
         values_ih: Tensor, values_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, state_SKHB: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         _, tiles, hidden, batch = state_SKHB.shape
@@ -74,36 +106,39 @@ class _Recurrence(torch.autograd.Function):
             cpu.add_product(layer.input.matrix(), values_ih, x, table_RV[None])
             source = cpu.Input(bias_R, table_RV=table_RV, tokens_MB=tokens_MB)
         gates_KTGB = memory.empty((tiles, times, 4 * hidden, batch), x.dtype)
-        states = [memory.empty((tiles, times + 1, hidden, batch), x.dtype) for _ in state_SKHB]
-        for all_KTHB, initial_KHB in zip(states, state_SKHB, strict=True):
-            all_KTHB[:, 0] = initial_KHB
+        h_KTHB = memory.empty((tiles, times + 1, hidden, batch), x.dtype)
+        h_KTHB[:, 0] = state_SKHB[0]
         matrix = layer.recurrent.matrix()
         if isinstance(layer, LSTM):
-            cpu.lstm.forward(matrix, values_hh, source, gates_KTGB, *states)
+            c_KHB = state_SKHB[1].clone()
+            kept = cpu.lstm.forward(matrix, values_hh, source, gates_KTGB, h_KTHB, c_KHB)
+            last_SKHB = torch.stack([h_KTHB[:, -1], c_KHB])
         else:
-            cpu.gru.forward(matrix, values_hh, source, bias_hh[2 * hidden :], gates_KTGB, *states)
+            kept = None
+            cpu.gru.forward(matrix, values_hh, source, bias_hh[2 * hidden :], gates_KTGB, h_KTHB)
+            last_SKHB = h_KTHB[None, :, -1].clone()
         if any(ctx.needs_input_grad):
             # The structures as they are now: a topology may change before the backward pass.
-            ctx.layer, ctx.matrices = layer, (layer.input.matrix(), matrix)
-            ctx.tokens, ctx.kept = tokens_MB, (gates_KTGB, *states)
+            ctx.layer, ctx.matrices, ctx.later = layer, (layer.input.matrix(), matrix), later
+            ctx.tokens, ctx.kept = tokens_MB, (gates_KTGB, h_KTHB, kept)
             ctx.save_for_backward(x, values_ih, values_hh)
-        return states[0][:, 1:], torch.stack([state[:, -1] for state in states])
+        return h_KTHB[:, 1:], last_SKHB
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dy_KTHB, dstate_SKHB = gradients[0].contiguous(), gradients[1].clone(memory_format=torch.contiguous_format)
         if ctx.kept is None:
             raise RuntimeError("sparse execution can differentiate a forward pass only once")
+        dy, dstate_SKHB = ctx.later.taken(gradients[0]), gradients[1].clone(memory_format=torch.contiguous_format)
         layer, tokens_MB, (matrix_ih, matrix) = ctx.layer, ctx.tokens, ctx.matrices
-        (gates_KTGB, h_KTHB, *c_KTHB), ctx.kept = ctx.kept, None
+        (gates_KTGB, h_KTHB, kept), ctx.kept = ctx.kept, None
         x, values_ih, values_hh = ctx.saved_tensors
         hidden = layer.hidden_size
         if isinstance(layer, LSTM):
-            sums_G = cpu.lstm.backward(matrix, values_hh, gates_KTGB, c_KTHB[0], dy_KTHB, *dstate_SKHB)
+            sums_G = cpu.lstm.backward(matrix, values_hh, gates_KTGB, kept, dy, *dstate_SKHB)
             dbias_ih, dbias_hh = sums_G, sums_G.clone()
             weight_rows = slice(None)
         else:
-            sums_G = cpu.gru.backward(matrix, values_hh, gates_KTGB, h_KTHB, dy_KTHB, *dstate_SKHB)
+            sums_G = cpu.gru.backward(matrix, values_hh, gates_KTGB, h_KTHB, dy, *dstate_SKHB)
             dbias_ih, dbias_hh = torch.cat([sums_G[hidden : 3 * hidden], sums_G[:hidden]]), sums_G[hidden:]
             weight_rows = slice(hidden, None)
         dvalues_hh = torch.zeros_like(values_hh)
@@ -117,8 +152,9 @@ class _Recurrence(torch.autograd.Function):
             # From here on the last quarter holds n's own gradient, so that rows are in the weight's order.
             gates_KTGB[:, :, 3 * hidden :] = gates_KTGB[:, :, :hidden]
         g_MRB = gates_KTGB.flatten(0, 1)[:, weight_rows]
+        del kept, h_KTHB, h_THB  # where nobody else needs their memory, the next takes it
         if tokens_MB is not None:
-            table_RV = x.new_zeros(layer.input.rows, x.shape[2])
+            table_RV = memory.zeros((layer.input.rows, x.shape[2]), x.dtype)
             cpu.sum_by_symbol(g_MRB, tokens_MB, table_RV)
             g_MRB = table_RV[None]
         dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
@@ -126,27 +162,33 @@ class _Recurrence(torch.autograd.Function):
         cpu.add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
         if layer.input.collects_dense_gradient:
             layer.input.add_gradient_source(ProductGradient(g_MRB, x))
-        return None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
+        return None, None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
 
 
-def run_layer(layer: RecurrentLayer, tokens_MB: Tensor | None, x: Tensor, state_SKHB: Tensor) -> tuple[Tensor, Tensor]:
+def run_layer(
+    layer: RecurrentLayer, tokens_MB: Tensor | None, x: Tensor, state_SKHB: Tensor, later: _LaterGradient | None = None
+) -> tuple[Tensor, Tensor]:
     """Return all outputs [K, T, H, B] and the last state [S, K, H, B].
 
     `x` is the input sequence [M, I, B], or, with `tokens` [M, B], the transposed embedding [1, E, V].
     """
     parameters = (layer.input.values, layer.recurrent.values, layer.bias_ih, layer.bias_hh)
-    outputs: tuple[Tensor, Tensor] = _Recurrence.apply(layer, tokens_MB, x, *parameters, state_SKHB)
+    outputs: tuple[Tensor, Tensor] = _Recurrence.apply(
+        layer, later or _LaterGradient(), tokens_MB, x, *parameters, state_SKHB
+    )
     return outputs
 
 
 class _Linear(torch.autograd.Function):
-    """y = W x + b at every moment."""
+    """y = W x + b at every moment; `later`, where there is one, makes the gradient of x."""
 
     @staticmethod
-    def forward(ctx: Any, weight: SparseWeight, values: Tensor, bias_R: Tensor, x_MCB: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: SparseWeight, later: _LaterGradient | None, values: Tensor, bias_R: Tensor, x_MCB: Tensor
+    ) -> Tensor:
         y_MRB = memory.empty((len(x_MCB), len(bias_R), x_MCB.shape[2]), x_MCB.dtype).copy_(bias_R[:, None])
         cpu.add_product(weight.matrix(), values, x_MCB, y_MRB)
-        ctx.weight, ctx.matrix = weight, weight.matrix()
+        ctx.weight, ctx.matrix, ctx.later = weight, weight.matrix(), later
         ctx.save_for_backward(values, x_MCB)
         return y_MRB
 
@@ -154,12 +196,16 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_MRB = gradients[0].contiguous()
         values, x_MCB = ctx.saved_tensors
-        dvalues, dx_MCB = torch.zeros_like(values), memory.zeros(x_MCB.shape, x_MCB.dtype)
+        dvalues = torch.zeros_like(values)
         _add_gradient(ctx.weight, ctx.matrix, g_MRB, x_MCB, dvalues)
-        cpu.add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
+        if ctx.later is None:
+            dx_MCB = memory.zeros(x_MCB.shape, x_MCB.dtype)
+            cpu.add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
+        else:
+            dx_MCB = ctx.later.postpone(ctx.matrix, values, g_MRB, x_MCB)
         if ctx.weight.collects_dense_gradient:
             ctx.weight.add_gradient_source(ProductGradient(g_MRB, x_MCB))
-        return None, dvalues, g_MRB.sum((0, 2)), dx_MCB
+        return None, None, dvalues, g_MRB.sum((0, 2)), dx_MCB
 
 
 class Tiles:
@@ -200,25 +246,22 @@ def forward(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tenso
         if states:
             symbols, x = None, _dropout(x, model.config.dropout if model.training else 0.0, tiles, times)
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
-        x_KTHB, state_SKHB = run_layer(layer, symbols, x, state_SKHB)
+        later = _LaterGradient()
+        x_KTHB, state_SKHB = run_layer(layer, symbols, x, state_SKHB, later)
         x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
     activation = ACTIVATIONS[model.config.readout_activation]
-    for readout in model.readout:
-        x = activation(_apply_linear(readout, x))
-    output = model.output
-    if isinstance(output, TiedOutput):
-        logits_MVB = _Linear.apply(model.embedding, model.embedding.values, output.bias, x)
-    else:
-        logits_MVB = _apply_linear(output, x)
+    linears: list[tuple[SparseWeight, Tensor]] = [
+        (m, m.bias) for m in (*model.readout, model.output) if isinstance(m, Linear)
+    ]
+    if isinstance(model.output, TiedOutput):
+        linears.append((model.embedding, model.output.bias))
+    logits_MVB = x
+    for i, (weight, bias_R) in enumerate(linears):
+        x = activation(logits_MVB) if i > 0 else x
+        logits_MVB = _Linear.apply(weight, None if i > 0 else later, weight.values, bias_R, x)
     logits_TVB = tiles.join(logits_MVB.unflatten(0, (-1, times)))
     return logits_TVB.transpose(1, 2), torch.stack(states)
-
-
-def _apply_linear(linear: nn.Module, x_MCB: Tensor) -> Tensor:
-    assert isinstance(linear, Linear)
-    y_MRB: Tensor = _Linear.apply(linear, linear.values, linear.bias, x_MCB)
-    return y_MRB
 
 
 def _dropout(x_MHB: Tensor, share: float, tiles: Tiles, times: int) -> Tensor:

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rnnsparse.kernels import memory
+
 if TYPE_CHECKING:
     from rnnsparse.kernels.cpu import Matrix
 
 TILE_ROWS = 512
+MANY = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ class SparseWeight(nn.Module):
         self.values.data = values.detach().to(self.values, copy=True)
         self.values.grad = None
         self._matrix = None
+        if indices.numel() >= MANY:
+            memory.trim()  # choosing so many leaves as much free memory behind, and happens rarely
 
     def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Return the range of connection numbers that lie in a range of rows."""

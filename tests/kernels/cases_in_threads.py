@@ -54,15 +54,23 @@ def results(tiles: int = K) -> dict[str, Tensor]:
             "sequence": cpu.Input(BIAS[:rows], structure, VALUES, X[: tiles * T]),
         }
         for kind, source in sources.items():
-            states, dstates = STATES[:own, :tiles].clone(), DSTATES[:own, :tiles].clone()
+            h, dstates = STATES[0, :tiles].clone(), DSTATES[:own, :tiles].clone()
+            c = STATES[1, :tiles, 0].clone()
             gates = torch.zeros(tiles, T, 4 * H, B, dtype=torch.float64)
-            more = [] if name == "lstm" else [BIAS[:H]]
-            kernel.forward(structure, VALUES, source, *more, gates, *states)
+            if name == "lstm":
+                kept = kernel.forward(structure, VALUES, source, gates, h, c)
+            else:
+                kept = h
+                kernel.forward(structure, VALUES, source, BIAS[:H], gates, h)
             last = gates.clone()
-            sums = kernel.backward(structure, VALUES, gates, states[-1], DY[:tiles].contiguous(), *dstates)
+            dy = DY[:tiles]
+            sums = kernel.backward(
+                structure, VALUES, gates, kept, lambda first, last, dy=dy: dy[:, first:last].contiguous(), *dstates
+            )
             found |= {
-                f"{name} {kind} gates": last, f"{name} {kind} gradients": gates, f"{name} {kind} states": states,
-                f"{name} {kind} initial": dstates, f"{name} {kind} sums": sums,
+                f"{name} {kind} gates": last, f"{name} {kind} gradients": gates,
+                f"{name} {kind} states": h, f"{name} {kind} cell": c, f"{name} {kind} initial": dstates,
+                f"{name} {kind} sums": sums,
             }  # fmt: skip
     g = last.flatten(0, 1)
     found |= {"sampled": torch.zeros_like(VALUES), "product": g.clone(), "transposed": X[: tiles * T].clone()}
