@@ -33,17 +33,20 @@ if TYPE_CHECKING:
 class ProductGradient:
     """The dense gradient, the sum over moments of g x^T, of a weight, made row by row from what multiplies to it.
 
-    Keeps one copy of x, laid out for matrix products, from the first tile on.
+    From the first tile on, x is held in the layout of matrix products and no longer as it was.
     """
 
     def __init__(self, g_MRB: Tensor, x_MCB: Tensor) -> None:
-        self._g_MRB, self._x_MCB = g_MRB.detach(), x_MCB.detach()
-        self._x_NC: Tensor | None = None
+        self._g_MRB = g_MRB.detach()
+        self._x_MCB: Tensor | None = x_MCB.detach()
+        self._x_NC = torch.empty(0)
 
     def rows(self, start: int, stop: int) -> Tensor:
-        if self._x_NC is None:
+        if self._x_MCB is not None:
             memory.trim()  # what the passes needed is free, and this is another kind of work
             self._x_NC = self._x_MCB.transpose(1, 2).reshape(-1, self._x_MCB.shape[1])
+            self._x_MCB = None
+            memory.trim()
         return self._g_MRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight, Tile
 
+PIECE = 1 << 20  # positions that growth looks at together
+
 
 def draw_positions(count: int, positions: int, generator: torch.Generator) -> Tensor:
     """Return an exactly uniform random subset: `count` sorted distinct numbers below `positions`.
@@ -43,15 +45,15 @@ def contains(sorted_positions: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest(scores: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` largest scores and their sorted positions; of equal ones, the first positions."""
+    """Return the `count` largest scores and their positions, both in order of position; of equals, the first."""
     if count == 0:
         return scores[:0], positions[:0]
     if scores.numel() > count:
-        threshold = scores.topk(count, sorted=True).values[-1]
-        near = scores >= threshold
-        scores, positions = scores[near], positions[near]
-        best = scores.argsort(descending=True, stable=True)[:count].sort().values
-        scores, positions = scores[best], positions[best]
+        threshold = scores.topk(count, sorted=False).values.min()
+        chosen = scores > threshold
+        equals = (scores == threshold).nonzero().squeeze(1)
+        chosen[equals[: count - int(chosen.sum())]] = True
+        scores, positions = scores[chosen], positions[chosen]
     return scores, positions
 
 
@@ -59,28 +61,39 @@ def best_absent(tiles: Iterable[Tile], score: Callable[[Tile], Tensor], present:
     """Return the sorted positions of the `count` largest scores among those not in the sorted `present`.
 
     Scores must be non-negative; a score of zero says nothing about its position and is never chosen, so there may be
-    fewer. Ties go to the first position. Reads one tile at a time and keeps `count` candidates: the set is the same as
-    that of the whole matrix at once.
+    fewer. Ties go to the first position. Reads a piece at a time and keeps about `count` candidates: the set is the
+    same as that of the whole matrix at once.
     """
-    device = present.device
-    best_scores = torch.empty(0, device=device)
-    best_positions = torch.empty(0, dtype=torch.int64, device=device)
+    none = torch.empty(0, dtype=torch.int64, device=present.device)
     if count == 0:
-        return best_positions
+        return none
+    scores, positions, floor, waiting = none, none, 0.0, 0
+    found: list[tuple[Tensor, Tensor]] = []
     for tile in tiles:
-        scores = score(tile).reshape(-1)
-        edges = torch.tensor([tile.start, tile.start + scores.numel()], device=device)
-        start, stop = torch.searchsorted(present, edges).tolist()
-        scores = scores.index_fill(0, present[start:stop] - tile.start, 0)
-        # Only what beats the worst candidate so far can enter; an equal one comes later in position and loses.
-        floor = best_scores.min() if best_scores.numel() == count else scores.new_zeros(())
-        entering = (scores > floor).nonzero().squeeze(1)
-        best_scores, best_positions = _largest(
-            torch.cat([best_scores.to(scores.dtype), scores[entering]]),
-            torch.cat([best_positions, entering + tile.start]),
-            count,
-        )
-    return best_positions
+        tile_scores = score(tile).reshape(-1)
+        for start, piece in zip(range(tile.start, 1 << 62, PIECE), tile_scores.split(PIECE), strict=False):
+            # Only what beats the worst of `count` others can enter; an equal one comes later in position and loses.
+            enters = piece > floor
+            edges = torch.tensor([start, start + piece.numel()], device=present.device)
+            first, last = torch.searchsorted(present, edges).tolist()
+            enters[present[first:last] - start] = False
+            places = enters.nonzero().squeeze(1)
+            found.append((piece[places], places + start))
+            waiting += places.numel()
+            # Choosing costs as much as reading a few pieces, so candidates come together first.
+            if waiting > max(PIECE // 4, count // 2):
+                scores, positions = _largest(*_joined(scores, positions, found), count)
+                found, waiting = [], 0
+                floor = float(scores.min()) if scores.numel() == count else 0.0
+    return _largest(*_joined(scores, positions, found), count)[1]
+
+
+def _joined(scores: Tensor, positions: Tensor, found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the candidates so far, in order of position; none yet have no precision."""
+    parts = [(scores, positions), *found] if scores.numel() else found
+    if not parts:
+        return scores, positions
+    return torch.cat([s for s, _ in parts]), torch.cat([p for _, p in parts])
 
 
 def keep_largest(positions: Tensor, scores: Tensor, count: int) -> Tensor:
