@@ -230,5 +230,18 @@ def _gru_backward(
     return gates_KTGB.sum((0, 1, 3))
 
 
-lstm = SimpleNamespace(forward=_lstm_forward, backward=_lstm_backward)
-gru = SimpleNamespace(forward=_gru_forward, backward=_gru_backward)
+def _lstm_step(gates_G: Tensor, state_SH: Tensor) -> Tensor:
+    i, f, g, o = gates_G.chunk(4)
+    c_H = f.sigmoid() * state_SH[1] + i.sigmoid() * g.tanh()
+    return torch.stack([o.sigmoid() * c_H.tanh(), c_H])
+
+
+def _gru_step(input_R: Tensor, recurrent_R: Tensor, state_SH: Tensor) -> Tensor:
+    (input_r, input_z, input_n), (state_r, state_z, q) = input_R.chunk(3), recurrent_R.chunk(3)
+    r, z = (input_r + state_r).sigmoid(), (input_z + state_z).sigmoid()
+    n = (input_n + r * q).tanh()
+    return (n + z * (state_SH[0] - n))[None]
+
+
+lstm = SimpleNamespace(forward=_lstm_forward, backward=_lstm_backward, step=_lstm_step)
+gru = SimpleNamespace(forward=_gru_forward, backward=_gru_backward, step=_gru_step)

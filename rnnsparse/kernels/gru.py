@@ -10,10 +10,11 @@ Shape suffixes: K batch tiles, T time, H hidden, B batch within a tile (innermos
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rnnsparse.kernels import threads
-from rnnsparse.kernels.compiling import kernel
+from rnnsparse.kernels.compiling import inlined, kernel
 from rnnsparse.kernels.functions import sigmoid, tanh
 from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
 from rnnsparse.kernels.recurrence import UNITS, Input, OutputGradient, begin_row, parts_backwards, share, sums_buffer
@@ -140,3 +141,38 @@ def backward(
             tiles, times, first, last, hidden, batch, np.zeros(1, np.int64),
         )  # fmt: skip
     return sums.sum((0, 2))
+
+
+def step(input_R: Tensor, recurrent_R: Tensor, state_SH: Tensor) -> Tensor:
+    """Return the next state [1, H] for both products [3H], r z n, with their biases, of one moment of one text."""
+    new_SH = torch.empty(state_SH.shape, dtype=state_SH.dtype)
+    _step(input_R.numpy(), recurrent_R.numpy(), state_SH[0].numpy(), new_SH.view(-1).numpy(), state_SH.shape[1])
+    return new_SH
+
+
+@kernel
+def _step(inputs, recurrent, h, new, hidden):
+    width = VECTOR_BYTES // h.itemsize
+    whole = hidden // width * width
+    for u in range(0, whole, width):
+        _step_units(inputs, u, recurrent, u, hidden, h, u, new, u)
+    rest = hidden - whole
+    if rest > 0:
+        # The last units in vectors of their own.
+        room = np.zeros(8 * width, h.dtype)
+        for j in range(rest):
+            for gate in range(3):
+                room[gate * width + j] = inputs[gate * hidden + whole + j]
+                room[(3 + gate) * width + j] = recurrent[gate * hidden + whole + j]
+            room[6 * width + j] = h[whole + j]
+        _step_units(room, 0, room, 3 * width, width, room, 6 * width, room, 7 * width)
+        for j in range(rest):
+            new[whole + j] = room[7 * width + j]
+
+
+@inlined
+def _step_units(inputs, i, recurrent, k, size, h, old, new, place):
+    r = sigmoid(load(inputs, i) + load(recurrent, k))
+    z = sigmoid(load(inputs, i + size) + load(recurrent, k + size))
+    n = tanh(multiply_add(r, load(recurrent, k + 2 * size), load(inputs, i + 2 * size)))
+    store(new, place, multiply_add(z, load(h, old) - n, n))

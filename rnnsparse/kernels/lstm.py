@@ -9,10 +9,11 @@ Shape suffixes: K batch tiles, T time, P parts, H hidden, B batch within a tile 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rnnsparse.kernels import memory, threads
-from rnnsparse.kernels.compiling import kernel
+from rnnsparse.kernels.compiling import inlined, kernel
 from rnnsparse.kernels.functions import sigmoid, tanh
 from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
 from rnnsparse.kernels.recurrence import (
@@ -166,3 +167,38 @@ def backward(
             batch, np.zeros(1, np.int64),
         )  # fmt: skip
     return sums.sum((0, 2))
+
+
+def step(gates_G: Tensor, state_SH: Tensor) -> Tensor:
+    """Return the next state [2, H] for the sums [4H] that go into the gates i f g o, of one moment of one text."""
+    new_SH = torch.empty(state_SH.shape, dtype=state_SH.dtype)
+    _step(gates_G.numpy(), state_SH[1].numpy(), new_SH.view(-1).numpy(), state_SH.shape[1])
+    return new_SH
+
+
+@kernel
+def _step(gates, c, new, hidden):
+    width = VECTOR_BYTES // c.itemsize
+    whole = hidden // width * width
+    for u in range(0, whole, width):
+        _step_units(gates, u, hidden, c, u, new, u, hidden)
+    rest = hidden - whole
+    if rest > 0:
+        # The last units in vectors of their own.
+        room = np.zeros(7 * width, c.dtype)
+        for j in range(rest):
+            for gate in range(4):
+                room[gate * width + j] = gates[gate * hidden + whole + j]
+            room[4 * width + j] = c[whole + j]
+        _step_units(room, 0, width, room, 4 * width, room, 5 * width, width)
+        for j in range(rest):
+            new[whole + j], new[hidden + whole + j] = room[5 * width + j], room[6 * width + j]
+
+
+@inlined
+def _step_units(gates, place, size, c, old, new, h, new_size):
+    i, f = sigmoid(load(gates, place)), sigmoid(load(gates, place + size))
+    g, o = tanh(load(gates, place + 2 * size)), sigmoid(load(gates, place + 3 * size))
+    c_new = multiply_add(f, load(c, old), i * g)
+    store(new, h + new_size, c_new)
+    store(new, h, o * tanh(c_new))

@@ -320,6 +320,26 @@ def test_evaluation_and_single_steps_are_those_of_masked_execution(cell: str, sh
     torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("hidden", [1, 8, 16, 19])
+@pytest.mark.parametrize("largest_table", [0, 1 << 22])
+def test_single_steps_are_right_for_any_width_with_and_without_a_table_of_inputs(
+    monkeypatch: pytest.MonkeyPatch, cell: str, dtype: torch.dtype, hidden: int, largest_table: int
+) -> None:
+    monkeypatch.setattr("rnnsparse.nn.sparse.LARGEST_TABLE", largest_table)
+    model = build(density=0.8, cell=cell, hidden_size=hidden, num_layers=2, dtype=dtype)
+    exact = copy.deepcopy(model).double()
+    model.execution = "sparse"
+    tokens, stepper, state = text(model, 5, 2), model.stepper(), model.initial_state(2)
+    expected, last = exact(tokens)
+    for tokens_B, expected_BV in zip(tokens, expected, strict=True):
+        logits_BV, state = stepper.step(tokens_B, state)
+        torch.testing.assert_close(logits_BV.double(), expected_BV, rtol=1e-5 if dtype == F32 else 1e-10, atol=1e-6)
+    assert state.dtype == dtype
+    torch.testing.assert_close(state.double(), last, rtol=1e-5 if dtype == F32 else 1e-10, atol=1e-6)
+
+
 def test_a_stepper_keeps_the_weights_it_was_made_from() -> None:
     _, sparse = both(cell="lstm", num_layers=2, readout_dims=(5,))
     stepper, state, token = sparse.stepper(), sparse.initial_state(1), torch.tensor([3])
