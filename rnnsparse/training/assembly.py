@@ -20,8 +20,8 @@ from rnnsparse.training import checkpoint
 from rnnsparse.training.settings import TrainingConfig
 
 PARAMETER_TYPES = {"fp64": torch.float64}
-# Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py).
-SPARSE_WINS_FROM = 0.5
+# Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py), of which those of the LSTM are better.
+SPARSE_WINS_FROM = {"lstm": 0.7, "gru": 0.5}
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -95,9 +95,10 @@ def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["
         return "masked", f"method {method.name} has every connection {how_long}"
     if not are_compiled():
         return "masked", "numba, which makes sparse execution fast, is not installed"
-    if config.budget.sparsity < SPARSE_WINS_FROM:
-        return "masked", f"dense kernels are faster below a sparsity of {SPARSE_WINS_FROM}"
-    return "sparse", f"faster than dense kernels from a sparsity of {SPARSE_WINS_FROM}"
+    cell = config.model.cell
+    if config.budget.sparsity < SPARSE_WINS_FROM[cell]:
+        return "masked", f"dense kernels of this cell are faster below a sparsity of {SPARSE_WINS_FROM[cell]}"
+    return "sparse", f"faster than dense kernels of this cell from a sparsity of {SPARSE_WINS_FROM[cell]}"
 
 
 def require_execution(config: RunConfig, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnnsparse.config import parse_config
-from rnnsparse.training.assembly import new_model
+from rnnsparse.training.assembly import choose_execution, new_model
 from rnnsparse.training.inspection import inspect, table
 
 KEYS = {
@@ -181,3 +181,12 @@ def test_the_table_has_a_line_per_block_and_the_totals() -> None:
     assert lines[10].startswith("FLOPs per character ")
     assert lines[11].startswith("memory ")
     assert len(lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("cell", "sparsity", "execution"),
+    [("lstm", 0.6, "masked"), ("lstm", 0.75, "sparse"), ("gru", 0.4, "masked"), ("gru", 0.5, "sparse")],
+)
+def test_execution_is_chosen_by_what_each_cell_gains(cell: str, sparsity: float, execution: str) -> None:
+    data = {"model": {"cell": cell}, "sparsity": {"sparsity": sparsity}}
+    assert choose_execution(parse_config(data, "c.yaml"), torch.device("cpu"))[0] == execution
