@@ -15,10 +15,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rnnsparse import __version__
 from rnnsparse.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from rnnsparse.config import RunConfig
+    from rnnsparse.nn.language_model import CharLM
 
 # Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
 
@@ -216,6 +222,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.sparsity.allocation import connect_randomly
     from rnnsparse.training.assembly import choose_device, empty_model, require_execution, restore, vocabulary_size
     from rnnsparse.training.inspection import inspect, table
+    from rnnsparse.training.start import first_model
 
     device = choose_device("cpu")
     if arguments.target.is_dir():
@@ -226,12 +233,29 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
-        require_execution(config, device)
-        model, budgets = empty_model(config, vocabulary_size(config), device)
+        if config.start.is_elsewhere:
+            start = first_model(config, vocabulary_size(config), device)
+            model, budgets = start.model, start.budgets
+        else:
+            require_execution(config, device)
+            model, budgets = empty_model(config, vocabulary_size(config), device)
         connect_randomly(budgets, config.run.seed)  # as many as the run ends with
-    report = inspect(config, model, budgets)
+    report = inspect(config, model, budgets, _teacher(config, device))
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
+
+
+def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
+    """Return the model that teaches a run, if it is there: it counts in the run's training FLOPs."""
+    from rnnsparse.training.assembly import restore
+
+    if config.training.teacher is None:
+        return None
+    try:
+        return restore(Path(config.training.teacher), device).model
+    except UserError as error:
+        _warn([f"training.teacher: {error}; training FLOPs are shown without it"])
+        return None
 
 
 def _validate(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig
 from rnnsparse.sparsity.method import METHODS, Method, method_class
 from rnnsparse.steps import extended
-from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
+from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, StartConfig, TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class RunConfig:
     model: ModelConfig
     budget: BudgetConfig
     written_method: Method
+    start: StartConfig
     written_training: TrainingConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
@@ -85,6 +86,7 @@ SECTIONS: dict[str, type] = {
     "data": DataConfig,
     "model": ModelConfig,
     "sparsity": BudgetConfig,
+    "start": StartConfig,
     "training": TrainingConfig,
     "evaluation": EvaluationConfig,
     "logging": LoggingConfig,
@@ -143,9 +145,12 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
             warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
         warnings += _idle(parsed["training"])
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
-        return RunConfig(warnings=tuple(warnings), **parsed)
+        config = RunConfig(warnings=tuple(warnings), **parsed)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
+    if max(config.checkpoint.keep, default=0) > config.training.steps:
+        warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
+    return dataclasses.replace(config, warnings=tuple(warnings))
 
 
 def _idle(training: TrainingConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -79,9 +80,15 @@ def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tup
     return model, budgets
 
 
-def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["masked", "sparse"], str]:
-    """Return how a model is computed on a device, and why in a few words; sparse only where that is possible."""
+def choose_execution(
+    config: RunConfig, device: torch.device, sparsity: float | None = None
+) -> tuple[Literal["masked", "sparse"], str]:
+    """Return how a model is computed on a device, and why in a few words; sparse only where that is possible.
+
+    `sparsity` is that of connections that come from another run, by default the configured one.
+    """
     wanted, method = config.model.execution, config.method
+    sparsity = config.budget.sparsity if sparsity is None else sparsity
     if wanted == "masked":
         return "masked", "as configured"
     if device.type != "cpu":
@@ -96,9 +103,31 @@ def choose_execution(config: RunConfig, device: torch.device) -> tuple[Literal["
     if not are_compiled():
         return "masked", "numba, which makes sparse execution fast, is not installed"
     cell = config.model.cell
-    if config.budget.sparsity < SPARSE_WINS_FROM[cell]:
+    if sparsity < SPARSE_WINS_FROM[cell]:
         return "masked", f"dense kernels of this cell are faster below a sparsity of {SPARSE_WINS_FROM[cell]}"
     return "sparse", f"faster than dense kernels of this cell from a sparsity of {SPARSE_WINS_FROM[cell]}"
+
+
+def sparsity_of(budgets: Sequence[Budget]) -> float:
+    """Return the share of positions without a connection, in what is not dense by name."""
+    counted = [budget for budget in budgets if not budget.dense]
+    positions = sum(budget.group.positions for budget in counted)
+    return 1 - sum(budget.connections for budget in counted) / positions if positions else 0.0
+
+
+def follow_connections(
+    config: RunConfig, model: CharLM, budgets: Sequence[Budget], device: torch.device
+) -> list[Budget]:
+    """Return the budgets of a run with the connections that its model has, and execute it accordingly.
+
+    Connections from another run decide the budgets of a method that begins with as many as it ends with.
+    """
+    method = config.method
+    begins_as_it_ends = not method.stays_dense and all(method.initial_connections(b) == b.connections for b in budgets)
+    if config.start.is_elsewhere and begins_as_it_ends:
+        budgets = [replace(budget, connections=budget.group.connections) for budget in budgets]
+        model.execution, _ = choose_execution(config, device, sparsity_of(budgets))
+    return list(budgets)
 
 
 def require_execution(config: RunConfig, device: torch.device) -> None:
@@ -113,7 +142,7 @@ def require_execution(config: RunConfig, device: torch.device) -> None:
 
 
 def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
-    """Return a model as a run starts with it: first topology and first values, both by `run.seed`; and its budgets.
+    """Return a model with a random topology and random values, both by `run.seed`; and its budgets.
 
     Raises:
         UserError: the budgets cannot be met, or sparse execution is wanted where it is impossible.
@@ -135,6 +164,7 @@ class Restored:
     model: CharLM
     tokenizer: Tokenizer
     budgets: list[Budget]
+    saved: checkpoint.Checkpoint
 
 
 def restore(path: Path, device: torch.device) -> Restored:
@@ -146,9 +176,21 @@ def restore(path: Path, device: torch.device) -> Restored:
     saved = checkpoint.load(checkpoint.resolve(path))
     config = read_config(saved)
     tokenizer = Tokenizer.from_json(saved.tokenizer_json)
+    model, budgets = saved_model(saved, config, tokenizer, device)
+    return Restored(path, saved.step, config, model, tokenizer, budgets, saved)
+
+
+def saved_model(
+    saved: checkpoint.Checkpoint, config: RunConfig, tokenizer: Tokenizer, device: torch.device
+) -> tuple[CharLM, list[Budget]]:
+    """Return the model in a checkpoint of a run with this configuration, and the run's budgets.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
     model, budgets = empty_model(config, tokenizer.vocab_size, device)
     saved.apply_weights(model)
-    return Restored(path, saved.step, config, model, tokenizer, budgets)
+    return model, follow_connections(config, model, budgets, device)
 
 
 def read_config(saved: checkpoint.Checkpoint) -> RunConfig:

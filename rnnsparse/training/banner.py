@@ -18,16 +18,20 @@ def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, r
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
-    execution, reason = choose_execution(config, device)
+    started = report["sparsity"] if config.start.is_elsewhere else None
+    execution, reason = choose_execution(config, device, started)
     uniform_bits = math.log2(vocabulary)
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     extended = f" ({config.written_training.steps:,} x {training.multiplier:g})" if training.multiplier != 1 else ""
+    start = ", ".join(f"{key} of {path}" for key, path in vars(config.start).items() if path is not None)
+    taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
         f"data        {corpus.description}",
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
         f"method      {config.method.name}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}",
+        *([f"start       {start}{taught}"] if start or taught else []),
         f"device      {machine}, {training.precision}",
         f"execution   {execution}: {reason}",
         f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",

@@ -130,6 +130,10 @@ class Checkpoint:
         """
         self._weights.apply(model)
 
+    @property
+    def weights_sha256(self) -> str:
+        return self._sha256[WEIGHTS]
+
     def training_state(self) -> dict[str, Any]:
         """Return the training state that was saved, with all tensors on the CPU.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from rnnsparse.config import RunConfig
@@ -14,8 +15,14 @@ from rnnsparse.sparsity.allocation import Budget
 OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sntasgd": 2}
 
 
-def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict[str, Any]:
-    """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name."""
+def inspect(
+    config: RunConfig, model: CharLM, budgets: Sequence[Budget], teacher: CharLM | None = None
+) -> dict[str, Any]:
+    """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
+
+    Training FLOPs are those of a whole run, with the forward passes of the `teacher` that the configuration names, but
+    without what another run cost that this one starts from.
+    """
     blocks = []
     for weight in model.sparse_weights().values():
         for block in weight.blocks:
@@ -37,6 +44,8 @@ def inspect(config: RunConfig, model: CharLM, budgets: Sequence[Budget]) -> dict
     forward = forward_flops(model)
     symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
     training = training_flops(config.method, model, budgets, config.training.steps, symbols, config.model)
+    if teacher is not None:
+        training = replace(training, per_character=training.per_character + forward_flops(teacher).sparse)
     number = model.embedding.values.element_size()
     moments = OPTIMIZER_MOMENTS[config.training.optimizer]
     if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):

@@ -19,6 +19,8 @@ from rnnsparse.training.assembly import read_config
 
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
+# Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
+PLACES = {"start.topology", "start.weights", "start.rewind", "training.teacher"}
 FREE_KEYS = {
     "training.device",
     "training.threads",
@@ -89,7 +91,8 @@ def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
     for section in [name for name in old if name not in FREE_SECTIONS]:
         for key in old[section] | new[section]:
             before, now = old[section].get(key), new[section].get(key)
-            if before != now and f"{section}.{key}" not in FREE_KEYS:
+            moved = f"{section}.{key}" in PLACES and None not in (before, now)
+            if before != now and f"{section}.{key}" not in FREE_KEYS and not moved:
                 raise UserError(
                     f"{config.folder}: {section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or "
                     "start a new run with another run.dir"

@@ -1,4 +1,4 @@
-"""What a run's `training`, `logging` and `checkpoint` sections hold: one frozen dataclass each.
+"""What a run's `start`, `training`, `logging` and `checkpoint` sections hold: one frozen dataclass each.
 
 A field's type carries its allowed range (`annotated_types`) and its help text (`Doc`); whoever reads a
 configuration enforces the first and shows the second. All step counts are optimizer steps.
@@ -12,12 +12,48 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Interval, Le
 from typing_extensions import Doc
 
+from rnnsparse.errors import UserError
 from rnnsparse.steps import Steps
 
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """What a new run takes over from other runs: each the folder of a run (its last checkpoint) or of a checkpoint."""
+
+    topology: Annotated[
+        str | None,
+        Doc(
+            "run or checkpoint whose connections the run starts with, in the place of random ones; they decide the "
+            "budgets, and sparsity.sparsity, distribution and overrides do not"
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        Doc("run or checkpoint whose values it starts with; its connections too, unless start.topology has fewer"),
+    ] = None
+    rewind: Annotated[
+        str | None,
+        Doc(
+            "checkpoint to go on from as that run did, but with the connections of start.topology only: values, "
+            "optimizer, step, place in the text, recurrent state, random numbers"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and self.rewind is not None:
+            raise UserError(
+                "start.weights: start.rewind has values of its own to start with; set one of the two to null"
+            )
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a run starts from another one at all."""
+        return (self.topology, self.weights, self.rewind) != (None, None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +113,15 @@ class TrainingConfig:
         Doc("numbers of forward and backward; bf16 and fp16 keep the parameters in fp32"),
     ] = "fp32"
     accumulate: Annotated[int, Ge(1), Doc("micro-batches whose gradients are averaged into one optimizer step")] = 1
+    teacher: Annotated[
+        str | None, Doc("run or checkpoint whose predictions are learned beside the text (distillation), null for none")
+    ] = None
+    teacher_weight: Annotated[
+        float, Interval(ge=0, le=1), Doc("share a of the teacher in the loss a T^2 KL(teacher, model) + (1 - a) CE")
+    ] = 0.9
+    teacher_temperature: Annotated[
+        float, Gt(0), Le(1e3), Doc("T: what the logits of teacher and model are divided by in the divergence KL")
+    ] = 5.0
     early_stopping: Annotated[
         PositiveInt | None, Doc("stop after this many evaluations without improvement, null for never")
     ] = None
@@ -107,3 +152,7 @@ class CheckpointConfig:
     """When a run saves itself, besides at its end and on an interrupt."""
 
     interval: Annotated[int, Ge(1), Doc("steps between two saves of RUN/last")] = 1000
+    keep: Annotated[
+        tuple[Annotated[int, Ge(0)], ...],
+        Doc("steps after which RUN/step_N is saved and kept; 0: before the first one"),
+    ] = ()

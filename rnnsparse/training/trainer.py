@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rnnsparse.config import RunConfig
@@ -23,11 +23,12 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.sparsifier import Sparsifier
-from rnnsparse.training import assembly, checkpoint, lock, run_folder
+from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
 from rnnsparse.training.banner import banner
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.loss import Teacher, training_loss
 from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import (
     after_evaluation,
@@ -52,7 +53,7 @@ class Trainer:
         stream: where progress goes, by default stderr.
 
     Raises:
-        UserError: the text, the budgets or the run's folder do not fit.
+        UserError: the text, the budgets, the run's folder or another run that it starts from do not fit.
     """
 
     def __init__(self, config: RunConfig, *, resume: bool = False, stream: TextIO | None = None) -> None:
@@ -70,11 +71,16 @@ class Trainer:
         tokenizer = Tokenizer.from_json(saved.tokenizer_json) if saved else None
         self.corpus = load_corpus(config.data, tokenizer)
         self.tokenizer = self.corpus.tokenizer
+        first = None
         if saved:
-            self.model, self.budgets = assembly.empty_model(config, self.tokenizer.vocab_size, self.device)
-            saved.apply_weights(self.model)
+            self.model, self.budgets = assembly.saved_model(saved, config, self.tokenizer, self.device)
         else:
-            self.model, self.budgets = assembly.new_model(config, self.tokenizer.vocab_size, self.device)
+            first = start.first_model(config, self.tokenizer.vocab_size, self.device, self.tokenizer)
+            self.model, self.budgets = first.model, first.budgets
+        self.teacher: Teacher | None = None
+        if config.training.teacher is not None:
+            path = Path(config.training.teacher)
+            self.teacher = Teacher(path, self.tokenizer, self.device, config.training.batch_size)
         self.optimizer = build_optimizer(config.training, self.model.parameters())
         self.sparsifier = Sparsifier(
             config.method,
@@ -94,6 +100,8 @@ class Trainer:
         self.evaluations_without_gain = 0
         if saved:
             self._resume_from(saved)
+        elif first and first.training_state:
+            self._load_state(self._training_state() | first.training_state)
         self._told = self.seconds, self.characters_seen
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
@@ -115,9 +123,10 @@ class Trainer:
                 run_folder.make(self.folder)
             with lock.held(self.folder) as warning:
                 self._require_same_folder()
-                if self.step == 0:
+                if not self.folder.joinpath("metrics.jsonl").exists():
                     self._dry_run()
                     run_folder.describe(self.config, self.device)
+                    self._keep()
                 with stop_on_signals() as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
@@ -158,6 +167,7 @@ class Trainer:
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
             self.save()
+        self._keep()
 
     def _optimize(self) -> dict[str, float | int]:
         """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics."""
@@ -165,14 +175,15 @@ class Trainer:
         training, step = self.config.training, self.step + 1
         self.model.train()
         self.sparsifier.before_backward(step)
-        nats, characters = 0.0, 0
+        loss, nats, characters = 0.0, 0.0, 0
         for _ in range(training.accumulate):
             inputs_TB, targets_TB = next(self.lanes)
             characters += int(self._starts_character[targets_TB].sum())
-            nats += self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
-        nats /= training.accumulate
-        if not math.isfinite(nats):
-            raise self._failure(f"step {step}: the loss is {nats}; {DIVERGED}")
+            batch_loss, batch_nats = self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
+            loss, nats = loss + batch_loss, nats + batch_nats
+        loss, nats = loss / training.accumulate, nats / training.accumulate
+        if not math.isfinite(loss):
+            raise self._failure(f"step {step}: the loss is {loss}; {DIVERGED}")
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), training.grad_clip)
@@ -193,7 +204,7 @@ class Trainer:
             self.timed_seconds += elapsed
             self.timed_characters += characters
         return {
-            "loss": nats,
+            "loss": loss,
             "bits_per_character": nats / math.log(2) * self._symbols_per_character,
             "learning_rate": rate,
             "gradient_norm": float(norm),
@@ -208,15 +219,20 @@ class Trainer:
         (seconds, characters), self._told = self._told, (self.seconds, self.characters_seen)
         return (self.characters_seen - characters) / (self.seconds - seconds)
 
-    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> float:
-        """Add one batch's gradients; return its mean loss in nats per symbol. Its graph ends here."""
+    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[float, float]:
+        """Add one batch's gradients; return its mean loss and cross-entropy in nats per symbol. Its graph ends here."""
+        training = self.config.training
         logits_TBV, state = self.model(inputs_TB, self.state)
         self.state = state.detach()
-        logits_NV = logits_TBV.flatten(0, 1)
-        # Sums of exponentials lose too much in half precision.
-        loss = F.cross_entropy(logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), targets_TB.flatten())
-        self.scaler.scale(loss / self.config.training.accumulate).backward()
-        return loss.item()
+        loss, nats = training_loss(
+            logits_TBV,
+            targets_TB,
+            self.teacher(inputs_TB) if self.teacher else None,
+            weight=training.teacher_weight,
+            temperature=training.teacher_temperature,
+        )
+        self.scaler.scale(loss / training.accumulate).backward()
+        return loss.item(), nats.item()
 
     def _evaluate_and_keep_best(self) -> dict[str, float | int]:
         evaluation = self._evaluate(self._validation())
@@ -258,8 +274,7 @@ class Trainer:
 
     def banner(self) -> list[str]:
         """Return what a user wants to check before waiting for hours, as lines."""
-        report = inspect(self.config, self.model, self.budgets)
-        return banner(self.config, self.corpus, self.device, self.step, report)
+        return banner(self.config, self.corpus, self.device, self.step if self._resumed else 0, self._inspect())
 
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
@@ -272,7 +287,7 @@ class Trainer:
         """Evaluate the whole validation text at the end of training, and write the summary."""
         with averaged(self.optimizer):
             evaluation = self._evaluate(self.corpus.validation)
-        report = inspect(self.config, self.model, self.budgets)
+        report = self._inspect()
         share = self.step / self.config.training.steps
         summary = {
             "bits_per_character": evaluation.bits_per_character,
@@ -295,6 +310,9 @@ class Trainer:
         }
         run_folder.write_json(self.folder / "summary.json", summary)
         return summary
+
+    def _inspect(self) -> dict[str, Any]:
+        return inspect(self.config, self.model, self.budgets, self.teacher.model if self.teacher else None)
 
     # ---- logging
 
@@ -326,16 +344,20 @@ class Trainer:
 
     # ---- checkpoints
 
-    def save(self) -> None:
-        """Write `last`, from which a run continues bit for bit.
+    def save(self, name: str = "last") -> None:
+        """Write a checkpoint from which a run continues bit for bit.
 
         Raises:
-            RunFailed: it cannot be written, or the model is lost, and `last` stays what it was.
+            RunFailed: it cannot be written, or the model is lost, and the one with that name stays what it was.
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
         with averaged(self.optimizer):
-            self._save_to("last", self._training_state())
+            self._save_to(name, self._training_state())
+
+    def _keep(self) -> None:
+        if self.step in self.config.checkpoint.keep:
+            self.save(f"step_{self.step}")
 
     def _failure(self, reason: str) -> RunFailed:
         left = "the last checkpoint is intact" if (self.folder / "last").is_dir() else "there is no checkpoint yet"
@@ -362,6 +384,7 @@ class Trainer:
             "recurrent_state": self.state,
             "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "corpus": self.corpus.fingerprint,
+            "teacher": self.teacher.state_dict() if self.teacher else None,
             **{name: getattr(self, name) for name in COUNTERS},
         }
 
@@ -385,6 +408,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.lanes.load_state_dict(state["lanes"])
         self.state = state["recurrent_state"].to(self.device)
+        if self.teacher:
+            self.teacher.load_state_dict(state["teacher"])
         torch.set_rng_state(state["generators"]["cpu"])
         if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)

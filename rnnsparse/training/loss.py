@@ -1,0 +1,86 @@
+"""What a training step minimises: the cross-entropy of the next symbol, alone or with a teacher's predictions.
+
+Shape suffixes: T time, B batch (lanes), V vocabulary, N = T * B positions; L, S, H as in the language model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.errors import UserError
+from rnnsparse.training.assembly import restore
+
+
+class Teacher:
+    """A trained model that reads the same lanes as the one it teaches, with a recurrent state of its own.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it has another vocabulary.
+    """
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, device: torch.device, batch_size: int) -> None:
+        try:
+            restored = restore(path, device)
+        except UserError as error:
+            raise UserError(f"training.teacher: {error}") from None
+        if restored.saved.tokenizer_json != tokenizer.to_json():
+            raise UserError(
+                f"training.teacher: {path}: predicts other symbols than this run has; name a run with the same "
+                f"data.tokenizer, trained on the same text if that is char"
+            )
+        self.model = restored.model.eval()
+        self.state_LSBH = self.model.initial_state(batch_size)
+        self._sha256 = restored.saved.weights_sha256
+
+    @torch.no_grad()
+    def __call__(self, inputs_TB: Tensor) -> Tensor:
+        """Return its logits [T, B, V] for the batch after the last one."""
+        logits_TBV: Tensor
+        logits_TBV, self.state_LSBH = self.model(inputs_TB, self.state_LSBH)
+        return logits_TBV
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recurrent_state": self.state_LSBH, "sha256": self._sha256}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["sha256"] != self._sha256:
+            raise UserError(
+                "training.teacher: this is not the model that taught the run so far; bring that one back, or start a "
+                "new run"
+            )
+        self.state_LSBH = state["recurrent_state"].to(self.state_LSBH)
+
+
+def training_loss(
+    logits_TBV: Tensor,
+    targets_TB: Tensor,
+    teacher_TBV: Tensor | None = None,
+    *,
+    weight: float = 0.0,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss, and the cross-entropy in it, both means over the positions in nats per symbol.
+
+    With a teacher's logits the loss is a T^2 KL(teacher_T || model_T) + (1 - a) CE, a being the `weight` and T the
+    `temperature` that divides the logits of both (Hinton et al. 2015, section 2; Ma et al. 2021).
+    """
+    logits_NV = _at_least_fp32(logits_TBV)
+    nats = F.cross_entropy(logits_NV, targets_TB.flatten())
+    if teacher_TBV is None:
+        return nats, nats
+    log_p_NV = F.log_softmax(_at_least_fp32(teacher_TBV) / temperature, dim=-1)
+    log_q_NV = F.log_softmax(logits_NV / temperature, dim=-1)
+    # "batchmean" divides the sum by the positions; "mean" would divide by the vocabulary too.
+    divergence = F.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
+    return weight * temperature**2 * divergence + (1 - weight) * nats, nats
+
+
+def _at_least_fp32(logits_TBV: Tensor) -> Tensor:
+    # Sums of exponentials lose too much in half precision.
+    return logits_TBV.flatten(0, 1).to(torch.promote_types(logits_TBV.dtype, torch.float32))

@@ -1,0 +1,166 @@
+"""A run's first model: random, or made of what other runs have come to (the `start` section)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnsparse.config import RunConfig
+from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.topology import rewire
+from rnnsparse.training.assembly import (
+    Restored,
+    empty_model,
+    follow_connections,
+    new_model,
+    require_execution,
+    restore,
+)
+from rnnsparse.training.checkpoint import STATE
+from rnnsparse.training.manifest import damaged
+from rnnsparse.training.optim import build_optimizer
+
+CPU = torch.device("cpu")
+# What the training state of a rewound run takes over; the rest, such as what was best, is the new run's own.
+REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus", "characters_seen", "seconds")
+# Settings without which those mean something else.
+KEPT = ("optimizer", "connection_steps", "batch_size", "precision")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before its first step, its budgets, and what else a rewound run goes on with (a part of the state)."""
+
+    model: CharLM
+    budgets: list[Budget]
+    training_state: dict[str, Any]
+
+
+def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokenizer: Tokenizer | None = None) -> Start:
+    """Return what a new run starts with.
+
+    Args:
+        tokenizer: the run's own; without it only the size of another run's vocabulary is compared.
+
+    Raises:
+        UserError: the budgets cannot be met, sparse execution is impossible, or the other runs do not fit this one.
+    """
+    if not config.start.is_elsewhere:
+        return Start(*new_model(config, vocab_size, device), training_state={})
+    require_execution(config, device)
+    model, budgets = empty_model(config, vocab_size, device)
+    opened = {
+        key: _open(f"start.{key}", path, model, tokenizer)
+        for key, path in vars(config.start).items()
+        if path is not None
+    }
+    topology, values = opened.get("topology"), opened.get("weights") or opened.get("rewind")
+    state: dict[str, Any] = {}
+    if values is None:
+        assert topology is not None
+        for name, weight in model.sparse_weights().items():
+            weight.connect(topology.model.sparse_weights()[name].indices)
+        model.reset_parameters(config.run.seed, config.budget.initial_scale)
+    else:
+        optimizer = build_optimizer(config.training, values.model.parameters())
+        if "rewind" in opened:
+            state = _training_state(config, values, optimizer)
+        if topology is not None:
+            _restrict(values, topology, optimizer)
+        if "rewind" in opened:
+            state["optimizer"] = optimizer.state_dict()
+        _copy(values.model, model)
+    budgets = follow_connections(config, model, budgets, device)
+    _require_counts(config, budgets)
+    return Start(model, budgets, state)
+
+
+def _open(key: str, path: str, model: CharLM, tokenizer: Tokenizer | None) -> Restored:
+    """Read another run, whose matrices must be those of this one."""
+    try:
+        other = restore(Path(path), CPU)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    ours = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in model.sparse_weights().items()}
+    theirs = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in other.model.sparse_weights().items()}
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"{key}: {path}: its {name} is {_shape(theirs.get(name))}, this run's is {_shape(ours.get(name))}; "
+                f"name a run with the same model and data.tokenizer"
+            )
+    if tokenizer is not None and other.saved.tokenizer_json != tokenizer.to_json():
+        raise UserError(
+            f"{key}: {path}: its {tokenizer.vocab_size} symbols are others than this run's; name a run that was "
+            f"trained on the same text, or use data.tokenizer=byte in both"
+        )
+    return other
+
+
+def _shape(weight: tuple[int, int, list[str]] | None) -> str:
+    return f"{weight[0]} x {weight[1]}" if weight else "missing"
+
+
+def _training_state(config: RunConfig, rewind: Restored, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what a rewound run takes over; give its moments to the optimizer, whose settings are this run's own."""
+    for key in KEPT:
+        before, now = getattr(rewind.config.training, key), getattr(config.training, key)
+        if before != now:
+            raise UserError(
+                f"start.rewind: {rewind.folder}: was trained with training.{key}={before}, this run has {now}, so it "
+                f"cannot go on from there; use the same, or start.weights, which takes the values alone"
+            )
+    if rewind.step >= config.training.steps:
+        raise UserError(
+            f"start.rewind: {rewind.folder}: was saved after step {rewind.step}, and this run ends with "
+            f"training.steps={config.training.steps}; rewind to an earlier one (checkpoint.keep), or train longer"
+        )
+    try:
+        state = rewind.saved.training_state()
+        optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
+        return {key: state[key] for key in REWOUND}
+    except UserError as error:
+        raise UserError(f"start.rewind: {error}") from None
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise damaged(rewind.saved.folder / STATE, "does not fit its model") from error
+
+
+def _restrict(values: Restored, topology: Restored, optimizer: torch.optim.Optimizer) -> None:
+    """Take from a model, and from its optimizer, all connections that `topology` has not."""
+    for name, weight in values.model.sparse_weights().items():
+        new = rewire(weight, topology.model.sparse_weights()[name].indices, optimizer)
+        if new:
+            raise UserError(
+                f"start.topology: {topology.folder}: has {new:,} connections in {name} that {values.folder} has not, "
+                f"so they have no values to start with; take those of a run that has them, such as a dense one"
+            )
+
+
+def _copy(source: CharLM, target: CharLM) -> None:
+    """Give a model the connections, values and biases of another one."""
+    for name, weight in source.sparse_weights().items():
+        target.sparse_weights()[name].connect(weight.indices, weight.values)
+    with torch.no_grad():
+        for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+            ours.copy_(theirs)
+
+
+def _require_counts(config: RunConfig, budgets: list[Budget]) -> None:
+    """Make sure that every group has as many connections as its method begins with."""
+    for budget in budgets:
+        group = budget.group
+        wanted = group.positions if budget.dense else config.method.initial_connections(budget)
+        if group.connections != wanted:
+            reason = (
+                "sparsity.dense names it" if budget.dense else f"method {config.method.name} begins with {wanted:,}"
+            )
+            raise UserError(
+                f"start: the other run has {group.connections:,} of {group.positions:,} connections in {group.name}, "
+                f"but {reason}; use another run, or sparsity.method=static"
+            )

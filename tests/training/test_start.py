@@ -1,0 +1,345 @@
+"""Runs that start from other runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rnnsparse.cli import main
+from rnnsparse.config import RunConfig
+from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.training import checkpoint
+from rnnsparse.training.assembly import restore
+from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.optim import learning_rate
+from rnnsparse.training.trainer import Trainer
+from tests.training.test_trainer import (
+    STEPS,
+    assert_same,
+    bits,
+    config_in,
+    metrics,
+    one_line,
+    stop_after,
+    traces,
+    trained,
+    without_times,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dense run and two static ones, all with checkpoints of some steps."""
+    folder = tmp_path_factory.mktemp("others")
+    keep = "checkpoint.keep=[0, 3, 7]"
+    trained(config_in(folder, "dense", "sparsity.method=dense", keep))
+    trained(config_in(folder, "static", "sparsity.method=static", "sparsity.sparsity=0.7", "run.seed=1", keep))
+    trained(config_in(folder, "other", "sparsity.method=static", "sparsity.sparsity=0.7", "run.seed=2"))
+    return folder
+
+
+def started(tmp_path: Path, others: Path, run: str, *overrides: str, **start: str) -> RunConfig:
+    """A run in `tmp_path` that starts from checkpoints in `others`."""
+    paths = [f"start.{key}={others / path}" for key, path in start.items()]
+    return config_in(tmp_path, run, *paths, *overrides)
+
+
+def topology(model: CharLM) -> dict[str, list[int]]:
+    return {name: weight.indices.tolist() for name, weight in model.sparse_weights().items()}
+
+
+def by_position(model: CharLM, numbers: dict[str, Tensor]) -> dict[str, dict[int, float]]:
+    """Per weight and position, a number that each connection has."""
+    return {
+        name: dict(zip(weight.indices.tolist(), numbers[name].tolist(), strict=True))
+        for name, weight in model.sparse_weights().items()
+    }
+
+
+def values(model: CharLM) -> dict[str, dict[int, float]]:
+    return by_position(model, {name: weight.values for name, weight in model.sparse_weights().items()})
+
+
+def biases(model: CharLM) -> list[Any]:
+    return [bits(parameter) for name, parameter in model.named_parameters() if "bias" in name]
+
+
+def moments(model: CharLM, state: dict[int, dict[str, Tensor]], key: str) -> dict[str, dict[int, float]]:
+    """Per weight and position, an entry of the optimizer's state."""
+    numbers = {id(parameter): number for number, parameter in enumerate(model.parameters())}
+    return by_position(
+        model, {name: state[numbers[id(weight.values)]][key] for name, weight in model.sparse_weights().items()}
+    )
+
+
+# ---- keep
+
+
+def test_a_kept_checkpoint_is_what_the_last_one_was_then(tmp_path: Path, others: Path) -> None:
+    with pytest.raises(Interrupted):
+        trained(config_in(tmp_path, "stopped", "sparsity.method=dense"), stream=stop_after(3))
+    kept, last = checkpoint.load(others / "dense" / "step_3"), checkpoint.load(tmp_path / "stopped")
+    assert kept.step == last.step == 3
+    assert kept.weights_sha256 == last.weights_sha256
+    assert bits(without_times(kept.training_state())) == bits(without_times(last.training_state()))
+
+
+def test_only_the_wanted_steps_are_kept_and_the_first_is_before_training(others: Path) -> None:
+    assert sorted(path.name for path in (others / "dense").glob("step_*")) == ["step_0", "step_3", "step_7"]
+    state = checkpoint.load(others / "dense" / "step_0").training_state()
+    assert (state["step"], state["optimizer"]["state"], state["lanes"]) == (0, {}, {"position": 0})
+    assert not (others / "other").joinpath("step_0").exists()
+
+
+def test_a_step_that_never_comes_is_told(tmp_path: Path) -> None:
+    assert "checkpoint.keep has no effect" in str(config_in(tmp_path, "run", "checkpoint.keep=[8]").warnings)
+    assert not config_in(tmp_path, "run", "checkpoint.keep=[0, 7]").warnings
+
+
+# ---- rewinding
+
+
+AVERAGING = [
+    "training.optimizer=sntasgd",
+    "training.learning_rate=8",
+    "training.nonmonotone=1",
+    "evaluation.interval=1",
+]
+
+
+@pytest.mark.parametrize("method", ["dense", "static"])
+@pytest.mark.parametrize("optimizer", [[], ["training.connection_steps=true"], AVERAGING])
+def test_a_run_rewound_with_all_its_connections_ends_as_it_did(
+    tmp_path: Path, method: str, optimizer: list[str]
+) -> None:
+    settings = [f"sparsity.method={method}", *optimizer]
+    trained(config_in(tmp_path, "source", *settings, "checkpoint.keep=[5]"))
+    source = checkpoint.load(tmp_path / "source" / "step_5").training_state()["optimizer"]
+    assert source.get("averaging", True), "else averages are not tested"
+    config = started(tmp_path, tmp_path, "again", *settings, rewind="source/step_5")
+    trained(config)
+    assert checkpoint.load(config.folder).weights_sha256 == checkpoint.load(tmp_path / "source").weights_sha256
+    lines = without_times([line for line in metrics(tmp_path / "source") if line["step"] > 5])
+    assert without_times(metrics(config.folder)) == lines
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
+    tmp_path: Path, others: Path, optimizer: str, step: int
+) -> None:
+    trained(
+        config_in(
+            tmp_path, "source", "sparsity.method=dense", f"training.optimizer={optimizer}", "checkpoint.keep=[0,3]"
+        )
+    )
+    ticket = others / "static"
+    settings = ["sparsity.method=static", f"training.optimizer={optimizer}", "run.seed=9"]
+    config = started(tmp_path, tmp_path, "run", *settings, topology=str(ticket), rewind=f"source/step_{step}")
+    trainer = Trainer(config, stream=io.StringIO())
+
+    source, state = (
+        restore(tmp_path / "source" / f"step_{step}", CPU),
+        checkpoint.load(tmp_path / "source" / f"step_{step}").training_state(),
+    )
+    connections = topology(restore(ticket, CPU).model)
+    assert topology(trainer.model) == connections
+
+    def survivors(all_of_them: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+        return {name: {p: entries[p] for p in connections[name]} for name, entries in all_of_them.items()}
+
+    assert values(trainer.model) == survivors(values(source.model))
+    assert biases(trainer.model) == biases(source.model)
+    found, saved = trainer.optimizer.state_dict()["state"], state["optimizer"]["state"]
+    assert found.keys() == saved.keys()
+    for key in next(iter(saved.values()), {}):
+        if key == "step":
+            assert {float(entry["step"]) for entry in found.values()} == {float(step)}
+        else:
+            assert moments(trainer.model, found, key) == survivors(moments(source.model, saved, key))
+    assert bool(saved) == (step > 0)
+
+    rewound = trainer._training_state()
+    for key in ("step", "lanes", "recurrent_state", "generators", "characters_seen"):
+        assert bits(rewound[key]) == bits(state[key]), key
+    assert (rewound["step"], rewound["best"], rewound["sparsifier"]["updates"]) == (step, None, 0)
+    trainer.train()
+    (first, *_) = metrics(config.folder)
+    assert first["step"] == step + 1
+    assert first["learning_rate"] == learning_rate(config.training, step)
+    assert json.loads((config.folder / "summary.json").read_text())["steps"] == STEPS
+
+
+def test_the_optimizer_of_a_rewound_run_has_the_settings_of_the_new_one(tmp_path: Path, others: Path) -> None:
+    config = started(
+        tmp_path, others, "run", "training.weight_decay=0.25", "sparsity.method=dense", rewind="dense/step_3"
+    )
+    trainer = Trainer(config, stream=io.StringIO())
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.25]
+
+
+# ---- topology, weights
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_given_topology_takes_the_place_of_a_random_one_and_decides_the_budgets(
+    tmp_path: Path, others: Path, execution: str
+) -> None:
+    config = started(
+        tmp_path, others, "run", "sparsity.method=static", f"model.execution={execution}", topology="static"
+    )
+    trainer = Trainer(config, stream=io.StringIO())
+    source = restore(others / "static", CPU)
+    assert topology(trainer.model) == topology(source.model)
+    assert [b.connections for b in trainer.budgets] == [b.connections for b in source.budgets]
+    drawn = source.model
+    drawn.reset_parameters(config.run.seed)
+    assert values(trainer.model) == values(drawn)
+    assert biases(trainer.model) == biases(drawn)
+    summary = trainer.train()
+    assert summary["sparsity"] == pytest.approx(0.7, abs=0.01)
+    assert topology(restore(config.folder, CPU).model) == topology(source.model)
+
+
+def test_given_weights_are_taken_with_their_connections_and_nothing_else(tmp_path: Path, others: Path) -> None:
+    trainer = Trainer(started(tmp_path, others, "run", weights="static"), stream=io.StringIO())
+    source = restore(others / "static", CPU)
+    assert values(trainer.model) == values(source.model)
+    assert biases(trainer.model) == biases(source.model)
+    assert (trainer.step, trainer.lanes.position, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
+
+
+def test_given_weights_may_be_restricted_to_a_topology(tmp_path: Path, others: Path) -> None:
+    config = started(tmp_path, others, "run", "sparsity.method=static", topology="static", weights="dense/best")
+    trainer = Trainer(config, stream=io.StringIO())
+    all_values = values(restore(others / "dense" / "best", CPU).model)
+    expected = {
+        name: {p: all_values[name][p] for p in positions}
+        for name, positions in topology(restore(others / "static", CPU).model).items()
+    }
+    assert values(trainer.model) == expected
+
+
+def test_rigl_goes_on_from_the_solution_of_a_static_run(tmp_path: Path, others: Path) -> None:
+    trained(started(tmp_path, others, "undisturbed", weights="static"))
+    shutil.copytree(others / "static", tmp_path / "static")
+    config = started(tmp_path, tmp_path, "stopped", weights="static")
+    for step in range(1, STEPS):
+        with pytest.raises(Interrupted):
+            trained(config, resume=step > 1, stream=stop_after(step))
+        shutil.rmtree(tmp_path / "static", ignore_errors=True)  # a resumed run needs it no more
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+
+    before, after = restore(others / "static", CPU), restore(config.folder, CPU)
+    assert [b.connections for b in after.budgets] == [b.connections for b in before.budgets]
+    assert [b.group.connections for b in after.budgets] == [b.connections for b in before.budgets]
+    assert topology(after.model) != topology(before.model)
+    assert max(line["moved"] for line in metrics(config.folder)) > 0
+
+
+def test_pruning_begins_with_a_trained_dense_model_and_ends_with_its_own_budgets(tmp_path: Path, others: Path) -> None:
+    settings = ["sparsity.method=prune", "sparsity.sparsity=0.8", "sparsity.interval=2"]
+    config = started(tmp_path, others, "run", *settings, weights="dense")
+    trainer = Trainer(config, stream=io.StringIO())
+    assert all(weight.is_full for weight in trainer.model.sparse_weights().values())
+    assert trainer.train()["sparsity"] == pytest.approx(0.8, abs=0.01)
+    after = restore(config.folder, CPU)
+    assert [b.group.connections for b in after.budgets] == [b.connections for b in after.budgets]
+
+
+@pytest.mark.parametrize(("source", "execution"), [("static", "sparse"), ("dense", "masked")])
+def test_execution_follows_the_connections_that_were_given(
+    tmp_path: Path, others: Path, source: str, execution: str
+) -> None:
+    config = started(tmp_path, others, "run", "sparsity.method=static", weights=source)
+    trainer = Trainer(config, stream=io.StringIO())
+    assert trainer.model.execution == execution
+    lines = trainer.banner()
+    assert any(line.startswith(f"execution   {execution}: ") for line in lines)
+    assert f"start       weights of {others / source}" in lines
+    trainer.train()
+    assert Trainer(config, resume=True).model.execution == restore(config.folder, CPU).model.execution == execution
+
+
+def test_inspect_counts_the_given_connections(tmp_path: Path, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = started(tmp_path, others, "run", topology="static")
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    reports = []
+    for target in (tmp_path / "c.yaml", others / "static"):
+        assert main(["inspect", str(target), "--json"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["blocks"] == reports[1]["blocks"]
+    assert reports[0]["connections"] == reports[1]["connections"]
+
+
+# ---- what makes no sense
+
+
+@pytest.mark.parametrize(
+    ("start", "overrides", "message"),
+    [
+        ({"topology": "nowhere"}, [], r"start\.topology: .*nowhere: there is no such folder"),
+        ({"weights": "static"}, ["model.hidden_size=7"], r"start\.weights: .*input is 18 x 4, this run's is 21 x 4"),
+        ({"weights": "static"}, ["model.cell=lstm"], r"its rnn\.0\.input is 18 x 4, this run's is 24 x 4"),
+        ({"weights": "static"}, ["model.num_layers=3"], r"its rnn\.2\.input is missing, this run's is 18 x 6"),
+        ({"weights": "static"}, ["model.num_layers=1"], r"its rnn\.1\.input is 18 x 6, this run's is missing"),
+        ({"topology": "static"}, ["data.tokenizer=byte"], r"its embedding is .*, this run's is 256 x 4"),
+        ({"topology": "static"}, ["sparsity.method=dense"], r"but method dense begins with 132"),
+        ({"weights": "static"}, ["sparsity.method=prune"], r"but method prune begins with 132"),
+        ({"topology": "static"}, ["sparsity.dense=[output]"], r"connections in output, but sparsity\.dense names it"),
+        ({"topology": "other", "weights": "static"}, [], r"start\.topology: .*other: has \d+ conn.*static has not"),
+        ({"topology": "other", "rewind": "static/step_3"}, [], r"start\.topology: .*that .*step_3 has not"),
+        ({"rewind": "dense/best"}, ["training.steps=8"], r"start\.rewind: .*best: has no training_state\.pt"),
+        ({"rewind": "static/step_7"}, [], r"start\.rewind: .*after step 7, and this run ends with training\.steps=7"),
+        ({"rewind": "static/step_3"}, ["training.optimizer=sgd"], r"training\.optimizer=adam, this run has sgd"),
+        ({"rewind": "static/step_3"}, ["training.batch_size=2"], r"training\.batch_size=3, this run has 2"),
+        ({"rewind": "static/step_3"}, ["training.precision=fp64"], r"training\.precision=fp32, this run has fp64"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, others: Path, start: dict[str, str], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Trainer(started(tmp_path, others, "run", *overrides, **start))
+    one_line(error)
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_two_sources_of_values_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"start\.weights: start\.rewind has values of its own") as error:
+        config_in(tmp_path, "run", "start.weights=a", "start.rewind=b")
+    one_line(error)
+
+
+def test_another_alphabet_of_the_same_size_is_refused(tmp_path: Path, others: Path) -> None:
+    text = (others / "text.txt").read_text(encoding="utf-8")
+    (tmp_path / "text.txt").write_text(text.replace("q", "Q"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"start\.weights: .*symbols are others than this run's") as error:
+        Trainer(started(tmp_path, others, "run", weights="static"))
+    one_line(error)
+
+
+def test_a_run_is_not_rewound_on_another_text(tmp_path: Path, others: Path) -> None:
+    text = (others / "text.txt").read_text(encoding="utf-8")
+    (tmp_path / "text.txt").write_text(text + "the fox", encoding="utf-8")
+    with pytest.raises(UserError, match="this is not the text") as error:
+        Trainer(started(tmp_path, others, "run", rewind="static/step_3"))
+    one_line(error)
+
+
+def test_a_run_that_started_elsewhere_is_not_resumed_as_one_that_did_not(tmp_path: Path, others: Path) -> None:
+    trained(started(tmp_path, others, "run", weights="static"))
+    with pytest.raises(UserError, match=r"start\.weights: the run to resume has .*, not None"):
+        Trainer(config_in(tmp_path, "run"), resume=True)
