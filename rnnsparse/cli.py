@@ -104,16 +104,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
+    from rnnsparse.recipes import lottery
     from rnnsparse.training.interrupts import Interrupted
     from rnnsparse.training.trainer import Trainer
 
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
     config = load_config(arguments.config, arguments.overrides)
     _warn(config.warnings)
-    trainer = Trainer(config, resume=arguments.resume)
-    print("\n".join(trainer.banner()), flush=True)
     try:
         with _writer_errors_told_once():
-            summary = trainer.train()
+            if config.method.recipe:
+                summary = lottery.train(config, resume=arguments.resume, tell=tell)
+            else:
+                trainer = Trainer(config, resume=arguments.resume)
+                tell("\n".join(trainer.banner()))
+                summary = trainer.train()
     except Interrupted as stopped:
         again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
         print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)

@@ -146,11 +146,34 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         warnings += _idle(parsed["training"])
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
         config = RunConfig(warnings=tuple(warnings), **parsed)
+        if config.method.recipe:
+            _require_a_plain_run(config)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
     return dataclasses.replace(config, warnings=tuple(warnings))
+
+
+def _require_a_plain_run(config: RunConfig) -> None:
+    """Refuse settings that a recipe has to choose itself for the runs that it makes.
+
+    Raises:
+        UserError: there is one.
+    """
+    chosen = {
+        "start.topology": config.start.topology,
+        "start.weights": config.start.weights,
+        "start.rewind": config.start.rewind,
+        "training.teacher": config.training.teacher,
+        "training.early_stopping": config.training.early_stopping,
+    }
+    for key, value in chosen.items():
+        if value is not None:
+            raise UserError(
+                f"{key}: {_shown(value)}: method {config.method.name} trains several runs, all to their end, "
+                f"and decides itself what they start and learn from; set it to null, or use another sparsity.method"
+            )
 
 
 def _idle(training: TrainingConfig) -> Iterator[str]:

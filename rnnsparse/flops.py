@@ -86,3 +86,14 @@ def training_flops(
         dense_per_character=3 * yardstick,
         characters=steps * characters_per_step,
     )
+
+
+def earlier_flops(method: Method, model: CharLM, budgets: Sequence[Budget], steps: int) -> float:
+    """Return what the runs before the last one of a recipe cost, per character of a whole run of `steps` steps."""
+    weights = _multiplied(model)
+    multiplied = [budget.group.parts[0].weight in weights for budget in budgets]
+    connections = sum(
+        run_steps * sum(n for n, counts in zip(connections, multiplied, strict=True) if counts)
+        for run_steps, connections in method.earlier_runs(budgets, steps)
+    )
+    return 3 * 2 * connections / steps

@@ -1,1 +1,1 @@
-"""Runs made of runs."""
+"""Runs made of runs; a method that takes several says so by `recipe`, the name of a module here."""

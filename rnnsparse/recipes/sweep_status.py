@@ -40,6 +40,9 @@ def status(run: Run) -> Status:
         if folder.joinpath("last").exists():
             run_folder.last_checkpoint(run.config)
             return Status("interrupted")
+        if run.config.method.recipe and folder.joinpath("config.yaml").is_file():
+            run_folder.refuse_another_run(_recorded(folder), run.config)
+            return Status("interrupted")
         run_folder.claim(folder)
         return Status("new")
     except UserError as error:

@@ -74,6 +74,9 @@ class Method(ABC):
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 
+    # The module of rnnsparse.recipes that trains it, if it takes several runs; each of these behaves as written here.
+    recipe: ClassVar[str] = ""
+
     def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
         """Return the model that is trained in the place of the configured one."""
         return config
@@ -90,6 +93,15 @@ class Method(ABC):
     def probed(self, budget: Budget) -> int:
         """Return at how many positions of a group gradients are summed over steps."""
         return 0
+
+    def earlier_runs(self, budgets: Sequence[Budget], steps: int) -> list[tuple[int, list[int]]]:
+        """Return the runs that a recipe makes before the last one, each as its steps and the connections of its groups.
+
+        Args:
+            budgets: of the last run.
+            steps: of a whole run.
+        """
+        return []
 
     def updates_at(self, moment: Moment) -> bool:
         """Return whether the topology changes at this step."""

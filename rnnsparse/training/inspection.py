@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rnnsparse.config import RunConfig
-from rnnsparse.flops import forward_flops, training_flops
+from rnnsparse.flops import earlier_flops, forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import Budget
@@ -20,8 +20,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
-    Training FLOPs are those of a whole run, with the forward passes of the `teacher` that the configuration names, but
-    without what another run cost that this one starts from.
+    Training FLOPs are those of a whole run: with all runs that a recipe makes, and with the forward passes of the
+    `teacher` that the configuration names, but without what another run cost that this one starts from.
     """
     blocks = []
     for weight in model.sparse_weights().values():
@@ -44,8 +44,10 @@ def inspect(
     forward = forward_flops(model)
     symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
     training = training_flops(config.method, model, budgets, config.training.steps, symbols, config.model)
+    extra = earlier_flops(config.method, model, budgets, config.training.steps)
     if teacher is not None:
-        training = replace(training, per_character=training.per_character + forward_flops(teacher).sparse)
+        extra += forward_flops(teacher).sparse
+    training = replace(training, per_character=training.per_character + extra)
     number = model.embedding.values.element_size()
     moments = OPTIMIZER_MOMENTS[config.training.optimizer]
     if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):

@@ -42,7 +42,8 @@ def claim(folder: Path) -> None:
         if not folder.exists() or (folder.is_dir() and all(path.name == lock.NAME for path in folder.iterdir())):
             return
         way_out = "continue it with --resume, or choose another run.dir"
-        if not folder.joinpath("last").exists():
+        # The rounds of a recipe come before its own first checkpoint.
+        if not folder.joinpath("last").exists() and not folder.joinpath("rounds").exists():
             way_out = "it holds no checkpoint to continue from, so remove it, or choose another run.dir"
         raise UserError(f"{folder}: run.dir exists already and nothing is overwritten; {way_out}")
     except OSError as error:

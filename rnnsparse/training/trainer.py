@@ -51,18 +51,29 @@ class Trainer:
         config: what to run.
         resume: continue the last checkpoint in the run's folder instead of starting anew.
         stream: where progress goes, by default stderr.
+        recorded: what the run's folder says it is, if this is the last run of a recipe, which has claimed the folder.
 
     Raises:
         UserError: the text, the budgets, the run's folder or another run that it starts from do not fit.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        resume: bool = False,
+        stream: TextIO | None = None,
+        recorded: RunConfig | None = None,
+    ) -> None:
+        assert recorded or not config.method.recipe, f"a run of method {config.method.name} is trained by its recipe"
         self.config, self._stream = config, stream
+        self.recorded = recorded or config
         self.folder = config.folder
         lock.refuse_if_held(config.folder)
-        saved = run_folder.last_checkpoint(config) if resume else None
+        saved = run_folder.last_checkpoint(self.recorded) if resume else None
         self._resumed = saved is not None
-        if saved is None:
+        self._claims = recorded is None
+        if saved is None and self._claims:
             run_folder.claim(config.folder)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
@@ -125,7 +136,7 @@ class Trainer:
                 self._require_same_folder()
                 if not self.folder.joinpath("metrics.jsonl").exists():
                     self._dry_run()
-                    run_folder.describe(self.config, self.device)
+                    run_folder.describe(self.recorded, self.device)
                     self._keep()
                 with stop_on_signals() as stop, self._logger() as logger:
                     if warning:
@@ -142,7 +153,8 @@ class Trainer:
     def _require_same_folder(self) -> None:
         """Make sure, now that no other process can, that none has trained here since this one looked."""
         if not self._resumed:
-            run_folder.claim(self.folder)
+            if self._claims:
+                run_folder.claim(self.folder)
         elif checkpoint.load(self.folder / "last").step != self.step:
             raise UserError(f"{self.folder}: another process has trained in this run.dir meanwhile; start again")
 
@@ -312,7 +324,9 @@ class Trainer:
         return summary
 
     def _inspect(self) -> dict[str, Any]:
-        return inspect(self.config, self.model, self.budgets, self.teacher.model if self.teacher else None)
+        # A recipe knows itself what the teacher costs that it gives to its last run.
+        named = self.recorded.training.teacher is not None
+        return inspect(self.recorded, self.model, self.budgets, self.teacher.model if self.teacher and named else None)
 
     # ---- logging
 
@@ -369,7 +383,7 @@ class Trainer:
             step=self.step,
             model=self.model,
             tokenizer_json=self.tokenizer.to_json(),
-            config_yaml=self.config.to_yaml(),
+            config_yaml=self.recorded.to_yaml(),
             training_state=training_state,
         )
 

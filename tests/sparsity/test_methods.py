@@ -33,6 +33,9 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "prune": {"interval": 2, "start": 0.2, "stop": 0.8},
     "snip": {},
     "small_dense": {},
+    # What each of their runs does; tests/recipes has the rest.
+    "lottery": {},
+    "kd_ticket": {},
 }
 STEPS = 12
 
