@@ -76,7 +76,7 @@ def masked_step(config: ModelConfig, method: Method, sparsity: float, batch_size
     """Return a training step with everything that the trainer does for sparsity."""
     model = CharLM(config, VOCABULARY).to(device)
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
-    connect_randomly(budgets, seed=0, starts=method.starts)
+    connect_randomly(budgets, seed=0, starts=method.initial_connections)
     model.reset_parameters(seed=0)
     optimizer = build_optimizer(TRAINING, model.parameters())
     sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=ENDLESS)

@@ -40,7 +40,7 @@ def train(cell, execution, **shape):
     model.execution = execution
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=0.7))
     method = RigL(interval=2, stop=1.0)
-    connect_randomly(budgets, 1, method.starts)
+    connect_randomly(budgets, 1, method.initial_connections)
     model.reset_parameters(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     sparsifier = Sparsifier(method, budgets, optimizer, seed=1, total_steps=9)
