@@ -226,10 +226,9 @@ def _prompt(text: str) -> str:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.sparsity.allocation import connect_randomly
-    from rnnsparse.training.assembly import choose_device, empty_model, require_execution, restore, vocabulary_size
+    from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
     from rnnsparse.training.inspection import inspect, table
-    from rnnsparse.training.start import first_model
+    from rnnsparse.training.start import final_model
 
     device = choose_device("cpu")
     if arguments.target.is_dir():
@@ -240,13 +239,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
-        if config.start.is_elsewhere:
-            start = first_model(config, vocabulary_size(config), device)
-            model, budgets = start.model, start.budgets
-        else:
-            require_execution(config, device)
-            model, budgets = empty_model(config, vocabulary_size(config), device)
-        connect_randomly(budgets, config.run.seed)  # as many as the run ends with
+        model, budgets = final_model(config, vocabulary_size(config), device)
     report = inspect(config, model, budgets, _teacher(config, device))
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0

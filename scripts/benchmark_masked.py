@@ -75,7 +75,9 @@ def plain_step(config: ModelConfig, device: torch.device) -> Step:
 def masked_step(config: ModelConfig, method: Method, sparsity: float, batch_size: int, device: torch.device) -> Step:
     """Return a training step with everything that the trainer does for sparsity."""
     model = CharLM(config, VOCABULARY).to(device)
-    budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=0 if method.stays_dense else sparsity))
+    budgets = allocate(
+        list(model.sparse_weights().values()), BudgetConfig(sparsity=0 if method.stays_dense else sparsity)
+    )
     connect_randomly(budgets, seed=0, initial=method.initial_connections)
     model.reset_parameters(seed=0)
     optimizer = build_optimizer(TRAINING, model.parameters())

@@ -13,8 +13,9 @@ from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.training import lock, run_folder
-from rnnsparse.training.assembly import choose_device, new_model, vocabulary_size
+from rnnsparse.training.assembly import choose_device, vocabulary_size
 from rnnsparse.training.inspection import inspect
+from rnnsparse.training.start import final_model
 
 State = Literal["new", "interrupted", "done", "running elsewhere", "refused"]
 
@@ -107,7 +108,7 @@ class Estimator:
         """Return what `inspect` says; it is the same for every seed, and kept."""
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
-            model, budgets = new_model(config, vocabulary_size(config), choose_device("cpu"))
+            model, budgets = final_model(config, vocabulary_size(config), choose_device("cpu"))
             report = inspect(config, model, budgets)
             self._costs[key] = Cost(
                 connections=report["connections"],

@@ -12,7 +12,7 @@ from rnnsparse.config import RunConfig
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.topology import rewire
 from rnnsparse.training.assembly import (
     Restored,
@@ -40,6 +40,22 @@ class Start:
     model: CharLM
     budgets: list[Budget]
     training_state: dict[str, Any]
+
+
+def final_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
+    """Return a model with as many connections as a run ends with, to be counted: where they are means nothing.
+
+    Raises:
+        UserError: as `first_model`.
+    """
+    if config.start.is_elsewhere:
+        start = first_model(config, vocab_size, device)
+        model, budgets = start.model, start.budgets
+    else:
+        require_execution(config, device)
+        model, budgets = empty_model(config, vocab_size, device)
+    connect_randomly(budgets, config.run.seed)
+    return model, budgets
 
 
 def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokenizer: Tokenizer | None = None) -> Start:
