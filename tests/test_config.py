@@ -17,7 +17,7 @@ from rnnsparse.steps import step_fields
 from rnnsparse.training.assembly import choose_device, empty_model
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")
 
 
 def config_of(text: str, *overrides: str) -> RunConfig:
