@@ -71,6 +71,8 @@ class Method(ABC):
     stays_dense: ClassVar[bool] = False
     # Whether so much of the run has so many connections that it is better computed as a dense one.
     mostly_dense: ClassVar[bool] = False
+    # Whether counts depend on every update, so that one whose step overflowed has to be made up for at the next step.
+    makes_up_updates: ClassVar[bool] = False
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 

@@ -22,7 +22,7 @@ class Sparsifier:
     A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
     that returned True, `after_step`. Steps count from 1. Release the loss before `after_backward`: a graph that is
     still alive remembers the shapes from before an update. A step whose gradients overflowed leaves out all but the
-    first two, so that nothing of it enters topology or averages.
+    first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it.
     """
 
     def __init__(
@@ -48,14 +48,18 @@ class Sparsifier:
         self.connections_moved = 0
         self.last_moved_share = 0.0
         self.ever_active = EverActive(self._groups, seed)
+        # The step whose update is still to be made, or to be made up for.
+        self._due: int | None = None
 
     def before_backward(self, step: int) -> None:
         """Arm or disarm the collection of dense gradients for the backward passes of this step."""
+        if self._due is None and self.method.makes_up_updates and self.method.updates_at(self._moment(step)):
+            self._due = step
         moment = self._moment(step)
         collect = self.method.needs_dense_gradient(moment)
         probes = self.method.probe(self._groups, moment)
         if probes is not None:
-            for weight, positions in self._by_weight(probes, [torch.empty(0, dtype=torch.int64)] * len(self._fixed)):
+            for weight, positions in self._by_weight(probes, [group.indices()[:0] for group in self._fixed]):
                 weight.probe = Probe(weight, positions)
         for weight in self._weights:
             weight.start_dense_gradient(collect)
@@ -91,7 +95,7 @@ class Sparsifier:
             weight.start_dense_gradient(False)
 
     def _moment(self, step: int) -> Moment:
-        return Moment(step, self._total_steps, self._seed, self._optimizer)
+        return Moment(self._due or step, self._total_steps, self._seed, self._optimizer)
 
     def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
         """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""
@@ -111,6 +115,7 @@ class Sparsifier:
         moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
         for weight in self._weights:
             weight.probe = None
+        self._due = None
         self.updates += 1
         self.connections_moved += moved
         self.last_moved_share = moved / max(1, sum(group.connections for group in self._groups))
@@ -119,6 +124,7 @@ class Sparsifier:
         return {
             "method": self.method.state_dict(),
             "probes": {w.name: (w.probe.positions, w.probe.total) for w in self._weights if w.probe},
+            "due": self._due,
             "updates": self.updates,
             "connections_moved": self.connections_moved,
             "last_moved_share": self.last_moved_share,
@@ -133,6 +139,7 @@ class Sparsifier:
                 positions, total = state["probes"][weight.name]
                 weight.probe = Probe(weight, positions)
                 weight.probe.total.copy_(total)
+        self._due = state["due"]
         self.updates = state["updates"]
         self.connections_moved = state["connections_moved"]
         self.last_moved_share = state["last_moved_share"]

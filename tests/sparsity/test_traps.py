@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,13 @@ from torch.optim import Optimizer
 
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate
+from rnnsparse.sparsity.method import Moment
+from rnnsparse.sparsity.methods.granet import GraNet
+from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
+from rnnsparse.sparsity.methods.snip import SNIP
 from rnnsparse.sparsity.methods.static import Static
 
 OFTEN: dict[str, Any] = {"interval": 3, "drop_fraction": 0.5, "stop": 1.0}
@@ -41,6 +46,39 @@ def absent(run: Any, name: str) -> Tensor:
     mask = torch.ones(weight.positions, dtype=torch.bool)
     mask[weight.indices] = False
     return mask.view(weight.rows, weight.cols)
+
+
+# Trap: pruning stays above its target, because the step of its last update overflowed.
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [
+        (SNIP(), 1),
+        (Prune(interval=4, stop=0.7), 8),
+        (GraNet(interval=4, stop=0.7), 8),
+        (Prune(interval=1, stop=0.5), 6),
+    ],
+)
+def test_an_update_whose_step_overflowed_is_made_up_for(tiny_run: Any, method: Any, step: int) -> None:
+    run = tiny_run(method, total_steps=12)
+    for before in range(1, step):
+        run.step(before)
+    assert any(b.group.connections > b.connections for b in run.budgets)
+    run.backward(step)  # overflows
+    state = copy.deepcopy(run.state_dict())
+    resumed = tiny_run(method, total_steps=12, seed=2)
+    resumed.load_state_dict(state)
+    for after in range(step + 1, 13):
+        run.step(after)
+        resumed.step(after)
+        assert [b.group.connections for b in run.budgets] == [b.connections for b in run.budgets]
+    assert run.snapshot() == resumed.snapshot()
+    assert (
+        run.sparsifier.updates
+        == resumed.sparsifier.updates
+        == sum(run.method.updates_at(Moment(t, 12, 1)) for t in range(1, 13))
+    )
 
 
 # Trap: dense gradients leak into the optimizer's moments of inactive weights.

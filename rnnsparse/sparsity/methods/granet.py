@@ -22,6 +22,7 @@ class GraNet(DropGrow):
     paper = "Liu et al. 2021b"
     dense_gradient = "at updates"
     mostly_dense = True
+    makes_up_updates = True
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.5
     start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.0
     initial_sparsity: Annotated[float, Ge(0), Lt(1), Doc("sparsity that every block starts with")] = 0.0

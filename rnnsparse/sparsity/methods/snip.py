@@ -19,6 +19,7 @@ class SNIP(Method):
     """Keep the connections whose removal would change the first batch's loss most; that batch makes no other step."""
 
     paper = "Lee et al. 2019, algorithm 1"
+    makes_up_updates = True
     scope: Annotated[
         Literal["block", "global"],
         Doc("block: each keeps its budget; global: all compete for the total, which can empty gates"),
