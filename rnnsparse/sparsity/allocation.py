@@ -73,7 +73,7 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
         raise UserError(f"sparsity.overrides: {both[0]} is also under sparsity.dense; name it in one of them")
     free = [g for g in groups if g.name not in dense and g.name not in overrides]
     counts = {g.name: g.positions for g in groups if g.name in dense}
-    counts |= {g.name: _ones(g.positions, overrides[g.name]) for g in groups if g.name in overrides}
+    counts |= {g.name: connections_at(overrides[g.name], g.positions) for g in groups if g.name in overrides}
     counts |= share_out(free, config.sparsity, config.distribution)
     for group in groups:
         if counts[group.name] == 0 and overrides.get(group.name) != 1:
@@ -87,7 +87,7 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
 def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> dict[str, int]:
     """Return exact numbers of connections by group name; no group gets more than its positions."""
     positions = {g.name: g.positions for g in groups}
-    total = _ones(sum(positions.values()), sparsity)
+    total = connections_at(sparsity, sum(positions.values()))
     # The Erdos-Renyi rule gives a matrix a share proportional to rows + cols; uniform, proportional to rows * cols.
     sizes = {
         g.name: sum(p.rows + p.weight.cols for p in g.parts) if distribution != "uniform" else g.positions
@@ -114,7 +114,8 @@ def _rounded(ideal: Mapping[str, Fraction], full: Mapping[str, Fraction]) -> dic
     return counts | {name: int(value) for name, value in full.items()}
 
 
-def _ones(positions: int, sparsity: float) -> int:
+def connections_at(sparsity: float, positions: int) -> int:
+    """Return how many of `positions` are connections at a sparsity."""
     # Through the decimal the user wrote: 0.9 as a binary fraction would lose a connection here and there.
     return positions - floor(Fraction(str(sparsity)) * positions)
 

@@ -20,7 +20,7 @@ from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, Moment
-from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, regrown
+from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.sparsity.topology import best_absent, draw_absent, keep_largest
 from rnnsparse.steps import Steps
@@ -51,9 +51,9 @@ class DropGrow(Method):
         assert weight.dense_gradient is not None, f"{weight.name}: no dense gradient was collected"
         return weight.dense_gradient
 
-    def target(self, budget: Budget, moment: Moment) -> int:
-        """Return how many connections a group has after an update, before redistribution."""
-        return budget.group.connections
+    def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
+        """Return how many connections each group has after an update, before redistribution."""
+        return [budget.group.connections for budget in budgets]
 
     @property
     def replaces_optimizer_step(self) -> bool:
@@ -72,14 +72,14 @@ class DropGrow(Method):
     def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
         share = annealed(self.schedule, self.drop_fraction, moment.step, float(self._stop_step(moment)))
         groups = [budget.group for budget in budgets]
-        targets = [self.target(budget, moment) for budget in budgets]
+        targets = self.targets(budgets, moment)
         drops = [int(target * share) for target in targets]
         grows = drops
         if self.redistribute != "none":
             activity = [self.activity(group, moment) for group in groups]
             drops = fewer_drops(groups, drops, activity)
             kept = [target - drop for target, drop in zip(targets, drops, strict=True)]
-            grows = regrown([g.positions - k for g, k in zip(groups, kept, strict=True)], sum(drops), activity)
+            grows = shared_out(sum(drops), activity, [g.positions - k for g, k in zip(groups, kept, strict=True)])
         return [
             self._update_group(group, target - drop, grow, moment)
             for group, target, drop, grow in zip(groups, targets, drops, grows, strict=True)

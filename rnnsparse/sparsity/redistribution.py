@@ -32,22 +32,22 @@ def fewer_drops(groups: Sequence[Group], drops: Sequence[int], activity: Sequenc
     return result
 
 
-def regrown(free: Sequence[int], total: int, activity: Sequence[float]) -> list[int]:
-    """Divide `total` connections among groups in proportion to `activity`, none getting more than is `free` there.
+def shared_out(total: int, activity: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """Divide `total` connections among groups in proportion to `activity`, none taking more than its limit.
 
-    The result adds up to `total` exactly (largest remainder, equal ones favour the first). Groups that would get too
-    much are filled, and the rest shares what is left; if no other matters, free positions decide.
+    The result adds up to `total` exactly (largest remainder, equal ones favour the first). Groups that would take too
+    many take their limit, and the rest shares what is left; if none of the rest matters, limits decide.
     """
-    assert total <= sum(free), "more connections than positions"
-    counts = [0] * len(free)
-    open_groups = list(range(len(free)))
+    assert total <= sum(limits), "more connections than there is room for"
+    counts = [0] * len(limits)
+    open_groups = list(range(len(limits)))
     left = total
     while left:
         shares = {i: Fraction(activity[i]) for i in open_groups}
         if not any(shares.values()):
-            shares = {i: Fraction(free[i]) for i in open_groups}
+            shares = {i: Fraction(limits[i]) for i in open_groups}
         scale = Fraction(left) / sum(shares.values())
-        full = [i for i in open_groups if shares[i] * scale > free[i]]
+        full = [i for i in open_groups if shares[i] * scale > limits[i]]
         if not full:
             ideal = {i: shares[i] * scale for i in open_groups}
             for i in open_groups:
@@ -57,7 +57,7 @@ def regrown(free: Sequence[int], total: int, activity: Sequence[float]) -> list[
                 counts[i] += 1
             break
         for i in full:
-            counts[i] = free[i]
+            counts[i] = limits[i]
             open_groups.remove(i)
-        left = total - sum(counts[i] for i in range(len(free)) if i not in open_groups)
+        left = total - sum(counts[i] for i in range(len(limits)) if i not in open_groups)
     return counts

@@ -101,6 +101,7 @@ def keep_largest(positions: Tensor, scores: Tensor, count: int) -> Tensor:
 
     Dropping the smallest thus breaks ties by position: the first go first.
     """
+    assert 0 <= count <= positions.numel(), "more to keep than there is"
     order = scores.argsort(stable=True)
     return positions[order[positions.numel() - count :].sort().values]
 

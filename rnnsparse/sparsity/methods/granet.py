@@ -1,5 +1,6 @@
 """Gradual pruning with neuroregeneration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -8,9 +9,10 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.nn.weight import Tile
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, connections_at
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Moment, register
+from rnnsparse.sparsity.redistribution import shared_out
 from rnnsparse.sparsity.schedule import GradualPruning
 
 
@@ -34,14 +36,21 @@ class GraNet(DropGrow):
         return GradualPruning(self.interval, self.start, self.stop, total_steps)
 
     def initial_connections(self, budget: Budget) -> int:
-        return max(budget.connections, round(budget.group.positions * (1 - self.initial_sparsity)))
+        return max(budget.connections, connections_at(self.initial_sparsity, budget.group.positions))
 
     def updates_at(self, moment: Moment) -> bool:
         return super().updates_at(moment) or self._schedule(moment.total_steps).last_step == moment.step
 
-    def target(self, budget: Budget, moment: Moment) -> int:
+    def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
         share = self._schedule(moment.total_steps).share_to_go(moment.step)
-        return budget.connections + round((self.initial_connections(budget) - budget.connections) * share)
+        to_go = [self.initial_connections(budget) - budget.connections for budget in budgets]
+        planned = [budget.connections + round(count * share) for budget, count in zip(budgets, to_go, strict=True)]
+        if self.redistribute == "none":
+            return planned
+        # Earlier updates have moved connections between groups, so that each now loses its part of what goes in all.
+        present = [budget.group.connections for budget in budgets]
+        lost = shared_out(sum(present) - sum(planned), to_go, present)
+        return [count - loss for count, loss in zip(present, lost, strict=True)]
 
     def grow_score(self, tile: Tile) -> Tensor:
         return tile.gradient_RC.abs()
