@@ -144,6 +144,7 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         if model.dropout > 0 and model.num_layers == 1:
             warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
         warnings += _idle(parsed["training"])
+        _require_momenta(method, parsed["training"])
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
         config = RunConfig(warnings=tuple(warnings), **parsed)
         if config.method.recipe:
@@ -182,6 +183,15 @@ def _idle(training: TrainingConfig) -> Iterator[str]:
         yield f"training.connection_steps has no effect with training.optimizer={training.optimizer}"
     if training.connection_warmup and not training.connection_steps:
         yield "training.connection_warmup has no effect without training.connection_steps=true"
+
+
+def _require_momenta(method: Method, training: TrainingConfig) -> None:
+    without = training.optimizer == "sntasgd" or (training.optimizer == "sgd" and training.momentum == 0)
+    if method.needs_momenta and without:
+        raise UserError(
+            f"sparsity.redistribute: momentum: training.optimizer={training.optimizer} keeps none as it is set; use "
+            "adam, adamw, or sgd with training.momentum above 0, or redistribute by gradient or weight"
+        )
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:

@@ -56,6 +56,10 @@ class DropGrow(Method):
         return [budget.group.connections for budget in budgets]
 
     @property
+    def needs_momenta(self) -> bool:
+        return self.redistribute == "momentum"
+
+    @property
     def replaces_optimizer_step(self) -> bool:
         return self.skip_optimizer_step
 

@@ -37,23 +37,15 @@ class Moment:
         return generator_for(self.seed, purpose, self.step, group.name)
 
     def momentum(self, group: Group) -> Tensor:
-        """Return the optimizer's running average of the gradient of each connection [n]; zeros before its first step.
-
-        Raises:
-            UserError: the optimizer keeps none.
-        """
+        """Return the optimizer's running average of each connection's gradient [n]; zeros before its first step."""
         assert self.optimizer is not None
+        settings = self.optimizer.defaults
+        assert "betas" in settings or settings.get("momentum"), "the optimizer keeps no momenta"
         pieces = []
         for part in group.parts:
             values = part.weight.values
             state = self.optimizer.state.get(values, {})
-            average = state.get("exp_avg", state.get("momentum_buffer"))
-            if state and average is None:
-                raise UserError(
-                    "sparsity.redistribute: momentum: the optimizer keeps none; use adam, adamw, or sgd with "
-                    "training.momentum above 0, or redistribute by gradient or weight"
-                )
-            average = torch.zeros_like(values) if average is None else average
+            average = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(values)))
             pieces.append(average[slice(*part.bounds)])
         return torch.cat(pieces)
 
@@ -78,6 +70,11 @@ class Method(ABC):
 
     # The module of rnnsparse.recipes that trains it, if it takes several runs; each of these behaves as written here.
     recipe: ClassVar[str] = ""
+
+    @property
+    def needs_momenta(self) -> bool:
+        """Whether the optimizer has to keep running averages of gradients."""
+        return False
 
     def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
         """Return the model that is trained in the place of the configured one."""

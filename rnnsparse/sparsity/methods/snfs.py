@@ -27,6 +27,10 @@ class SNFS(DropGrow):
     momentum: Annotated[float, Ge(0), Lt(1), Doc("weight of the past in the average of dense gradients")] = 0.9
     _average: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    @property
+    def needs_momenta(self) -> bool:
+        return False  # it has averages of its own
+
     def needs_dense_gradient(self, moment: Moment) -> bool:
         return self.is_before_stop(moment)
 
