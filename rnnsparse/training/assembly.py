@@ -74,10 +74,11 @@ def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tup
     model = CharLM(shape, vocab_size).to(device=device, dtype=PARAMETER_TYPES.get(precision, torch.float32))
     model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
     model.execution, _ = choose_execution(config, device)
-    budgets = allocate(list(model.sparse_weights().values()), config.budget)
+    budget = config.budget
     if config.method.stays_dense:
-        budgets = [replace(budget, connections=budget.group.positions) for budget in budgets]
-    return model, budgets
+        # Names are checked as ever; sparsity is not, for it may be more than a network without it can bear.
+        budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
+    return model, allocate(list(model.sparse_weights().values()), budget)
 
 
 def choose_execution(

@@ -43,9 +43,9 @@ class TinyRun:
         budget = budget or BudgetConfig(sparsity=0.7)
         self.model = CharLM(method.model_config(config, budget, VOCAB), VOCAB)
         self.weights = self.model.sparse_weights()
-        self.budgets = allocate(list(self.weights.values()), budget)
         if method.stays_dense:
-            self.budgets = [replace(budget, connections=budget.group.positions) for budget in self.budgets]
+            budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
+        self.budgets = allocate(list(self.weights.values()), budget)
         connect_randomly(self.budgets, seed, method.initial_connections)
         self.model.reset_parameters(seed)
         self.optimizer = optimizer(self.model.parameters())
