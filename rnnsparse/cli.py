@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from rnnsparse.config import RunConfig
     from rnnsparse.nn.language_model import CharLM
+    from rnnsparse.sparsity.method import Method
 
 # Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
 
@@ -311,12 +312,29 @@ def _methods(arguments: argparse.Namespace) -> int:
     from rnnsparse.sparsity.method import METHODS
 
     for name, method in sorted(METHODS.items()):
-        paper = f" ({method.paper})" if method.paper else ""
-        print(f"{name:8} {(method.__doc__ or '').splitlines()[0]}{paper}")
-        print(f"{'':8} dense gradient: {method.dense_gradient}")
+        print(name)
+        print(f"    {(method.__doc__ or '').splitlines()[0]}" + (f" ({method.paper})" if method.paper else ""))
+        print(f"    dense memory: {_dense_memory(method)}")
         for field, default, help_text in describe_fields(method):
-            print(f"{'':8} {field}: {default}" + (f"  # {help_text}" if help_text else ""))
+            shown = default if isinstance(default, str) else json.dumps(default)
+            print(f"    {field}: {shown}  # {help_text}")
     return 0
+
+
+def _dense_memory(method: type[Method]) -> str:
+    """Return what a method needs of the size of whole matrices, with its settings as they are by default."""
+    from rnnsparse.sparsity.method import Method
+
+    needs = []
+    if method.stays_dense:
+        needs.append("all connections throughout")
+    elif method.initial_connections is not Method.initial_connections:
+        needs.append("up to all connections at first")
+    if method.dense_gradient == "at updates":
+        needs.append("gradients at updates, in sparse execution some rows at a time")
+    elif method.dense_gradient == "always":
+        needs.append("gradients and their averages at every step")
+    return "; ".join(needs) or "none"
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -269,6 +269,28 @@ def test_methods_lists_every_method_with_its_settings_and_what_they_mean(cli: Wo
     assert "Evci et al. 2020, algorithm 1" in out
     assert "interval: 100  # steps between two updates" in out
     assert "momentum: 0.9" in out
+    assert "window: null  # " in out, "as in YAML"
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("set", "none"),
+        ("scout", "none"),
+        ("rigl", "gradients at updates, in sparse execution some rows at a time"),
+        ("snfs", "gradients and their averages at every step"),
+        ("prune", "up to all connections at first"),
+        ("snip", "up to all connections at first"),
+        ("small_dense", "all connections throughout"),
+        (
+            "granet",
+            "up to all connections at first; gradients at updates, in sparse execution some rows at a time",
+        ),
+    ],
+)
+def test_methods_tells_what_dense_memory_each_needs(cli: Workplace, name: str, needs: str) -> None:
+    lines = cli.ok("methods").splitlines()
+    assert lines[lines.index(name) + 2] == f"    dense memory: {needs}"
 
 
 # ---- export

@@ -30,7 +30,7 @@ class Scout(DropGrow):
     ] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None,
-        Doc("absent positions that are watched, per connection; null for every position, at dense cost"),
+        Doc("absent positions that are watched, per connection; null for every position, in dense time and memory"),
     ] = 3.0
 
     @property
