@@ -17,7 +17,7 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.config import SECTIONS, describe_fields
+from rnnsparse.config import SECTIONS, describe_fields, load_config
 from rnnsparse.sparsity.method import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,6 +170,11 @@ def test_every_configuration_is_valid(capsys: pytest.CaptureFixture[str]) -> Non
     captured = capsys.readouterr()
     assert captured.out.count(": valid") == len(paths)
     assert captured.err == "", "a setting without effect does not belong into a configuration that people copy"
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_small_configuration_fits_every_method_without_a_warning(method: str) -> None:
+    assert load_config(ROOT / "configs/small.yaml", [f"sparsity.method={method}"]).warnings == ()
 
 
 def test_every_method_has_a_row() -> None:
