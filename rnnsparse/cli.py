@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
     from rnnsparse.nn.language_model import CharLM
     from rnnsparse.sparsity.method import Method
+    from rnnsparse.training.distributed import Ranks
 
 # Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
 
@@ -104,6 +105,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from rnnsparse.training.distributed import join_ranks
+
+    with join_ranks() as ranks:
+        return _train_on(ranks, arguments)
+
+
+def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.recipes import lottery
     from rnnsparse.training.interrupts import Interrupted
@@ -113,19 +121,29 @@ def _train(arguments: argparse.Namespace) -> int:
         print(text, flush=True)
 
     config = load_config(arguments.config, arguments.overrides)
-    _warn(config.warnings)
+    if ranks.is_first:
+        _warn(config.warnings)
     try:
         with _writer_errors_told_once():
             if config.method.recipe:
+                if ranks.several:
+                    raise UserError(
+                        f"sparsity.method: {config.method.name} is a recipe of several runs, for one process alone; "
+                        "start it without torchrun"
+                    )
                 summary = lottery.train(config, resume=arguments.resume, tell=tell)
             else:
-                trainer = Trainer(config, resume=arguments.resume)
-                tell("\n".join(trainer.banner()))
+                trainer = Trainer(config, resume=arguments.resume, ranks=ranks)
+                if ranks.is_first:
+                    tell("\n".join(trainer.banner()))
                 summary = trainer.train()
     except Interrupted as stopped:
-        again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
-        print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
+        if ranks.is_first:
+            again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
+            print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
         return 130
+    if not ranks.is_first:
+        return 0
     rate = summary["characters_per_second"]
     print(
         f"validation: {summary['bits_per_character']:.4f} bits per character, {summary['bits_per_byte']:.4f} per byte, "
@@ -479,7 +497,9 @@ def _one_line(error: Exception | str) -> str:
 
 
 def _program() -> list[str]:
-    """Return how this program was called: as the script, or as a module."""
+    """Return how this program was called: by torchrun, as the script, or as a module."""
+    if ranks := os.environ.get("LOCAL_WORLD_SIZE"):
+        return ["torchrun", f"--nproc-per-node={ranks}", "-m", "rnnsparse"]
     called = Path(sys.argv[0])
     return [str(called)] if called.stem == "rnnsparse" else [sys.executable, "-m", "rnnsparse"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -63,6 +63,17 @@ class Evaluation:
         return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
 
 
+class Sharing(Protocol):
+    """This process among several that evaluate the same model together."""
+
+    rank: int
+    world_size: int
+
+    def total(self, *numbers: float) -> list[float]:
+        """Return the sum over all processes of each number."""
+        ...
+
+
 def evaluate(
     model: CharLM,
     split: Split,
@@ -70,6 +81,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     max_batches: int | None = None,
+    sharing: Sharing | None = None,
 ) -> Evaluation:
     """Score every symbol of `split` but the first exactly once, state carried through the whole stream.
 
@@ -85,6 +97,7 @@ def evaluate(
 
     Args:
         max_batches: stop after so many forward calls, with the sums until then.
+        sharing: reads only a part of the lanes here and the rest in other processes, with the same result in all.
 
     Raises:
         UserError: fewer than two characters.
@@ -97,12 +110,17 @@ def evaluate(
         )
     started = time.perf_counter()
     plan = plan_lanes(len(split.tokens) - 1, config.lanes, config.priming)
+    if sharing:
+        plan = plan.part(slice(sharing.rank, None, sharing.world_size))
     was_training = model.training
     model.eval()
     try:
         nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches)
     finally:
         model.train(was_training)
+    if sharing:
+        nats, *counts = sharing.total(nats, *counts_V.tolist())
+        counts_V = np.array(counts, dtype=np.int64)
     unknown = 0 if tokenizer.unknown_id is None else int(counts_V[tokenizer.unknown_id])
     return Evaluation(
         nats=nats + unknown * math.log(CODE_POINTS - tokenizer.vocab_size),
@@ -122,6 +140,11 @@ class LanePlan(NamedTuple):
     starts: list[int]
     skips: list[int]
     length: int
+
+    def part(self, lanes: slice) -> LanePlan:
+        """Return some of the lanes; they may be none."""
+        starts = self.starts[lanes]
+        return LanePlan(starts, self.skips[lanes], self.length if starts else 0)
 
 
 def plan_lanes(targets: int, lanes: int, priming: int) -> LanePlan:

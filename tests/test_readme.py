@@ -104,6 +104,11 @@ def run(words: list[str]) -> None:
         case ["tensorboard", "--logdir", folder]:
             assert find_spec("tensorboard"), said
             assert list(Path(folder).glob("**/events.out.*")), f"{said}: there is nothing to show"
+        case ["torchrun", *arguments]:
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments, *SMALL]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{said}\n{done.stderr}"
         case ["rnnsparse", "train", *arguments]:
             train(arguments, said)
         case ["rnnsparse", "sweep", path]:

@@ -28,6 +28,7 @@ from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.topology import keep_largest, rewire
 from rnnsparse.training import atomic, checkpoint, lock, run_folder
 from rnnsparse.training.assembly import empty_model, restore, training_device, vocabulary_size
+from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.settings import StartConfig
 from rnnsparse.training.trainer import Trainer
 
@@ -92,7 +93,7 @@ def train(
     else:
         run_folder.claim(config.folder)
         run_folder.make(config.folder)
-        run_folder.describe(config, training_device(config.training))
+        run_folder.describe(config, training_device(config.training), Ranks().environment())
     with lock.held(config.folder) as warning:
         if warning:
             tell(f"warning: {warning}")

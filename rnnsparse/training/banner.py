@@ -13,8 +13,10 @@ from rnnsparse.training.assembly import choose_execution
 from rnnsparse.training.inspection import table
 
 
-def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, report: dict[str, Any]) -> list[str]:
-    """Return lines for a run that has made `step` steps; `report` is that of `inspect`."""
+def banner(
+    config: RunConfig, corpus: Corpus, device: torch.device, step: int, report: dict[str, Any], ranks: str
+) -> list[str]:
+    """Return lines for a run that has made `step` steps; `report` is that of `inspect`, `ranks` tells who trains."""
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -33,6 +35,7 @@ def banner(config: RunConfig, corpus: Corpus, device: torch.device, step: int, r
         f"{training.sequence_length} symbols{micro_batches}",
         *([f"start       {start}{taught}"] if start or taught else []),
         f"device      {machine}, {training.precision}",
+        f"ranks       {ranks}",
         f"execution   {execution}: {reason}",
         f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",
         *table(report),

@@ -161,6 +161,22 @@ class RunLogger:
         return f"{tqdm.format_interval(seconds)} left"
 
 
+class Silence(RunLogger):
+    """A logger that neither writes nor shows anything."""
+
+    def __init__(self) -> None:
+        self._open, self._tensorboard = ExitStack(), None
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+
 def connection_picture(indices: Tensor, rows: int, cols: int) -> Tensor:
     """Return a picture, at most [256, 256], of where a matrix [rows, cols] has its connections.
 

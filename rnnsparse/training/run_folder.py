@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,14 @@ def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
                 )
 
 
-def describe(config: RunConfig, device: torch.device) -> None:
-    """Write the resolved configuration of a new run, and what it runs on.
+def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) -> None:
+    """Write the resolved configuration of a new run, and what it runs on; `ranks` tells how many processes do.
 
     Raises:
         OSError: it cannot be written.
     """
     (config.folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    write_json(config.folder / "environment.json", _environment(device))
+    write_json(config.folder / "environment.json", _environment(device) | dict(ranks))
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

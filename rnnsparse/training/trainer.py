@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,9 +27,10 @@ from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
 from rnnsparse.training.banner import banner
+from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.logging import RunLogger, Silence
 from rnnsparse.training.loss import Teacher, training_loss
 from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import (
@@ -52,6 +55,7 @@ class Trainer:
         resume: continue the last checkpoint in the run's folder instead of starting anew.
         stream: where progress goes, by default stderr.
         recorded: what the run's folder says it is, if this is the last run of a recipe, which has claimed the folder.
+        ranks: this process among those that train together, by default the only one.
 
     Raises:
         UserError: the text, the budgets, the run's folder or another run that it starts from do not fit.
@@ -64,16 +68,20 @@ class Trainer:
         resume: bool = False,
         stream: TextIO | None = None,
         recorded: RunConfig | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         assert recorded or not config.method.recipe, f"a run of method {config.method.name} is trained by its recipe"
         self.config, self._stream = config, stream
         self.recorded = recorded or config
         self.folder = config.folder
-        lock.refuse_if_held(config.folder)
+        self.ranks = Ranks(ranks.rank, ranks.world_size) if ranks else Ranks()  # whose counts are those of this run
+        if self.ranks.is_first:
+            lock.refuse_if_held(config.folder)
+        resume = resume or self.ranks.continues(config.folder)
         saved = run_folder.last_checkpoint(self.recorded) if resume else None
         self._resumed = saved is not None
         self._claims = recorded is None
-        if saved is None and self._claims:
+        if saved is None and self._claims and self.ranks.is_first:
             run_folder.claim(config.folder)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
@@ -88,10 +96,11 @@ class Trainer:
         else:
             first = start.first_model(config, self.tokenizer.vocab_size, self.device, self.tokenizer)
             self.model, self.budgets = first.model, first.budgets
+        lanes = config.training.batch_size // self.ranks.world_size
         self.teacher: Teacher | None = None
         if config.training.teacher is not None:
             path = Path(config.training.teacher)
-            self.teacher = Teacher(path, self.tokenizer, self.device, config.training.batch_size)
+            self.teacher = Teacher(path, self.tokenizer, self.device, lanes)
         self.optimizer = build_optimizer(config.training, self.model.parameters())
         self.sparsifier = Sparsifier(
             config.method,
@@ -99,10 +108,17 @@ class Trainer:
             self.optimizer,
             seed=config.run.seed,
             total_steps=config.training.steps,
+            reduce=self.ranks.average if self.ranks.several else None,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
-        self.lanes = Lanes(self.corpus.train.tokens, config.training.batch_size, config.training.sequence_length)
-        self.state = self.model.initial_state(config.training.batch_size)
+        self.lanes = Lanes(
+            self.corpus.train.tokens,
+            config.training.batch_size,
+            config.training.sequence_length,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        self.state = self.model.initial_state(lanes)
         self.step = 0
         self.characters_seen = 0
         self.seconds = 0.0
@@ -130,33 +146,42 @@ class Trainer:
         """
         training = self.config.training
         try:
-            if not self._resumed:
-                run_folder.make(self.folder)
-            with lock.held(self.folder) as warning:
-                self._require_same_folder()
-                if not self.folder.joinpath("metrics.jsonl").exists():
+            with self._own_folder() as warning:
+                if self.ranks.first(not self.folder.joinpath("metrics.jsonl").exists()):
                     self._dry_run()
-                    run_folder.describe(self.recorded, self.device)
+                    if self.ranks.is_first:
+                        run_folder.describe(self.recorded, self.device, self.ranks.environment())
                     self._keep()
                 with stop_on_signals() as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
                     while self.step < training.steps and not self._has_stalled():
                         self._train_step(logger)
-                        if stop.requested:
+                        if self.ranks.any(stop.requested):
                             self._stop_early(stop)
                 self.save()
                 return self._finish()
         except OSError as error:
             raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
 
-    def _require_same_folder(self) -> None:
-        """Make sure, now that no other process can, that none has trained here since this one looked."""
+    @contextmanager
+    def _own_folder(self) -> Iterator[str]:
+        """Hold the run's folder, made if it is new, and make sure that no other run has trained in it since we looked.
+
+        Yields "", or a warning. The first rank does so for all.
+        """
+        if not self.ranks.is_first:
+            yield ""
+            return
         if not self._resumed:
-            if self._claims:
-                run_folder.claim(self.folder)
-        elif checkpoint.load(self.folder / "last").step != self.step:
-            raise UserError(f"{self.folder}: another process has trained in this run.dir meanwhile; start again")
+            run_folder.make(self.folder)
+        with lock.held(self.folder) as warning:
+            if not self._resumed:
+                if self._claims:
+                    run_folder.claim(self.folder)
+            elif checkpoint.load(self.folder / "last").step != self.step:
+                raise UserError(f"{self.folder}: another process has trained in this run.dir meanwhile; start again")
+            yield warning
 
     def _train_step(self, logger: RunLogger) -> None:
         """One step and what is due after it."""
@@ -174,7 +199,7 @@ class Trainer:
             after_evaluation(self.optimizer, due["validation_bits_per_character"])
         if due:
             logger.scalars(step, due)
-        if config.logging.pictures and step % config.logging.pictures == 0:
+        if config.logging.pictures and step % config.logging.pictures == 0 and self.ranks.is_first:
             with averaged(self.optimizer):
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
@@ -186,17 +211,21 @@ class Trainer:
         started = time.perf_counter()
         training, step = self.config.training, self.step + 1
         self.model.train()
+        self.ranks.seed_dropout(self.config.run.seed, step)
         self.sparsifier.before_backward(step)
-        loss, nats, characters = 0.0, 0.0, 0
+        loss, nats, characters = 0.0, 0.0, 0.0
         for _ in range(training.accumulate):
             inputs_TB, targets_TB = next(self.lanes)
             characters += int(self._starts_character[targets_TB].sum())
             batch_loss, batch_nats = self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
             loss, nats = loss + batch_loss, nats + batch_nats
-        loss, nats = loss / training.accumulate, nats / training.accumulate
+        batches = training.accumulate * self.ranks.world_size
+        loss, nats, characters = self.ranks.total(loss, nats, characters)
+        loss, nats = loss / batches, nats / batches
         if not math.isfinite(loss):
             raise self._failure(f"step {step}: the loss is {loss}; {DIVERGED}")
-        scale = self.scaler.get_scale()
+        scale, updates = self.scaler.get_scale(), self.sparsifier.updates
+        self.ranks.average_gradients(self.model.parameters())
         self.scaler.unscale_(self.optimizer)
         norm = clip_gradients(self.model.parameters(), training.grad_clip)
         overflow = self.scaler.is_enabled() and not bool(norm.isfinite())
@@ -207,14 +236,16 @@ class Trainer:
             if self.sparsifier.after_backward(step, scale):
                 self.scaler.step(self.optimizer)
             self.sparsifier.after_step(step)
+            if self.sparsifier.updates > updates:
+                self.ranks.require_same_topology(self.model)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
-        self.characters_seen += characters
+        self.characters_seen += int(characters)
         if step > WARM_UP_STEPS:
             self.timed_seconds += elapsed
-            self.timed_characters += characters
+            self.timed_characters += int(characters)
         return {
             "loss": loss,
             "bits_per_character": nats / math.log(2) * self._symbols_per_character,
@@ -268,7 +299,8 @@ class Trainer:
         return self.corpus.validation.head(symbols, self.tokenizer) if symbols else self.corpus.validation
 
     def _evaluate(self, split: Split, max_batches: int | None = None) -> Evaluation:
-        return evaluate(self.model, split, self.tokenizer, self.config.evaluation, max_batches=max_batches)
+        config = self.config.evaluation
+        return evaluate(self.model, split, self.tokenizer, config, max_batches=max_batches, sharing=self.ranks)
 
     def _has_stalled(self) -> bool:
         patience = self.config.training.early_stopping
@@ -286,7 +318,8 @@ class Trainer:
 
     def banner(self) -> list[str]:
         """Return what a user wants to check before waiting for hours, as lines."""
-        return banner(self.config, self.corpus, self.device, self.step if self._resumed else 0, self._inspect())
+        step, ranks = self.step if self._resumed else 0, self.ranks.line(self.model)
+        return banner(self.config, self.corpus, self.device, step, self._inspect(), ranks)
 
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
@@ -319,8 +352,10 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
+            **self.ranks.report(self.model),
         }
-        run_folder.write_json(self.folder / "summary.json", summary)
+        if self.ranks.is_first:
+            run_folder.write_json(self.folder / "summary.json", summary)
         return summary
 
     def _inspect(self) -> dict[str, Any]:
@@ -331,6 +366,8 @@ class Trainer:
     # ---- logging
 
     def _logger(self) -> RunLogger:
+        if not self.ranks.is_first:
+            return Silence()
         return RunLogger(
             self.folder,
             total_steps=self.config.training.steps,
@@ -366,8 +403,10 @@ class Trainer:
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
+        self.ranks.require_same_topology(self.model)
         with averaged(self.optimizer):
             self._save_to(name, self._training_state())
+        self.ranks.wait()  # until it is there for all to read
 
     def _keep(self) -> None:
         if self.step in self.config.checkpoint.keep:
@@ -378,6 +417,8 @@ class Trainer:
         return RunFailed(f"{self.folder}: {reason}; {left}")
 
     def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
+        if not self.ranks.is_first:
+            return
         checkpoint.save(
             self.folder / name,
             step=self.step,
@@ -389,7 +430,7 @@ class Trainer:
 
     def _training_state(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        return {
+        state = {
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
             "sparsifier": self.sparsifier.state_dict(),
@@ -401,6 +442,7 @@ class Trainer:
             "teacher": self.teacher.state_dict() if self.teacher else None,
             **{name: getattr(self, name) for name in COUNTERS},
         }
+        return self.ranks.gather_state(state)
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
         try:
@@ -416,6 +458,7 @@ class Trainer:
                 f"{self.folder}: data.path: this is not the text that the run was trained on, so its position in "
                 "it means nothing; bring that text back, or start a new run"
             )
+        state = self.ranks.own_state(state)
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.sparsifier.load_state_dict(state["sparsifier"])

@@ -170,7 +170,7 @@ def test_no_run_and_a_run_without_checkpoint_are_refused(tmp_path: Path) -> None
         run_folder.last_checkpoint(config_in(tmp_path / "run"))
     config = config_in(tmp_path / "run")
     run_folder.make(config.folder)
-    run_folder.describe(config, torch.device("cpu"))
+    run_folder.describe(config, torch.device("cpu"), {"ranks": 1})
     with pytest.raises(UserError, match="there is no such folder"):
         run_folder.last_checkpoint(config)
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_with_another_programs_settings_is_refused(tmp_path: Path, 
 def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Path) -> None:
     config = config_in(tmp_path / "run")
     run_folder.make(config.folder)
-    run_folder.describe(config, torch.device("cpu"))
+    run_folder.describe(config, torch.device("cpu"), {"ranks": 1})
     assert sorted(os.listdir(config.folder)) == ["config.yaml", "environment.json"]
     written = (config.folder / "config.yaml").read_text(encoding="utf-8")
     assert parse_config(yaml12.read(written), "config.yaml") == config

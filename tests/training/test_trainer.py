@@ -60,6 +60,9 @@ SUMMARY_KEYS = {
     "peak_memory_bytes",
     "method",
     "seed",
+    "ranks",
+    "communicated_bytes_per_step",
+    "communicated_vs_dense",
 }
 TIMES = {"seconds", "timed_seconds", "characters_per_second", "validation_seconds", "peak_memory_bytes"}
 
@@ -406,6 +409,7 @@ def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_p
     assert summary["connections"] == math.ceil(summary["positions"] / 2)
     assert summary["sparsity"] == 1 - summary["connections"] / summary["positions"]
     assert (summary["method"], summary["seed"]) == ("rigl", 0)
+    assert (summary["ranks"], summary["communicated_bytes_per_step"], summary["communicated_vs_dense"]) == (1, 0, 0)
     shares = [line["ever_active"] for line in metrics(config.folder)]
     assert shares == sorted(shares)
     assert (shares[0], shares[-1]) == (summary["connections"] / summary["positions"], summary["ever_active"])

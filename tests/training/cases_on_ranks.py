@@ -1,0 +1,154 @@
+"""Runs on two ranks; a program that torchrun starts for test_distributed.py.
+
+`cases_on_ranks.py FOLDER` makes all runs that need no process of their own in FOLDER, and writes what the ranks saw.
+`cases_on_ranks.py killed ARGUMENTS` is `rnnsparse train ARGUMENTS`, of which torchrun's first attempt loses rank 0.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnsparse.cli import main
+from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.sparsity.method import METHODS
+from rnnsparse.training.distributed import Ranks, join_ranks
+from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.trainer import Trainer
+from tests.sparsity.test_methods import CONTRACT
+
+TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
+# Methods that update every other step, until the share 0.8 of training, do so 20 times.
+STEPS = 52
+STOPPED_AFTER = 23  # between two updates
+BASE: dict[str, Any] = {
+    "data": {"source": "text", "tokenizer": "char"},
+    "model": {"embedding_dim": 4, "hidden_size": 6},
+    "training": {"steps": STEPS, "batch_size": 4, "sequence_length": 5, "learning_rate": 1e-2, "precision": "fp64"},
+    "evaluation": {"interval": 26, "lanes": 3, "priming": 4, "symbols": 60},
+    "logging": {"interval": 1, "tensorboard": False, "pictures": None},
+}
+SAME = [
+    (method, cell, execution)
+    for method in CONTRACT
+    for cell in ("lstm", "gru")
+    for execution in ("masked", "sparse")
+    if (execution == "masked" or METHODS[method]().works_sparse) and not METHODS[method].recipe
+]
+RESUMED = ["rigl", "snfs", "scout", "taught"]  # the last one by the first
+# Two layers, so that dropout draws numbers; two batches per step.
+WITH_DROPOUT = ["model.num_layers=2", "model.dropout=0.3", "training.accumulate=2", "training.steps=12"]
+
+
+def config_in(folder: Path, name: str, method: str = "rigl", *overrides: str) -> RunConfig:
+    text = folder / "text.txt"
+    if not text.exists():
+        text.write_text(TEXT, encoding="utf-8")
+    data = BASE | {"run": {"dir": str(folder / name)}, "sparsity": {"method": method, "sparsity": 0.6}}
+    data["sparsity"] |= CONTRACT[method]
+    data["data"] = BASE["data"] | {"path": str(text), "cache": str(folder / "cache")}
+    return parse_config(data, "c.yaml", overrides)
+
+
+def same_configs(folder: Path, ranks: int) -> Iterator[RunConfig]:
+    for method, cell, execution in SAME:
+        shape = [f"model.cell={cell}", f"model.execution={execution}"]
+        yield config_in(folder, f"same/{method}-{cell}-{execution}/{ranks}", method, *shape)
+
+
+def resumed_config(folder: Path, place: str, name: str) -> RunConfig:
+    if name == "taught":
+        teacher = [f"training.teacher={folder / 'undisturbed/rigl'}", "training.teacher_weight=0.5"]
+        return config_in(folder, f"{place}/taught", "static", *teacher)
+    return config_in(folder, f"{place}/{name}", name)
+
+
+class StoppedTrainer(Trainer):
+    """Its last rank, and no other, is asked to stop during one step."""
+
+    stops_after = STOPPED_AFTER
+
+    def _optimize(self) -> dict[str, float | int]:
+        if self.step + 1 == self.stops_after and self.ranks.rank == self.ranks.world_size - 1:
+            signal.raise_signal(signal.SIGINT)
+        return super()._optimize()
+
+
+def train(
+    config: RunConfig, ranks: Ranks | None = None, kind: type[Trainer] = Trainer, *, resume: bool = False
+) -> str | None:
+    """Train; return why it stopped early, if so."""
+    try:
+        kind(config, resume=resume, ranks=ranks, stream=io.StringIO()).train()
+    except Interrupted as stopped:
+        return str(stopped)
+    return None
+
+
+def all_cases(folder: Path, ranks: Ranks) -> None:
+    torch.set_num_threads(1)
+    saw: dict[str, Any] = {}
+    for config in same_configs(folder, ranks=2):
+        train(config, ranks)
+
+    for name in RESUMED:
+        train(resumed_config(folder, "from_one", name), ranks, resume=True)
+        saw[f"stopped {name}"] = train(resumed_config(folder, "from_two", name), ranks, StoppedTrainer)
+
+    for method in ("rigl", "scout"):
+        train(config_in(folder, f"through/{method}", method, *WITH_DROPOUT), ranks)
+        config = config_in(folder, f"stopped/{method}", method, *WITH_DROPOUT)
+        for after in (3, 8):
+            kind = type("StoppedAgain", (StoppedTrainer,), {"stops_after": after})
+            saw[f"stopped {method} {after}"] = train(config, ranks, kind, resume=after > 3)
+        train(config, ranks, resume=True)
+
+    ranks.seed_dropout(seed=1, step=2)
+    saw["random"] = torch.rand(3).tolist()
+
+    trainer = Trainer(config_in(folder, "differs"), ranks=ranks)
+    weight = trainer.model.sparse_weights()["output"]
+    if ranks.rank == 1:
+        weight.connect(torch.arange(weight.connections))
+    try:
+        trainer.save()
+    except RunFailed as error:
+        saw["topologies differ"] = str(error)
+
+    try:
+        Trainer(config_in(folder, "divided", "rigl", "training.batch_size=5"), ranks=ranks)
+    except UserError as error:
+        saw["lanes do not divide"] = str(error)
+
+    everyone = ranks.gather(saw)
+    if ranks.is_first:
+        (folder / "saw.json").write_text(json.dumps(everyone))
+
+
+def killed(arguments: list[str]) -> int:
+    """Train, but let rank 0 be killed in the middle of step 5 if this is the first attempt."""
+    optimize = Trainer._optimize
+
+    def step(self: Trainer) -> dict[str, float | int]:
+        if (self.step, self.ranks.rank) == (4, 0) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return optimize(self)
+
+    Trainer._optimize = step  # type: ignore[method-assign]
+    return main(["train", *arguments])
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "killed":
+        raise SystemExit(killed(sys.argv[2:]))
+    with join_ranks() as joined:
+        all_cases(Path(sys.argv[1]), joined)
