@@ -145,6 +145,8 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
             warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
         warnings += _idle(parsed["training"])
         _require_momenta(method, parsed["training"])
+        if budget.basis_from is not None and budget.basis != "svd":
+            warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
         config = RunConfig(warnings=tuple(warnings), **parsed)
         if config.method.recipe:

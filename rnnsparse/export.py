@@ -43,16 +43,19 @@ def export_safetensors(model: CharLM, tokenizer_json: str, path: Path) -> None:
     """Write connections, biases, shape and tokenizer to one safetensors file that grows with the connections.
 
     Tensors are named as in a checkpoint (`rnnsparse.nn.storage`). The metadata holds `format` ("rnnsparse"),
-    `format_version`, `config` (JSON, as in `export_torch`) and `tokenizer` (the JSON of tokenizer.json).
+    `format_version`, `config` (JSON, as in `export_torch`), `basis` ("canonical", "dct" or "svd") and `tokenizer` (the
+    JSON of tokenizer.json).
 
     Raises:
         UserError: `path` exists, or its folder does not.
         RunFailed: it cannot be written.
     """
+    basis = model.embedding.basis
     metadata = {
         "format": "rnnsparse",
         "format_version": str(FORMAT_VERSION),
         "config": json.dumps(architecture(model)),
+        "basis": "canonical" if basis is None else "dct" if basis.derived else "svd",
         "tokenizer": tokenizer_json,
     }
     _write_new(path, lambda file: file.write(safetensors.torch.save(block_tensors(model), metadata)))

@@ -2,6 +2,8 @@
 
 A matrix with n connections costs 2n FLOPs per time step, an embedding look-up nothing; biases and
 element-wise work are left out, as in the papers. A character is one symbol of the model's vocabulary.
+A matrix whose connections are coefficients in a basis is multiplied as a dense one. While training, it is also made
+anew for each batch, and so are the coefficients' gradients.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from rnnsparse.sparsity.method import Method
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of one forward pass per character: of the connections that exist, and of all positions."""
+    """FLOPs of one forward pass per character: with the connections that exist, and with all positions."""
 
     sparse: int
     dense: int
@@ -57,7 +59,7 @@ def _multiplied(model: CharLM) -> list[SparseWeight]:
 def forward_flops(model: CharLM) -> ForwardFlops:
     """Return what one character costs with the connections that `model` has now, and with all."""
     return ForwardFlops(
-        sparse=sum(2 * weight.connections for weight in _multiplied(model)),
+        sparse=sum(2 * (w.positions if w.basis else w.connections) for w in _multiplied(model)),
         dense=sum(2 * weight.positions for weight in _multiplied(model)),
     )
 
@@ -69,31 +71,51 @@ def training_flops(
     steps: int,
     characters_per_step: int,
     reference: ModelConfig | None = None,
+    micro_batches: int = 1,
 ) -> TrainingFlops:
     """Return the cost of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
 
     Args:
         characters_per_step: symbols per optimizer step, over all lanes, ranks and accumulated micro-batches.
         reference: the dense model to compare with, by default one of this model's shape.
+        micro_batches: into how many parts the characters of a step are divided.
     """
-    weights = _multiplied(model)
-    # Groups lie within one weight or span several that are all multiplied, so their first part decides.
-    sparse = sum(2 * budget.connections for budget in budgets if budget.group.parts[0].weight in weights)
+    sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
     dense = forward_flops(model).dense
+    # Methods count passes, three to a step: each bears its share of getting out of a basis and back into it.
+    change = _basis_flops(model) * micro_batches / characters_per_step / 3
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     return TrainingFlops(
-        per_character=method.training_flops(sparse, dense, steps),
+        per_character=method.training_flops(sparse + change, dense + change, steps),
         dense_per_character=3 * yardstick,
         characters=steps * characters_per_step,
     )
 
 
-def earlier_flops(method: Method, model: CharLM, budgets: Sequence[Budget], steps: int) -> float:
+def earlier_flops(
+    method: Method, model: CharLM, budgets: Sequence[Budget], steps: int, characters_per_batch: int
+) -> float:
     """Return what the runs before the last one of a recipe cost, per character of a whole run of `steps` steps."""
-    weights = _multiplied(model)
-    multiplied = [budget.group.parts[0].weight in weights for budget in budgets]
-    connections = sum(
-        run_steps * sum(n for n, counts in zip(connections, multiplied, strict=True) if counts)
+    change = _basis_flops(model) / characters_per_batch
+    flops = [
+        run_steps * (3 * _product_flops(model, budgets, connections) + change)
         for run_steps, connections in method.earlier_runs(budgets, steps)
-    )
-    return 3 * 2 * connections / steps
+    ]
+    return sum(flops) / steps
+
+
+def _product_flops(model: CharLM, budgets: Sequence[Budget], connections: Sequence[int]) -> int:
+    """Return what one forward pass costs per character if the groups of the budgets have so many connections."""
+    weights, flops = _multiplied(model), 0
+    for budget, count in zip(budgets, connections, strict=True):
+        # Groups lie within one weight or span several that are all multiplied, so their first part decides.
+        weight = budget.group.parts[0].weight
+        if weight in weights:
+            flops += 2 * (budget.group.positions if weight.basis else count)
+    return flops
+
+
+def _basis_flops(model: CharLM) -> int:
+    """Return what a batch costs in training to get the matrices out of their basis, and their gradients into it."""
+    weights = [weight for weight in model.sparse_weights().values() if weight.basis]
+    return sum(2 * 2 * w.positions * (w.rows // len(w.blocks) + w.cols) for w in weights)

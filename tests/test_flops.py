@@ -7,15 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from rnnsparse.flops import forward_flops, training_flops
+from rnnsparse.flops import ForwardFlops, earlier_flops, forward_flops, training_flops
 from rnnsparse.nn import reference
+from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.recurrent import RecurrentLayer
-from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.nn.weight import SparseWeight, materialise
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.dense import Dense
+from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
@@ -179,3 +181,30 @@ def test_totals_count_every_character_of_every_step() -> None:
     result = training_flops(Static(), model, budgets_of(model), steps=10, characters_per_step=64)
     assert result.total == 3 * forward_flops(model).sparse * 640
     assert result.dense_total == 3 * forward_flops(model).dense * 640
+
+
+@pytest.mark.parametrize("kind", ["dct", "svd"])
+@pytest.mark.parametrize("method", [Static(), RigL(), SNFS(), Prune(), Dense(), Lottery(rewind=0)])
+def test_a_basis_costs_dense_products_and_two_counted_transformations_per_batch(method: Method, kind: str) -> None:
+    plain, model = model_with(0.25, embedding_dim=8, hidden_size=12), model_with(0.25, embedding_dim=8, hidden_size=12)
+    for weight in model.sparse_weights().values():
+        rows = weight.rows // len(weight.blocks)
+        matrix = torch.randn(weight.rows, weight.cols, generator=torch.Generator().manual_seed(0))
+        weight.basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.svd(matrix, len(weight.blocks))
+        weight.basis = weight.basis.to(weight.values)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for weight in model.sparse_weights().values():
+            (matrix,) = materialise([weight])
+            matrix.sum().backward()
+    transformations, dense = counter.get_total_flops(), forward_flops(plain).dense
+    assert transformations > 0
+    assert forward_flops(model) == ForwardFlops(sparse=dense, dense=dense)
+    steps, batches, batch = 10, 4, 16
+    result = training_flops(method, model, budgets_of(model), steps, batches * batch, micro_batches=batches)
+    runs = 1 if not isinstance(method, Lottery) else 1 + len(method.earlier_runs(budgets_of(model), steps))
+    earlier = earlier_flops(method, model, budgets_of(model), steps, batch) * steps * batches * batch
+    assert result.total + earlier == pytest.approx(
+        runs * steps * batches * (3 * dense * batch + transformations), rel=1e-12
+    )
+    assert result.dense_per_character == 3 * dense

@@ -1,10 +1,11 @@
 """A model as named tensors that grow with its connections: what checkpoints and exports hold.
 
 Per block of every weight `BLOCK.values` [N] and, unless all its positions are connections,
-`BLOCK.row_pointers` [R + 1] (where in `values` each row starts, and N) and `BLOCK.columns` [N]; biases under
+`BLOCK.row_pointers` [R + 1] (where in `values` each row starts, and N) and `BLOCK.columns` [N]; of a weight in a basis
+that its shape does not tell, `BLOCK.left_basis` [R, R] and `BLOCK.right_basis` [C, C] (`nn/basis.py`); biases under
 their parameter names.
 
-Shape suffixes: R rows of a block, N its connections.
+Shape suffixes: R rows of a block, C columns, N its connections.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ def block_tensors(model: CharLM) -> dict[str, Tensor]:
     values = {id(weight.values) for weight in model.sparse_weights().values()}
     tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if id(p) not in values}
     for weight in model.sparse_weights().values():
-        for block in weight.blocks:
+        for number, block in enumerate(weight.blocks):
             tensors |= _block(weight, block)
+            if weight.basis and not weight.basis.derived:
+                tensors[f"{block.name}.left_basis"] = weight.basis.left_KRR[number].clone().cpu()
+                tensors[f"{block.name}.right_basis"] = weight.basis.right_KCC[number].clone().cpu()
     return tensors
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rnnsparse.kernels import memory
+from rnnsparse.nn.basis import Basis
 
 if TYPE_CHECKING:
     from rnnsparse.kernels.cpu import Matrix
@@ -127,6 +128,7 @@ class SparseWeight(nn.Module):
 
     `values` [N] is its only parameter; `indices` [N] holds their sorted flat positions (row * cols + column), int64.
     Its blocks are row ranges, so sorted positions are grouped by block. A new weight has no connections; see `connect`.
+    With a `basis` the values are coefficients in it, and so are all gradients; else they are entries of the matrix.
 
     Args:
         name: full name in the model, such as "rnn.0.input".
@@ -144,6 +146,7 @@ class SparseWeight(nn.Module):
         height = rows // len(names)
         self.name, self.rows, self.cols = name, rows, cols
         self.blocks = tuple(Block(n, i * height, (i + 1) * height) for i, n in enumerate(names))
+        self.basis: Basis | None = None
         self.values = nn.Parameter(torch.empty(0))
         self.register_buffer("indices", torch.empty(0, dtype=torch.int64), persistent=False)
         # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
@@ -205,7 +208,14 @@ class SparseWeight(nn.Module):
         """Return the matrix [R, C] as a new tensor without gradient."""
         dense = self.values.detach().new_zeros(self.positions)
         dense[self.indices] = self.values.detach()
-        return dense.view(self.rows, self.cols)
+        dense = dense.view(self.rows, self.cols)
+        return self.basis.to_matrix(dense) if self.basis else dense
+
+    def express(self, matrix_RC: Tensor, basis: Basis | None) -> None:
+        """Become a matrix, written in a basis with every position as a connection."""
+        self.basis = basis and basis.to(self.values)
+        coefficients_RC = self.basis.to_coefficients(matrix_RC) if self.basis else matrix_RC
+        self.connect(torch.arange(self.positions), coefficients_RC.flatten())
 
     def start_dense_gradient(self, collect: bool) -> None:
         """Forget the last dense gradient; with `collect`, the following backward passes make a new one."""
@@ -229,6 +239,7 @@ class SparseWeight(nn.Module):
 
     def matrix(self) -> Matrix:
         """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
+        assert self.basis is None, f"{self.name}: coefficients are no entries of the matrix to multiply with"
         if self._matrix is None:
             from rnnsparse.kernels.cpu import build_matrix
 
@@ -253,7 +264,9 @@ class _Materialise(torch.autograd.Function):
         ctx.indices = [w.indices for w in weights]
         ctx.dtypes = [p.dtype for p in parameters]
         for i, parameter in enumerate(parameters):
-            if i < len(weights) and not weights[i].is_full:
+            if i < len(weights) and weights[i].basis:
+                pieces[i].copy_(weights[i].to_dense().view(-1))
+            elif i < len(weights) and not weights[i].is_full:
                 pieces[i].index_copy_(0, weights[i].indices, parameter.to(dtype))
             else:
                 pieces[i].copy_(parameter)
@@ -267,6 +280,8 @@ class _Materialise(torch.autograd.Function):
         for i, gradient in enumerate(gradients):
             if i < len(ctx.weights):
                 weight, indices = ctx.weights[i], ctx.indices[i]
+                if weight.basis:
+                    gradient = weight.basis.to_coefficients(gradient.to(ctx.dtypes[i]))
                 if weight.collects_dense_gradient:
                     weight.add_dense_gradient(gradient)
                 if weight.probe:

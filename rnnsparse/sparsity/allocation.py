@@ -42,6 +42,27 @@ class BudgetConfig:
         Literal["neuron", "layer", "dense"],
         Doc("number of inputs that first values are scaled for: a neuron's own, its layer's mean, or all (dense)"),
     ] = "neuron"
+    basis: Annotated[
+        Literal["canonical", "dct", "svd"],
+        Doc(
+            "canonical: connections are entries of the matrices; else coefficients of each block, at dense cost: of "
+            "cosines (dct), or of the singular vectors of another run's block (svd)"
+        ),
+    ] = "canonical"
+    basis_from: Annotated[
+        str | None,
+        Doc(
+            "svd: run or checkpoint whose singular vectors are taken, or those that it is in itself; its values are "
+            "not (start.weights)"
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.basis == "svd" and self.basis_from is None:
+            raise UserError(
+                "sparsity.basis: svd: there is no run to take singular vectors of; name a trained one in "
+                "sparsity.basis_from, or use dct"
+            )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.kernels import are_compiled
+from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.training import checkpoint
 from rnnsparse.training.settings import TrainingConfig
@@ -75,10 +77,21 @@ def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tup
     model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
     model.execution, _ = choose_execution(config, device)
     budget = config.budget
+    for weight in model.sparse_weights().values():
+        weight.basis = _basis(budget.basis, weight)
     if config.method.stays_dense:
         # Names are checked as ever; sparsity is not, for it may be more than a network without it can bear.
         budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
     return model, allocate(list(model.sparse_weights().values()), budget)
+
+
+def _basis(kind: str, weight: SparseWeight) -> Basis | None:
+    """Return what a weight's values are coefficients in; of singular vectors, which another run has, the place."""
+    if kind == "canonical":
+        return None
+    blocks, rows = len(weight.blocks), weight.rows // len(weight.blocks)
+    basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.blank(blocks, rows, weight.cols)
+    return basis.to(weight.values)
 
 
 def choose_execution(
@@ -92,6 +105,8 @@ def choose_execution(
     sparsity = config.budget.sparsity if sparsity is None else sparsity
     if wanted == "masked":
         return "masked", "as configured"
+    if config.budget.basis != "canonical":
+        return "masked", f"in basis {config.budget.basis} a matrix is dense, however few coefficients it has"
     if device.type != "cpu":
         return "masked", "sparse execution is for CPUs"
     if not method.works_sparse:

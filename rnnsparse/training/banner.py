@@ -23,6 +23,7 @@ def banner(
     started = report["sparsity"] if config.start.is_elsewhere else None
     execution, reason = choose_execution(config, device, started)
     uniform_bits = math.log2(vocabulary)
+    basis = "" if config.budget.basis == "canonical" else f" in basis {config.budget.basis}"
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     extended = f" ({config.written_training.steps:,} x {training.multiplier:g})" if training.multiplier != 1 else ""
     start = ", ".join(f"{key} of {path}" for key, path in vars(config.start).items() if path is not None)
@@ -31,7 +32,7 @@ def banner(
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
         f"data        {corpus.description}",
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
-        f"method      {config.method.name}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
+        f"method      {config.method.name}{basis}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}",
         *([f"start       {start}{taught}"] if start or taught else []),
         f"device      {machine}, {training.precision}",

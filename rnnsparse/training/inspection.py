@@ -42,9 +42,11 @@ def inspect(
     # What a run starts with may be more than it has now or at its end, and has to fit too.
     more = sum(max(0, config.method.initial_connections(b) - b.group.connections) for b in budgets if not b.dense)
     forward = forward_flops(model)
-    symbols = config.training.batch_size * config.training.sequence_length * config.training.accumulate
-    training = training_flops(config.method, model, budgets, config.training.steps, symbols, config.model)
-    extra = earlier_flops(config.method, model, budgets, config.training.steps)
+    symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate
+    training = training_flops(
+        config.method, model, budgets, config.training.steps, symbols * micro_batches, config.model, micro_batches
+    )
+    extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:
         extra += forward_flops(teacher).sparse
     training = replace(training, per_character=training.per_character + extra)
@@ -77,6 +79,7 @@ def inspect(
             "dense_gradients": dense_gradients * number,
             # Each has a position, the gradient of one step and the sum over steps.
             "probes": sum(config.method.probed(b) for b in budgets if not b.dense) * (8 + 2 * number),
+            "bases": sum(w.basis.left_KRR.numel() + w.basis.right_KCC.numel() for w in weights if w.basis) * number,
         },
     }
 
@@ -89,6 +92,7 @@ def table(report: dict[str, Any]) -> list[str]:
         shape = f"{block['rows']} x {block['cols']}"
         lines.append(f"{block['name']:{width}} {shape:>13} {block['connections']:>13,} {block['density']:>8.4f}")
     memory = report["memory_bytes"]
+    basis = f"{memory['bases'] / 1e6:,.1f} MB bases, " if memory["bases"] else ""
     ratio = report["flops_per_character"] / report["dense_flops_per_character"]
     lines += [
         f"connections {report['connections']:,} of {report['positions']:,} positions "
@@ -97,7 +101,7 @@ def table(report: dict[str, Any]) -> list[str]:
         f"training {report['training_flops']:.3g} in {report['steps']:,} steps, "
         f"{report['training_flops_vs_dense']:.4f} of dense",
         f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
-        f"{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
+        f"{basis}{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
         f"{(memory['dense_gradients'] + memory['probes']) / 1e6:,.1f} MB gradients of absent positions",
     ]
     return lines

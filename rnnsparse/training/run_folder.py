@@ -21,7 +21,7 @@ from rnnsparse.training.assembly import read_config
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
 # Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
-PLACES = {"start.topology", "start.weights", "start.rewind", "training.teacher"}
+PLACES = {"sparsity.basis_from", "start.topology", "start.weights", "start.rewind", "training.teacher"}
 FREE_KEYS = {
     "training.device",
     "training.threads",

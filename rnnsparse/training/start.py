@@ -11,6 +11,7 @@ import torch
 from rnnsparse.config import RunConfig
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
+from rnnsparse.nn.basis import Basis, same_basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.topology import rewire
@@ -68,14 +69,20 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
         UserError: the budgets cannot be met, sparse execution is impossible, or the other runs do not fit this one.
     """
     if not config.start.is_elsewhere:
-        return Start(*new_model(config, vocab_size, device), training_state={})
+        model, budgets = new_model(config, vocab_size, device)
+        _take_singular_vectors(config, model, tokenizer)
+        _draw_in_basis(model)
+        return Start(model, budgets, training_state={})
     require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
+    _take_singular_vectors(config, model, tokenizer)
     opened = {
         key: _open(f"start.{key}", path, model, tokenizer)
         for key, path in vars(config.start).items()
         if path is not None
     }
+    for key, other in opened.items():
+        _change_basis(key, other, config, model)
     topology, values = opened.get("topology"), opened.get("weights") or opened.get("rewind")
     state: dict[str, Any] = {}
     if values is None:
@@ -83,6 +90,7 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
         for name, weight in model.sparse_weights().items():
             weight.connect(topology.model.sparse_weights()[name].indices)
         model.reset_parameters(config.run.seed, config.budget.initial_scale)
+        _draw_in_basis(model)
     else:
         optimizer = build_optimizer(config.training, values.model.parameters())
         if "rewind" in opened:
@@ -117,6 +125,45 @@ def _open(key: str, path: str, model: CharLM, tokenizer: Tokenizer | None) -> Re
             f"trained on the same text, or use data.tokenizer=byte in both"
         )
     return other
+
+
+def _take_singular_vectors(config: RunConfig, model: CharLM, tokenizer: Tokenizer | None) -> None:
+    """Make each weight's basis of the singular vectors of another run's matrix, if it is to be that.
+
+    A run in such a basis hands on that one, so that its coefficients keep their meaning.
+    """
+    if config.budget.basis == "svd":
+        assert config.budget.basis_from is not None
+        other = _open("sparsity.basis_from", config.budget.basis_from, model, tokenizer)
+        for name, weight in model.sparse_weights().items():
+            theirs = other.model.sparse_weights()[name]
+            if theirs.basis is None or theirs.basis.derived:
+                basis = Basis.svd(theirs.to_dense(), len(weight.blocks))
+            else:
+                basis = theirs.basis
+            weight.basis = basis.to(weight.values)
+
+
+def _draw_in_basis(model: CharLM) -> None:
+    """Take numbers drawn for every position as a matrix: full networks of one seed are then the same in any basis."""
+    for weight in model.sparse_weights().values():
+        if weight.basis and weight.is_full:
+            weight.express(weight.values.detach().view(weight.rows, weight.cols), weight.basis)
+
+
+def _change_basis(key: str, other: Restored, config: RunConfig, model: CharLM) -> None:
+    """Write another run's values in this run's basis, which makes every position of its matrices a connection."""
+    for name, weight in model.sparse_weights().items():
+        theirs = other.model.sparse_weights()[name]
+        if same_basis(weight.basis, theirs.basis):
+            continue
+        if key != "weights":
+            raise UserError(
+                f"start.{key}: {other.folder}: its connections are in another basis (sparsity.basis: "
+                f"{other.config.budget.basis}) than this run's ({config.budget.basis}) and have no place here; name "
+                f"a run in the same basis, or use start.weights, which takes values from any"
+            )
+        theirs.express(theirs.to_dense(), weight.basis)
 
 
 def _shape(weight: tuple[int, int, list[str]] | None) -> str:

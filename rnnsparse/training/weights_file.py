@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rnnsparse.errors import UserError
+from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.storage import block_tensors, column_type
 from rnnsparse.nn.weight import Block, SparseWeight
@@ -61,12 +62,17 @@ class WeightsFile:
         """
         weights, biases = model.sparse_weights(), _biases(model)
         expected = {name for weight in weights.values() for block in weight.blocks for name in _names(block)}
+        in_basis = {name: weight for name, weight in weights.items() if weight.basis and not weight.basis.derived}
+        expected |= {n for weight in in_basis.values() for block in weight.blocks for n in _basis_names(block)}
         for name in sorted(self._names - expected - set(biases)):
             raise self._of_another_model(f"the model has no {name!r}")
         connections = {name: self._connections(weight) for name, weight in weights.items()}
+        bases = {name: self._basis(weight) for name, weight in in_basis.items()}
         dense = {name: self._tensor(name, tuple(bias.shape), bias.dtype) for name, bias in biases.items()}
         for name, weight in weights.items():
             weight.connect(*connections[name])
+            if name in bases:
+                weight.basis = bases[name].to(weight.values)
         with torch.no_grad():
             for name, bias in biases.items():
                 bias.copy_(dense[name])
@@ -76,6 +82,13 @@ class WeightsFile:
         blocks = [self._block_connections(weight, block) for block in weight.blocks]
         indices, values = zip(*blocks, strict=True)
         return torch.cat(indices), torch.cat(values)
+
+    def _basis(self, weight: SparseWeight) -> Basis:
+        rows, cols, value_type = weight.rows // len(weight.blocks), weight.cols, weight.values.dtype
+        left, right = zip(*map(_basis_names, weight.blocks), strict=True)
+        left_KRR = torch.stack([self._tensor(name, (rows, rows), value_type) for name in left])
+        right_KCC = torch.stack([self._tensor(name, (cols, cols), value_type) for name in right])
+        return Basis(left_KRR, right_KCC)
 
     def _block_connections(self, weight: SparseWeight, block: Block) -> tuple[Tensor, Tensor]:
         rows, cols, value_type = block.stop_row - block.start_row, weight.cols, weight.values.dtype
@@ -127,6 +140,10 @@ class WeightsFile:
 
 def _names(block: Block) -> tuple[str, str, str]:
     return f"{block.name}.values", f"{block.name}.row_pointers", f"{block.name}.columns"
+
+
+def _basis_names(block: Block) -> tuple[str, str]:
+    return f"{block.name}.left_basis", f"{block.name}.right_basis"
 
 
 def _biases(model: CharLM) -> dict[str, nn.Parameter]:

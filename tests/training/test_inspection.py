@@ -136,6 +136,7 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
         "optimizer": 186 * 4 * moments,
         "dense_gradients": 0,
         "probes": 0,
+        "bases": 0,
     }
 
 
@@ -190,3 +191,21 @@ def test_the_table_has_a_line_per_block_and_the_totals() -> None:
 def test_execution_is_chosen_by_what_each_cell_gains(cell: str, sparsity: float, execution: str) -> None:
     data = {"model": {"cell": cell}, "sparsity": {"sparsity": sparsity}}
     assert choose_execution(parse_config(data, "c.yaml"), torch.device("cpu"))[0] == execution
+
+
+def test_the_memory_and_flops_of_bases_are_counted() -> None:
+    plain = report_of()
+    assert plain["memory_bytes"]["bases"] == 0
+    assert "bases" not in "\n".join(table(plain))
+    # Of the embedding, a gate's input and recurrent weights, and the output.
+    outer, gate = 10**2 + 4**2 + 10**2 + 6**2, 6**2 + 4**2 + 6**2 + 6**2
+    for numbers, *settings in (
+        (outer + gate, "sparsity.basis=dct"),
+        (outer + 3 * gate, "sparsity.basis=svd", "sparsity.basis_from=x"),
+    ):
+        report = report_of(*settings)
+        assert (report["connections"], report["sparsity"]) == (140, 0.5)
+        assert report["flops_per_character"] == report["dense_flops_per_character"]
+        assert report["training_flops_vs_dense"] > 1
+        assert report["memory_bytes"]["bases"] == 4 * numbers
+        assert "0.0 MB bases" in table(report)[-1]

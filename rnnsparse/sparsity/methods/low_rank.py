@@ -1,0 +1,50 @@
+"""Tickets of low rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.group import Group
+from rnnsparse.sparsity.method import Method, Moment, register
+from rnnsparse.sparsity.topology import keep_largest
+
+
+@register("low_rank")
+@dataclass(kw_only=True)
+class LowRank(Method):
+    """Keep the top left corner of each block: of trained matrices in basis svd, the best approximation of its rank.
+
+    The update takes the place of the first step, so that this is what training begins with.
+    """
+
+    paper = "its basis: Alabdulmohsin et al. 2021"
+
+    @property
+    def replaces_optimizer_step(self) -> bool:
+        return True
+
+    def initial_connections(self, budget: Budget) -> int:
+        return budget.group.positions
+
+    def updates_at(self, moment: Moment) -> bool:
+        return moment.step == 1
+
+    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
+        return [
+            keep_largest(budget.group.indices(), -distance_from_corner(budget.group), budget.connections)
+            for budget in budgets
+        ]
+
+
+def distance_from_corner(group: Group) -> Tensor:
+    """Return the row or column in its block, whichever is larger, of each connection [n]: with less than r, rank r."""
+    distances = []
+    for part in group.parts:
+        weight = part.weight
+        indices = weight.indices[slice(*part.bounds)]
+        rows = indices // weight.cols % (weight.rows // len(weight.blocks))
+        distances.append(torch.maximum(rows, indices % weight.cols))
+    return torch.cat(distances)
