@@ -15,6 +15,7 @@ from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate
 from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.methods.granet import GraNet
+from rnnsparse.sparsity.methods.low_rank import LowRank
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
@@ -55,6 +56,7 @@ def absent(run: Any, name: str) -> Tensor:
     ("method", "step"),
     [
         (SNIP(), 1),
+        (LowRank(), 1),
         (Prune(interval=4, stop=0.7), 8),
         (GraNet(interval=4, stop=0.7), 8),
         (Prune(interval=1, stop=0.5), 6),

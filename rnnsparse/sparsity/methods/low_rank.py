@@ -21,6 +21,7 @@ class LowRank(Method):
     """
 
     paper = "its basis: Alabdulmohsin et al. 2021"
+    makes_up_updates = True
 
     @property
     def replaces_optimizer_step(self) -> bool:
