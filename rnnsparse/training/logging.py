@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, and the progress on the terminal.
+"""What a run tells while it trains: metrics.jsonl, connectivity.jsonl, TensorBoard, and the progress on the terminal.
 
 The logger knows no metric by meaning, only how a few of them read in the progress (`SHOWN`).
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ PICTURE_CELLS = 256  # a connectivity image has at most this many cells per side
 
 
 class RunLogger:
-    """Writes `run_folder`/metrics.jsonl and /tensorboard, and shows progress on `stream` (default: stderr).
+    """Writes metrics.jsonl, connectivity.jsonl and tensorboard/ in `run_folder`; shows progress on `stream` (stderr).
 
     On a terminal the progress is one bar with the time left and the latest of each shown metric, else one
     plain line per call of `scalars`. A run that goes on after `initial_step` forgets what was recorded beyond
@@ -61,12 +61,10 @@ class RunLogger:
         self._latest: dict[str, str] = {}
 
         run_folder.mkdir(parents=True, exist_ok=True)
-        metrics_path = run_folder / "metrics.jsonl"
-        resumed = initial_step > 0 or metrics_path.exists()
-        if initial_step > 0 and metrics_path.exists():
-            _forget_beyond(metrics_path, initial_step)
+        resumed = initial_step > 0 or (run_folder / "metrics.jsonl").exists()
         self._open = ExitStack()
-        self._metrics = self._open.enter_context(metrics_path.open("a" if initial_step > 0 else "w", encoding="utf-8"))
+        self._metrics = self._open.enter_context(_records(run_folder / "metrics.jsonl", initial_step))
+        self._connectivity = self._open.enter_context(_records(run_folder / "connectivity.jsonl", initial_step))
         self._tensorboard: SummaryWriter | None = None
         if config.tensorboard:
             purge_step = initial_step + 1 if resumed else None
@@ -131,6 +129,11 @@ class RunLogger:
             picture = connection_picture(weight.indices, weight.rows, weight.cols).unsqueeze(0)
             self._tensorboard.add_image(f"connectivity/{name}", picture, step)
 
+    def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:
+        """Record in connectivity.jsonl how many connections the parts of the network have."""
+        self._connectivity.write(json.dumps({"step": step} | dict(counts)) + "\n")
+        self._connectivity.flush()
+
     def message(self, text: str) -> None:
         """Show a line of text, above the bar if there is one."""
         if self._bar is None:
@@ -173,6 +176,9 @@ class Silence(RunLogger):
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         pass
 
+    def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:
+        pass
+
     def message(self, text: str) -> None:
         pass
 
@@ -198,6 +204,13 @@ def _cell_sizes(length: int, cells: int) -> Tensor:
 
 def _json_number(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
+
+
+def _records(path: Path, initial_step: int) -> TextIO:
+    """Open a file of lines to go on behind `initial_step`: a new one at the start of a run."""
+    if initial_step > 0 and path.exists():
+        _forget_beyond(path, initial_step)
+    return path.open("a" if initial_step > 0 else "w", encoding="utf-8")
 
 
 def _forget_beyond(metrics_path: Path, last_step: int) -> None:

@@ -27,6 +27,7 @@ from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
 from rnnsparse.training.banner import banner
+from rnnsparse.training.connectivity import connection_counts
 from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
@@ -155,6 +156,8 @@ class Trainer:
                 with stop_on_signals() as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
+                    if self.step == 0:
+                        logger.connection_counts(0, connection_counts(self.model))
                     while self.step < training.steps and not self._has_stalled():
                         self._train_step(logger)
                         if self.ranks.any(stop.requested):
@@ -193,13 +196,17 @@ class Trainer:
         due: dict[str, float | int] = {}
         if step % config.logging.interval == 0 or last:
             due |= metrics | {"characters_per_second": self._pace()}
-        if step % config.evaluation.interval == 0 or last:
+        evaluates = step % config.evaluation.interval == 0 or last
+        shows = config.logging.pictures is not None and step % config.logging.pictures == 0
+        if evaluates:
             with averaged(self.optimizer):
                 due |= self._evaluate_and_keep_best()
             after_evaluation(self.optimizer, due["validation_bits_per_character"])
         if due:
             logger.scalars(step, due)
-        if config.logging.pictures and step % config.logging.pictures == 0 and self.ranks.is_first:
+        if evaluates or shows:
+            logger.connection_counts(step, connection_counts(self.model))
+        if shows and self.ranks.is_first:
             with averaged(self.optimizer):
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:

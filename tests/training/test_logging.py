@@ -76,7 +76,17 @@ def test_a_resumed_run_forgets_what_lay_beyond_its_step_and_torn_lines(tmp_path:
         assert (tmp_path / "metrics.jsonl").read_text() == kept
         log.scalars(30, {"loss": 0.75})
     assert [line["loss"] for line in metrics(tmp_path)] == [2.0, 1.0, 0.75]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["connectivity.jsonl", "metrics.jsonl"]
+
+
+def test_connection_counts_are_lines_of_their_own_and_forgotten_alike(tmp_path: Path) -> None:
+    with logger(tmp_path) as log:
+        for step in (0, 10, 20):
+            log.connection_counts(step, {"blocks": {"output": 3}})
+    with logger(tmp_path, initial_step=10) as log:
+        log.connection_counts(15, {"blocks": {"output": 4}})
+    lines = [json.loads(line) for line in (tmp_path / "connectivity.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["blocks"]["output"]) for line in lines] == [(0, 3), (10, 3), (15, 4)]
 
 
 def test_a_last_line_whose_newline_is_missing_counts_as_torn(tmp_path: Path) -> None:
@@ -165,7 +175,7 @@ def test_without_tensorboard_no_such_folder_appears(tmp_path: Path) -> None:
         log.text(1, "sample", "text")
         log.histogram(1, "values", torch.ones(3))
         log.connectivity(1, "w", SparseWeight("w", 2, 2))
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["connectivity.jsonl", "metrics.jsonl"]
 
 
 def test_a_second_close_does_nothing(tmp_path: Path) -> None:

@@ -390,7 +390,8 @@ def test_the_recurrent_state_and_the_position_go_on_at_every_step(tmp_path: Path
 def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -> None:
     config = config_in(tmp_path, "run", "logging.tensorboard=true")
     trained(config)
-    expected = ["best", "config.yaml", "environment.json", "last", "metrics.jsonl", "summary.json", "tensorboard"]
+    files = ["config.yaml", "connectivity.jsonl", "environment.json", "metrics.jsonl", "summary.json"]
+    expected = sorted([*files, "best", "last", "tensorboard"])
     assert sorted(os.listdir(config.folder)) == expected
     weights = {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"}
     assert set(os.listdir(config.folder / "best")) == weights
@@ -744,3 +745,10 @@ def test_with_everything_dense_by_name_the_density_is_one(tmp_path: Path) -> Non
     summary = trained(config)
     assert (summary["connections"], summary["positions"], summary["sparsity"]) == (0, 0, 0)
     assert {line["density"] for line in metrics(config.folder)} == {1.0}
+
+
+def test_connections_are_recorded_at_the_start_at_evaluations_and_with_pictures(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "training.steps=7", "evaluation.interval=4", "logging.pictures=3")
+    trained(config)
+    lines = [json.loads(line) for line in (config.folder / "connectivity.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 3, 4, 6, 7]

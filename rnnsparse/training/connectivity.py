@@ -1,0 +1,44 @@
+"""How many connections each part of a network has: what RUN/connectivity.jsonl records while they move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.weight import SparseWeight
+
+
+def connection_counts(model: CharLM) -> dict[str, Any]:
+    """Return counts as plain data, in all as many numbers as the network has symbols and units.
+
+    `blocks`: connections of each block, by name. `embedding`: of each symbol's row. `units`: for each recurrent layer,
+    of each unit, `in` (through all gates, from below and from the layer itself) and `out` (to the gates of the layer
+    itself, and to what reads it).
+    """
+    weights = model.sparse_weights()
+    blocks = {b.name: w.block_connections(b) for w in weights.values() for b in w.blocks}
+    embedding = row_counts(model.embedding)
+    order = list(weights)
+    units = {}
+    for i in range(len(model.recurrent_layers)):
+        below, own = weights[f"rnn.{i}.input"], weights[f"rnn.{i}.recurrent"]
+        gates_and_units = (len(own.blocks), own.cols)
+        entering = (row_counts(below) + row_counts(own)).view(gates_and_units).sum(0)
+        following = order[order.index(own.name) + 1 :]
+        # A tied embedding is what reads the last layer.
+        reader = weights[following[0]] if following else model.embedding
+        leaving = column_counts(own) + column_counts(reader)
+        units[f"rnn.{i}"] = {"in": entering.tolist(), "out": leaving.tolist()}
+    return {"blocks": blocks, "embedding": embedding.tolist(), "units": units}
+
+
+def row_counts(weight: SparseWeight) -> Tensor:
+    """Return the connections of each row [R]: how many inputs it has."""
+    return (weight.indices // weight.cols).bincount(minlength=weight.rows)
+
+
+def column_counts(weight: SparseWeight) -> Tensor:
+    """Return the connections of each column [C]: how many rows read it."""
+    return (weight.indices % weight.cols).bincount(minlength=weight.cols)
