@@ -368,6 +368,24 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
+    from rnnsparse.reporting.runs import read_runs
+
+    runs, left_out = read_runs(arguments.runs)
+    for line in left_out:
+        print(f"rnnsparse: {line}", file=sys.stderr)
+    if not runs:
+        raise UserError(f"{arguments.runs[0]}: no run here is finished; compare them when they are")
+    settings = group(runs)
+    rows = table(settings)
+    print(as_markdown(rows) if arguments.markdown else f"{as_text(rows)}\n\n{ABOUT_TABLE}")
+    if arguments.out:
+        for path in write(arguments.out, settings, left_out):
+            print(path, file=sys.stderr if arguments.markdown else sys.stdout)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="rnnsparse", description="Sparse character-level recurrent language models.")
     parser.add_argument("--version", action="version", version=f"rnnsparse {__version__}")
@@ -444,6 +462,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add("methods", _methods, "List the methods with their settings.")
+
+    compare = add("compare", _compare, "Compare finished runs: a table, and with --out plots and a report.")
+    help_text = "run folders, folders with runs below them, or results.json files of earlier comparisons"
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help_text)
+    help_text = "folder for results.csv, results.json, plots and report.html"
+    compare.add_argument("--out", type=Path, metavar="DIR", help=help_text)
+    compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
     export = add("export", _export, "Write a model for use elsewhere.")
     add_checkpoint(export)

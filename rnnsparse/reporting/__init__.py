@@ -1,0 +1,1 @@
+"""What came out of runs, side by side: a table, plots, and a report."""

@@ -1,0 +1,228 @@
+"""`rnnsparse compare`: runs that differ only in their seed are one setting; its mean, its deviation, and the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rnnsparse.config import parse_config
+from rnnsparse.errors import UserError
+from rnnsparse.reporting.runs import Results, Run, Summary, is_results
+from rnnsparse.sparsity.allocation import BudgetConfig
+
+SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
+LENGTH_KEYS = ("training.steps", "training.multiplier")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation (None for one number) of `count` numbers."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in their seed only, and what is special about them among the others."""
+
+    runs: tuple[Run, ...]
+    special: dict[str, Any]
+
+    @cached_property
+    def label(self) -> str:
+        return self.label_without()
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].summary.method
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity that was asked for, which a small dense network meets in its size; 0 for `dense`."""
+        return 0.0 if self.method == "dense" else float(self.runs[0].config["sparsity"]["sparsity"])
+
+    @property
+    def steps(self) -> int:
+        """The steps that the run was to have; early stopping may have ended it before."""
+        return parse_config(self.runs[0].config, self.runs[0].name).training.steps
+
+    def label_without(self, *keys: str) -> str:
+        """Return the method and what else is special, leaving out `keys` (which a plot has on an axis)."""
+        names = [key.partition(".")[2] for key in self.special]
+        words = [self.method]
+        for key, value in self.special.items():
+            if key not in keys:
+                name = key.partition(".")[2]
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                words.append(f"{name if names.count(name) == 1 else key}={text}")
+        return ", ".join(words)
+
+    def statistic(self, field: str) -> Statistic | None:
+        """Return mean and deviation over the runs of what a summary calls `field`; None if a run lacks it."""
+        values = [getattr(run.summary, field) for run in self.runs]
+        return None if None in values else statistic(values)
+
+
+def statistic(values: Sequence[float]) -> Statistic:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Statistic(math.fsum(values) / len(values), deviation, len(values))
+
+
+def group(runs: Iterable[Run]) -> list[Setting]:
+    """Return the settings of `runs`, the fewest bits per character first."""
+    together: dict[str, list[Run]] = {}
+    for run in runs:
+        together.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
+    groups = [tuple(sorted(members, key=lambda run: run.summary.seed)) for members in together.values()]
+    special = _special([members[0].settings() for members in groups])
+    settings = [
+        Setting(members, {key: value for key, value in members[0].settings().items() if key in special})
+        for members in groups
+    ]
+    return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
+
+
+def _special(settings: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the keys, besides the method, in which settings differ; of a method's own, those that differ within it.
+
+    That another method has other defaults is no news beside its name.
+    """
+    special = set()
+    for key in {key for setting in settings for key in setting} - {"sparsity.method"}:
+        own = key.startswith("sparsity.") and key not in SHARED_SPARSITY_KEYS
+        values: dict[str, set[str]] = {}
+        for setting in settings:
+            if key in setting:
+                values.setdefault(setting["sparsity.method"] if own else "", set()).add(json.dumps(setting[key]))
+        if any(len(different) > 1 for different in values.values()):
+            special.add(key)
+    return special
+
+
+# ---- the table
+
+
+def _with_deviation(form: str) -> Callable[[Statistic], str]:
+    def show(number: Statistic) -> str:
+        if number.deviation is None:
+            return format(number.mean, form)
+        return f"{number.mean:{form}} ± {number.deviation:{form}}"
+
+    return show
+
+
+def _mean(form: str, unit: float = 1) -> Callable[[Statistic], str]:
+    return lambda number: format(number.mean / unit, form)
+
+
+COLUMNS: list[tuple[str, str, Callable[[Statistic], str]]] = [
+    ("bits per character", "bits_per_character", _with_deviation(".4f")),
+    ("connections", "connections", _mean(",.0f")),
+    ("ever active", "ever_active", _mean(".1%")),
+    ("training FLOPs / dense", "training_flops_vs_dense", _mean(".4f")),
+    ("FLOPs per character", "flops_per_character", _mean(",.0f")),
+    ("characters per second", "characters_per_second", _mean(",.0f")),
+    ("memory (MB)", "peak_memory_bytes", _mean(",.0f", 1e6)),
+]
+ABOUT_TABLE = (
+    "Bits per character on the whole validation text at the end of training: mean ± sample standard deviation over "
+    "seeds. Other numbers are means."
+)
+
+
+def table(settings: Sequence[Setting]) -> list[list[str]]:
+    """Return the rows of the table, the header first; a column that no setting has is left out."""
+    columns = [c for c in COLUMNS if any(setting.statistic(c[1]) for setting in settings)]
+    rows = [["setting", "seeds", *(title for title, _, _ in columns)]]
+    for setting in settings:
+        numbers = [(setting.statistic(field), show) for _, field, show in columns]
+        cells = [show(number) if number else "–" for number, show in numbers]
+        rows.append([setting.label, str(len(setting.runs)), *cells])
+    return rows
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for a terminal: the first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---", *("---:" for _ in rows[0][1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
+
+
+def as_csv(settings: Sequence[Setting]) -> str:
+    """Return one row per run: its name, its setting, its configuration's special keys, and its whole summary."""
+    special = sorted({key for setting in settings for key in setting.special})
+    summary = [field.name for field in fields(Summary)]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "setting", *special, *summary])
+    for setting in settings:
+        for run in setting.runs:
+            values = asdict(run.summary)
+            chosen = [setting.special.get(key, "") for key in special]
+            cells = [value if isinstance(value, str) else json.dumps(value) for value in chosen]
+            writer.writerow([run.name, setting.label, *cells, *(values[name] for name in summary)])
+    return out.getvalue()
+
+
+# ---- the folder
+
+
+def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) -> list[Path]:
+    """Write results.csv, results.json, the plots and report.html; return their paths.
+
+    What an earlier comparison wrote there is replaced.
+
+    Raises:
+        UserError: the folder cannot be made, or files of these names in it are not of an earlier comparison.
+    """
+    from rnnsparse.reporting.plots.overview import OVERVIEW, overview
+    from rnnsparse.reporting.report import report
+
+    plots = overview(settings)
+    runs = [run for setting in settings for run in setting.runs]
+    files = {
+        "results.csv": as_csv(settings).encode(),
+        "results.json": Results(runs=runs).to_json().encode(),
+        **{f"{plot.name}.png": plot.png for plot in plots},
+        "report.html": report(settings, plots, left_out).encode(),
+    }
+    stale = {f"{name}.png" for name in OVERVIEW} - set(files)
+    _claim(folder, [*files, *stale])
+    for name, data in files.items():
+        folder.joinpath(name).write_bytes(data)
+    for name in stale:
+        folder.joinpath(name).unlink(missing_ok=True)
+    return [folder / name for name in files]
+
+
+def _claim(folder: Path, names: Sequence[str]) -> None:
+    """Make the folder, and make sure that what will be replaced in it is from an earlier comparison."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder}: cannot be a folder: {error.strerror}; name another") from None
+    there = [folder / name for name in names if folder.joinpath(name).exists()]
+    if there and not is_results(folder / "results.json"):
+        raise UserError(
+            f"--out: {there[0]}: is not from an earlier comparison and would be overwritten; name another folder"
+        )

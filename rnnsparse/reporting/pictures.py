@@ -1,0 +1,151 @@
+"""What a network learned to look at, as small plain data: from its last checkpoint and its connectivity.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import FiniteFloat
+
+from rnnsparse.training.assembly import choose_device, restore
+from rnnsparse.training.connectivity import connection_counts, row_counts
+
+MOMENTS = 12  # records over time that are kept, besides the last
+RANKS = 48  # units of a layer are put together into at most this many groups of neighbouring rank
+BINS = 24  # of a histogram
+SYMBOLS = 256  # embedding rows that are kept: those with the most connections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+    """`counts[i]` rows (or columns) have from `start + i * width` connections to one below the start of the next."""
+
+    start: int
+    width: int
+    counts: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPicture:
+    """One gate, or one matrix that has none. `over_time` has its connections at each moment, the last the end."""
+
+    name: str
+    rows: int
+    cols: int
+    inputs: Histogram
+    outputs: Histogram
+    over_time: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitsPicture:
+    """Mean connections of a layer's units, in groups of neighbouring rank at the end, most first: [groups][moments]."""
+
+    name: str
+    inputs: list[list[FiniteFloat]]
+    outputs: list[list[FiniteFloat]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymbolPicture:
+    """One symbol's row of the embedding: `symbol` holds its bytes in hexadecimal."""
+
+    symbol: str
+    over_time: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """`steps` are the moments: those recorded, thinned, and the end; only the end if nothing was recorded."""
+
+    steps: list[int]
+    embedding_dim: int
+    blocks: list[BlockPicture]
+    units: list[UnitsPicture]
+    symbols: list[SymbolPicture]
+
+
+def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
+    """Return the pictures of a run; `records` are the lines of its connectivity.jsonl, if it has any.
+
+    Raises:
+        UserError: its last checkpoint is damaged, or the records are not of it.
+    """
+    restored = restore(folder, choose_device("cpu"))
+    model = restored.model
+    last = {"step": restored.step} | connection_counts(model)
+    earlier = [r for r in records if r["step"] < restored.step and _shape(r) == _shape(last)]
+    moments = [*_thinned(earlier), last]
+    weights = model.sparse_weights().values()
+    blocks = []
+    for weight in weights:
+        rows = row_counts(weight).numpy()
+        for block in weight.blocks:
+            start, stop = weight.bounds(block.start_row, block.stop_row)
+            columns = (weight.indices[start:stop] % weight.cols).bincount(minlength=weight.cols)
+            blocks.append(
+                BlockPicture(
+                    name=block.name,
+                    rows=block.stop_row - block.start_row,
+                    cols=weight.cols,
+                    inputs=histogram(rows[block.start_row : block.stop_row]),
+                    outputs=histogram(columns.numpy()),
+                    over_time=[moment["blocks"][block.name] for moment in moments],
+                )
+            )
+    units = [
+        UnitsPicture(
+            name=name,
+            inputs=by_rank(np.array([moment["units"][name]["in"] for moment in moments])),
+            outputs=by_rank(np.array([moment["units"][name]["out"] for moment in moments])),
+        )
+        for name in last["units"]
+    ]
+    kept = torch.tensor(last["embedding"]).argsort(descending=True, stable=True)[:SYMBOLS].sort().values.tolist()
+    return Pictures(
+        steps=[moment["step"] for moment in moments],
+        embedding_dim=model.embedding.cols,
+        blocks=blocks,
+        units=units,
+        symbols=[
+            SymbolPicture(
+                symbol=restored.tokenizer.symbols[i].hex(), over_time=[moment["embedding"][i] for moment in moments]
+            )
+            for i in kept
+        ],
+    )
+
+
+def histogram(counts: NDArray[np.int64]) -> Histogram:
+    """Return how many of `counts` lie in each of at most 24 bins of equal width."""
+    low, high = int(counts.min()), int(counts.max())
+    width = -(-(high - low + 1) // BINS)
+    return Histogram(start=low, width=width, counts=np.bincount((counts - low) // width).tolist())
+
+
+def by_rank(counts_MU: NDArray[np.int64]) -> list[list[float]]:
+    """Return counts [moments, units] as means [groups][moments] of units with neighbouring counts at the end."""
+    order = np.argsort(-counts_MU[-1], kind="stable")
+    groups = np.array_split(counts_MU[:, order], min(RANKS, len(order)), axis=1)
+    return [[round(float(mean), 2) for mean in group.mean(axis=1)] for group in groups]
+
+
+def _thinned(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first record and others at about even distances."""
+    if len(records) <= MOMENTS:
+        return list(records)
+    return [records[round(i * len(records) / MOMENTS)] for i in range(MOMENTS)]
+
+
+def _shape(record: dict[str, Any]) -> Any:
+    """Return what two records of one network have in common; None if this is no record."""
+    try:
+        units = {name: (len(unit["in"]), len(unit["out"])) for name, unit in record["units"].items()}
+        return sorted(record["blocks"]), len(record["embedding"]), units
+    except (LookupError, TypeError, AttributeError):
+        return None

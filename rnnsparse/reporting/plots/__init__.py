@@ -1,0 +1,1 @@
+"""Plots as PNG; the only place that knows matplotlib."""

@@ -1,0 +1,307 @@
+"""Finished runs as small plain data: read from run folders, or from the results.json of an earlier comparison.
+
+Whatever is told about runs is made from this data alone, so a results.json tells as much as the runs did.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+from pydantic import FiniteFloat
+
+from rnnsparse import yaml12
+from rnnsparse.config import parse_config
+from rnnsparse.errors import UserError
+from rnnsparse.reporting.pictures import Pictures, read_pictures
+
+CURVE_POINTS = 100  # a curve has at most this many
+FORMAT: Literal["rnnsparse results 1"] = "rnnsparse results 1"
+# What decides no number, or only by the seed: where things are, how fast it goes, what it tells.
+ALIKE = {
+    "run.name", "run.dir", "run.seed", "data.path", "data.cache", "training.device", "training.threads",
+}  # fmt: skip
+ALIKE_SECTIONS = {"logging", "checkpoint"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What `summary.json` says; a run of an earlier version may lack what may be None."""
+
+    bits_per_character: FiniteFloat
+    bits_per_byte: FiniteFloat
+    best_bits_per_character: FiniteFloat | None = None
+    steps: int
+    characters_seen: int
+    connections: int
+    positions: int
+    sparsity: FiniteFloat
+    ever_active: FiniteFloat | None = None
+    flops_per_character: int | None = None
+    training_flops: FiniteFloat
+    training_flops_vs_dense: FiniteFloat
+    seconds: FiniteFloat
+    characters_per_second: FiniteFloat | None = None
+    peak_memory_bytes: int | None = None
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What changed while a run trained: one number per step in `steps`, each the mean since the step before it.
+
+    `validation` has a (step, bits per character) for each evaluation.
+    """
+
+    steps: list[int]
+    bits_per_character: list[FiniteFloat]
+    moved: list[FiniteFloat]
+    ever_active: list[FiniteFloat]
+    validation: list[tuple[int, FiniteFloat]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished run. `name` is that of its folder; `config` holds its sections, without paths of its machine."""
+
+    name: str
+    config: dict[str, dict[str, Any]]
+    summary: Summary
+    curves: Curves
+    pictures: Pictures | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return, by key, what makes this run another setting than a run that differs from it."""
+        flat = {f"{section}.{key}": value for section, keys in self.config.items() for key, value in keys.items()}
+        if flat["data.source"] == "text":
+            flat["data.text"] = flat["data.path"]
+        if self.summary.method == "dense":
+            flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k == "sparsity.method"}
+        return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What results.json holds."""
+
+    format: Literal["rnnsparse results 1"] = FORMAT
+    runs: list[Run]
+
+    def to_json(self) -> str:
+        """Return one line per run, so that version control shows which runs changed."""
+        runs = ",\n".join(json.dumps(asdict(run), ensure_ascii=False) for run in self.runs)
+        return f'{{"format": {json.dumps(self.format)}, "runs": [\n{runs}\n]}}\n'
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """Return the finished runs at `paths` in order of their seeds, and one line about each run that is left out.
+
+    A path is a run, a folder with runs below it, or a results.json. Of each setting one run has pictures, that with
+    the lowest seed: one network of a setting looks like the others.
+
+    Raises:
+        UserError: nothing there, damaged, foreign, or the same run twice.
+    """
+    runs: list[Run] = []
+    left_out: list[str] = []
+    folders: dict[Path, None] = {}
+    for path in paths:
+        if path.is_file():
+            runs += read_results(path).runs
+            continue
+        for folder in _run_folders(path):
+            if folder.resolve() in folders:
+                raise UserError(f"{folder}: this run is named twice; name it once")
+            folders[folder.resolve()] = None
+    names = _short_names(list(folders))
+    folder_of: dict[str, Path] = {}
+    for folder in folders:
+        if folder.joinpath("summary.json").exists():
+            runs.append(_read_run(folder, names[folder]))
+            folder_of[names[folder]] = folder
+        else:
+            left_out.append(f"{names[folder]}: not finished, so it is left out{_progress(folder)}")
+    runs.sort(key=lambda run: run.summary.seed)
+    runs = _without_copies(runs, left_out)
+    return _with_pictures(runs, folder_of), left_out
+
+
+def is_results(path: Path) -> bool:
+    """Whether a file is a results.json of this program."""
+    try:
+        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def read_results(path: Path) -> Results:
+    """Read a results.json.
+
+    Raises:
+        UserError: it is none.
+    """
+    results = _parsed(Results, path, "results of `rnnsparse compare --out`")
+    for run in results.runs:
+        # A later version may have keys that this file has not: they get their defaults, as in a run's folder.
+        run.config.update(_portable(parse_config(run.config, f"{path}: {run.name}").to_dict()))
+    return results
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; name a run, a folder of runs, or a results.json")
+    found = list(_search(path))
+    if not found:
+        raise UserError(
+            f"{path}: neither a run nor a folder of runs: a run holds config.yaml and metrics.jsonl or summary.json"
+        )
+    return found
+
+
+def _search(path: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(path):
+        if "config.yaml" in files and ("summary.json" in files or "metrics.jsonl" in files):
+            below.clear()
+            yield Path(folder)
+        below.sort()
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the shortest ends of the paths that tell them apart."""
+    length = 1
+    while True:
+        names = {folder: "/".join(folder.parts[-length:]) for folder in folders}
+        if len(set(names.values())) == len(folders):
+            return names
+        length += 1
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    config_path = folder / "config.yaml"
+    try:
+        data = yaml12.read(config_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config_path}: cannot be read: {' '.join(str(error).split())}; leave this run out") from None
+    config = parse_config(data, str(config_path))
+    records = read_records(folder / "metrics.jsonl")
+    return Run(
+        name=name,
+        config=_portable(config.to_dict()),
+        summary=_parsed(Summary, folder / "summary.json", "the summary of a run"),
+        curves=_curves(records),
+    )
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only means something on one machine; of the path of a text, keep the file's name."""
+    sections = {section: dict(keys) for section, keys in config.items()}
+    for section, key in (("run", "dir"), ("data", "cache"), ("training", "threads")):
+        del sections[section][key]
+    path = sections["data"]["path"]
+    sections["data"]["path"] = Path(path).name if path and sections["data"]["source"] == "text" else None
+    return sections
+
+
+T = TypeVar("T")
+
+
+def _parsed(kind: type[T], path: Path, what: str) -> T:
+    adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(kind)
+    try:
+        return adapter.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(f"{path}: not {what}: {reason}; leave it out, or restore it") from None
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a .jsonl file that hold a step; what is torn or foreign is left out, no file is no lines."""
+    records = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _curves(records: Sequence[dict[str, Any]]) -> Curves:
+    training = [r for r in records if _is_number(r.get("bits_per_character"))]
+    size = max(1, math.ceil(len(training) / CURVE_POINTS))
+    bins = [training[i : i + size] for i in range(0, len(training), size)]
+
+    def means(key: str) -> list[float]:
+        if not all(_is_number(record.get(key)) for record in training):
+            return []
+        return [_rounded(math.fsum(r[key] for r in part) / len(part)) for part in bins]
+
+    key = "validation_bits_per_character"
+    return Curves(
+        steps=[part[-1]["step"] for part in bins],
+        bits_per_character=means("bits_per_character"),
+        moved=means("moved"),
+        ever_active=means("ever_active"),
+        validation=[(r["step"], _rounded(r[key])) for r in records if _is_number(r.get(key))],
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")  # as much as a picture shows
+
+
+def _progress(folder: Path) -> str:
+    steps = [record["step"] for record in read_records(folder / "metrics.jsonl")]
+    return f" (it has logged {steps[-1]:,} steps)" if steps else ""
+
+
+def _without_copies(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
+    """The same setting with the same seed is no second measurement."""
+    seen: dict[str, Run] = {}
+    for run in runs:
+        first = seen.setdefault(json.dumps([run.settings(), run.summary.seed], sort_keys=True), run)
+        if first is run:
+            continue
+        copy = f"{run.name}: has the same settings and the same seed as {first.name}, so it is no second measurement"
+        if run.summary.method != "dense":
+            raise UserError(f"{copy}; leave one of them out")
+        left_out.append(f"{copy}, left out")  # a sweep over sparsities trains the same dense network for each
+    return list(seen.values())
+
+
+def _with_pictures(runs: Sequence[Run], folder_of: Mapping[str, Path]) -> list[Run]:
+    """Give the first run of each setting its pictures, if its checkpoint is still there."""
+    pictured = {_setting_key(run) for run in runs if run.pictures}
+    result = []
+    for run in runs:
+        key, folder = _setting_key(run), folder_of.get(run.name)
+        if key not in pictured and folder and folder.joinpath("last").exists():
+            pictures = read_pictures(folder, read_records(folder / "connectivity.jsonl"))
+            run = replace(run, pictures=pictures)
+            pictured.add(key)
+        result.append(run)
+    return result
+
+
+def _setting_key(run: Run) -> str:
+    return json.dumps(run.settings(), sort_keys=True)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rnnsparse.cli import main
+from rnnsparse.errors import UserError
+from rnnsparse.reporting.compare import as_csv, as_markdown, as_text, group, statistic, table
+from rnnsparse.reporting.runs import Results, Run, read_results, read_runs
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def copy(run: Path, to: Path) -> Path:
+    return Path(shutil.copytree(run, to))
+
+
+def test_runs_that_differ_in_seed_place_threads_and_logging_only_are_one_setting(folder: Path) -> None:
+    settings = group(read_runs([folder / "runs"])[0])
+    found = {setting.label: [run.name for run in setting.runs] for setting in settings}
+    assert found == {
+        "dense, multiplier=1.0": ["dense"],
+        "rigl, sparsity=0.5, multiplier=1.0": ["rigl-a", "rigl-b"],
+        "rigl, sparsity=0.8, multiplier=1.0": ["rigl-sparser"],
+        "rigl, sparsity=0.5, multiplier=2.0": ["longer"],
+        "static, sparsity=0.5, multiplier=1.0": ["static"],
+    }
+    assert {setting.label: setting.steps for setting in settings}["rigl, sparsity=0.5, multiplier=2.0"] == 6
+
+
+def test_what_is_the_same_everywhere_is_in_no_label(folder: Path) -> None:
+    runs = read_runs([folder / "runs" / "rigl-a", folder / "runs" / "static"])[0]
+    assert sorted(setting.label for setting in group(runs)) == ["rigl", "static"]
+
+
+def test_mean_and_sample_deviation_are_those_by_hand(folder: Path) -> None:
+    (setting,) = group(read_runs([folder / "runs" / "rigl-a", folder / "runs" / "rigl-b"])[0])
+    a, b = (summary_of(folder / "runs" / name)["bits_per_character"] for name in ("rigl-a", "rigl-b"))
+    found = setting.statistic("bits_per_character")
+    assert found is not None
+    assert found.mean == pytest.approx((a + b) / 2, rel=1e-12)
+    assert found.deviation == pytest.approx(abs(a - b) / math.sqrt(2), rel=1e-9)
+    assert found.count == 2
+    assert statistic([1.0, 2.0, 3.0, 6.0]).deviation == pytest.approx(math.sqrt(14 / 3))
+    assert statistic([5.0]).deviation is None
+
+
+def test_a_number_that_one_run_lacks_has_no_mean(folder: Path) -> None:
+    (setting,) = group(read_runs([folder / "runs" / "rigl-a"])[0])
+    assert setting.statistic("characters_per_second") is None  # only ten steps and more are timed
+    header, row = table([setting])
+    assert "characters per second" not in header
+    assert row[0] == "rigl"
+    assert len(row) == len(header)
+
+
+def test_the_table_has_the_best_setting_first_in_columns_of_equal_width(folder: Path) -> None:
+    rows = table(group(read_runs([folder / "runs"])[0]))
+    bits = [float(row[2].partition(" ")[0]) for row in rows[1:]]
+    assert bits == sorted(bits)
+    assert sum("±" in row[2] for row in rows) == 1, "a deviation needs two seeds"
+    lines = as_text(rows).splitlines()
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_markdown_cells_cannot_break_the_table() -> None:
+    assert as_markdown([["a|b", "n"], ["c\\|", "1"]]) == "| a\\|b | n |\n| --- | ---: |\n| c\\\\\\| | 1 |"
+
+
+def test_the_csv_has_every_number_of_every_summary(folder: Path) -> None:
+    text = as_csv(group(read_runs([folder / "runs"])[0]))
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert rows.keys() == {"rigl-a", "rigl-b", "rigl-sparser", "static", "dense", "longer"}
+    for name, row in rows.items():
+        for key, value in summary_of(folder / "runs" / name).items():
+            assert row[key] == ("" if value is None else str(value)), f"{name}: {key}"
+    assert (rows["rigl-sparser"]["sparsity.sparsity"], rows["dense"]["sparsity.sparsity"]) == ("0.8", "")
+
+
+def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    some = [str(folder / "runs" / name) for name in ("rigl-a", "rigl-sparser")]
+    assert main(["compare", *some, "--out", str(first)]) == 0
+    told = capsys.readouterr().out
+    assert main(["compare", str(first / "results.json"), "--out", str(second)]) == 0
+    assert capsys.readouterr().out.replace(str(second), str(first)) == told
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    assert "bits_by_sparsity.png" in names
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert str(folder) not in (first / "results.json").read_text(), "paths of one machine do not belong into it"
+
+
+def test_results_and_runs_can_be_mixed(folder: Path, tmp_path: Path) -> None:
+    assert main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]) == 0
+    runs, _ = read_runs([tmp_path / "results.json", folder / "runs" / "rigl-b"])
+    (setting,) = group(runs)
+    assert [run.summary.seed for run in setting.runs] == [1, 2]
+    assert [run.pictures is not None for run in setting.runs] == [True, False], "one run of each setting has pictures"
+
+
+def test_results_of_a_version_without_a_setting_get_its_default(folder: Path, tmp_path: Path) -> None:
+    main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)])
+    data = json.loads((tmp_path / "results.json").read_text())
+    del data["runs"][0]["config"]["training"]["multiplier"]
+    (tmp_path / "older.json").write_text(json.dumps(data))
+    assert read_results(tmp_path / "older.json") == read_results(tmp_path / "results.json")
+
+
+def test_unfinished_runs_are_named_and_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy(folder / "runs" / "rigl-a", tmp_path / "done")
+    (copy(folder / "runs" / "static", tmp_path / "running") / "summary.json").unlink()
+    assert main(["compare", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "rnnsparse: running: not finished, so it is left out (it has logged 3 steps)\n"
+    assert "static" not in captured.out
+    assert main(["compare", str(tmp_path / "running")]) == 2
+
+
+def test_the_same_dense_network_of_a_sweep_over_sparsities_counts_once(folder: Path, tmp_path: Path) -> None:
+    other = copy(folder / "runs" / "dense", tmp_path / "other")
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("sparsity: 0.5", "sparsity: 0.9"))
+    runs, left_out = read_runs([folder / "runs" / "dense", other])
+    assert [run.name for run in runs] == ["dense"]
+    assert left_out[0].startswith("other: has the same settings and the same seed as dense")
+
+
+def test_runs_without_a_checkpoint_are_compared_without_pictures(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy(folder / "runs" / "rigl-a", tmp_path / "slim") / "last")
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert [run.pictures for run in read_results(tmp_path / "out" / "results.json").runs] == [None]
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> Path:
+    """Folders and files that cannot be compared."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    run = folder / "runs" / "rigl-a"
+    (copy(run, tmp_path / "no_number") / "summary.json").write_text(
+        json.dumps(summary_of(run) | {"bits_per_character": math.nan})
+    )
+    (copy(run, tmp_path / "torn") / "summary.json").write_text('{"bits_per')
+    (copy(run, tmp_path / "foreign") / "config.yaml").write_text("hello: 1\n")
+    (copy(run, tmp_path / "damaged") / "last" / "model.safetensors").write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "there is no such folder"),
+        ("empty", "neither a run nor a folder of runs"),
+        ("text.txt", "not results of"),
+        ("list.json", "not results of"),
+        ("no_number", "bits_per_character"),
+        ("torn", "summary.json: not the summary of a run"),
+        ("foreign", "unknown section"),
+        ("damaged", "model.safetensors"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    broken: Path, name: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", str(broken / name)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"rnnsparse: {broken / name}")
+    assert reason in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_run_named_twice_or_copied_is_refused(folder: Path, tmp_path: Path) -> None:
+    run = folder / "runs" / "rigl-a"
+    with pytest.raises(UserError, match="named twice"):
+        read_runs([folder / "runs", run])
+    with pytest.raises(UserError, match="no second measurement; leave one of them out"):
+        read_runs([run, copy(run, tmp_path / "again")])
+
+
+def test_foreign_files_are_not_overwritten_and_old_results_are(folder: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "report.html"
+    foreign.write_text("mine")
+    arguments = ["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert foreign.read_text() == "mine"
+    foreign.unlink()
+    assert main(["compare", str(folder / "runs" / "rigl-sparser"), *arguments[1:]]) == 0
+    assert (tmp_path / "bits_by_sparsity.png").exists()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(arguments) == 0
+    assert not (tmp_path / "bits_by_sparsity.png").exists(), "a plot of the earlier comparison would lie"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_is_no_folder_to_write_to(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["compare", str(folder / "runs" / "dense"), "--out", str(tmp_path / "file")]) == 2
+    assert "--out: " in capsys.readouterr().err
+
+
+def test_curves_are_means_of_the_steps_between_their_points(folder: Path, tmp_path: Path) -> None:
+    run = copy(folder / "runs" / "rigl-a", tmp_path / "long")
+    lines = [{"step": step, "bits_per_character": float(step), "moved": 0.5} for step in range(1, 202)]
+    (run / "metrics.jsonl").write_text("torn\n" + "\n".join(map(json.dumps, lines)) + '\n{"step": 300, "bits')
+    curves = read_runs([run])[0][0].curves
+    assert curves.steps == [*range(3, 202, 3)]
+    assert curves.bits_per_character == [step - 1.0 for step in curves.steps]
+    assert curves.moved == [0.5] * 67
+    assert (curves.ever_active, curves.validation) == ([], [])
+
+
+def test_pictures_tell_where_connections_were_and_are(folder: Path) -> None:
+    run = folder / "runs" / "rigl-a"
+    pictures = read_runs([run])[0][0].pictures
+    assert pictures is not None
+    records = [json.loads(line) for line in (run / "connectivity.jsonl").read_text().splitlines()]
+    assert pictures.steps == [record["step"] for record in records] == [0, 1, 2, 3]
+    for block in pictures.blocks:
+        assert block.over_time == [record["blocks"][block.name] for record in records]
+        assert sum(block.inputs.counts) == block.rows
+        assert sum(block.outputs.counts) == block.cols
+    symbols = {symbol.symbol: symbol.over_time for symbol in pictures.symbols}
+    letter = 1 + sorted(set((folder / "text.txt").read_text(encoding="utf-8"))).index("a")  # behind the unknown symbol
+    assert symbols["61"] == [record["embedding"][letter] for record in records]
+    (units,) = pictures.units
+    last = [row[-1] for row in units.inputs]
+    assert last == sorted(records[-1]["units"]["rnn.0"]["in"], reverse=True)
+
+
+def test_a_run_survives_the_way_through_json(folder: Path, tmp_path: Path) -> None:
+    runs, _ = read_runs([folder / "runs" / "longer"])
+    hostile = [replace(run, name='<script>"|,\n$x$') for run in runs]
+    (tmp_path / "results.json").write_text(Results(runs=hostile).to_json(), encoding="utf-8")
+    found: list[Run] = read_results(tmp_path / "results.json").runs
+    assert [asdict(run) for run in found] == [asdict(run) for run in hostile]

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rnnsparse.reporting.compare import Setting, group
+from rnnsparse.reporting.plots.network import of_setting, readable
+from rnnsparse.reporting.plots.overview import mean_curve, overview
+from rnnsparse.reporting.report import report
+from rnnsparse.reporting.runs import read_runs
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+HOSTILE = "<script>alert(1)</script>\"'&$\\frac$|é"
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed, in order, and keeps what a test wants to see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == [], "tags that stay open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def settings(folder: Path) -> list[Setting]:
+    return group(read_runs([folder / "runs"])[0])
+
+
+@pytest.fixture(scope="module")
+def page(settings: list[Setting]) -> str:
+    """A report of two settings and three runs, all with names to be careful with."""
+    hostile = [
+        replace(s, runs=tuple(replace(run, name=HOSTILE) for run in s.runs), special=s.special | {"data.text": HOSTILE})
+        for s in settings
+        if s.method == "rigl" and s.steps == 3
+    ]
+    return report(hostile, overview(hostile), [f"{HOSTILE}: not finished"])
+
+
+def test_the_page_is_well_formed_with_a_section_per_setting(page: str) -> None:
+    found = Page(page)
+    sections = [attributes["id"] for tag, attributes in found.tags if tag == "h2"]
+    assert sections == ["setting-1", "setting-2"]
+    links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
+    assert links == [f"#{section}" for section in sections]
+    assert sum(tag == "table" for tag, _ in found.tags) == 3
+
+
+def test_names_are_shown_and_never_obeyed(page: str) -> None:
+    found = Page(page)
+    assert "script" not in [tag for tag, _ in found.tags]
+    assert found.words.count(HOSTILE) == 3, "each run by its name"
+    assert f"{HOSTILE}: not finished" in found.words
+
+
+def test_the_page_needs_nothing_but_itself(page: str) -> None:
+    for tag, attributes in Page(page).tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"{tag} {name}"
+            if name in ("src", "href"):
+                assert (value or "").startswith(("data:image/png;base64,", "#"))
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_every_picture_can_be_seen_and_has_a_text_for_those_who_cannot(page: str) -> None:
+    pictures = [attributes for tag, attributes in Page(page).tags if tag == "img"]
+    assert len(pictures) == 3 + 2 * 6
+    for attributes in pictures:
+        assert attributes["alt"]
+        data = base64.b64decode(str(attributes["src"]).partition(",")[2])
+        image = Image.open(io.BytesIO(data)).convert("L")
+        assert image.width == 780
+        assert image.getextrema()[0] < 100, "something is drawn"
+
+
+def test_tables_scroll_in_a_box_of_their_own(page: str) -> None:
+    assert page.count('<div class="scroll"') == page.count("<table>")
+    assert re.search(r"\.scroll \{ overflow-x: auto; \}", page)
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert "@media print" in page
+
+
+def test_axes_are_drawn_for_what_varies_only(settings: list[Setting]) -> None:
+    assert [plot.name for plot in overview(settings)] == [
+        "bits_by_sparsity",
+        "bits_by_training_flops",
+        "bits_by_training_length",
+        "learning_curves",
+    ]
+    alone = [setting for setting in settings if len(setting.runs) == 2]
+    assert [plot.name for plot in overview(alone)] == ["bits_by_training_flops", "learning_curves"]
+
+
+def test_the_dense_network_alone_can_be_shown(settings: list[Setting]) -> None:
+    dense = [setting for setting in settings if setting.method == "dense"]
+    assert [plot.name for plot in overview(dense)] == ["bits_by_training_flops", "learning_curves"]
+    assert len(of_setting(dense[0])) == 6
+
+
+def test_a_setting_without_any_record_has_no_pictures(settings: list[Setting]) -> None:
+    run = settings[0].runs[0]
+    empty = replace(run.curves, steps=[], bits_per_character=[], moved=[], ever_active=[], validation=[])
+    setting = replace(settings[0], runs=(replace(run, curves=empty, pictures=None),))
+    assert of_setting(setting) == []
+    assert "its checkpoint was not there" in report([setting], overview([setting]), [])
+
+
+def test_a_mean_curve_has_the_steps_that_all_seeds_have(settings: list[Setting]) -> None:
+    (pair,) = [setting for setting in settings if len(setting.runs) == 2]
+    a, b = (
+        replace(run, curves=replace(run.curves, validation=points))
+        for run, points in zip(pair.runs, ([(1, 4.0), (2, 3.0)], [(2, 2.0), (3, 9.0)]), strict=True)
+    )
+    assert mean_curve(replace(pair, runs=(a, b)), validated=True) == ([2], [2.5])
+
+
+@pytest.mark.parametrize(
+    ("symbol", "shown"),
+    [
+        ("61", "a"),
+        ("20", "␣"),
+        ("0a", "\\n"),
+        ("00", "00"),
+        ("7f", "7F"),
+        ("c3", "C3"),
+        ("c3bc", "ü"),
+        ("c2a0", "U+00A0"),
+        ("e4b8ad", "U+4E2D"),
+        ("3c756e6b3e", "<unk>"),
+    ],
+)
+def test_symbols_can_be_read(symbol: str, shown: str) -> None:
+    assert readable(symbol) == shown
