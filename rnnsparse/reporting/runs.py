@@ -51,6 +51,9 @@ class Summary:
     peak_memory_bytes: int | None = None
     method: str
     seed: int
+    ranks: int = 1
+    communicated_bytes_per_step: FiniteFloat = 0.0
+    communicated_vs_dense: FiniteFloat = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
