@@ -177,7 +177,7 @@ class Ranks:
         sent, dense = self.bytes_per_step(model)
         return (
             f"{self.world_size}; each gives {sent / 1e6:,.2f} MB of gradients to be averaged at every step, "
-            f"{sent / dense:.4f} of dense data parallelism, and what growth looks at"
+            f"{sent / dense:.4f} of dense data parallelism, growth not counted"
         )
 
     def bytes_per_step(self, model: CharLM) -> tuple[int, int]:
