@@ -18,3 +18,8 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the allowed word closest to `word`, or "" if none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(error: Exception | str) -> str:
+    """Return what an error says without line breaks."""
+    return " ".join(str(error).split())

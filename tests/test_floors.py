@@ -112,7 +112,7 @@ def test_imports_only_go_up_the_house(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_only_the_command_line_prints(path: Path) -> None:
-    if module_name(path) != "rnnsparse.cli":
+    if not within(module_name(path), "rnnsparse.cli"):
         assert prints(path.read_text(encoding="utf-8")) == []
 
 

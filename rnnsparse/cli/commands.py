@@ -1,24 +1,22 @@
-"""The command line: the only place that reads argv, prints, and turns errors into exit codes.
+"""What each command does. Each takes the parsed arguments and returns an exit code.
 
-Exit codes: 0 done; 2 user error, 1 a run that failed (one line on stderr each); 130 interrupted after saving.
+Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from rnnsparse import __version__
-from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -28,83 +26,8 @@ if TYPE_CHECKING:
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
 
-# Importing torch takes seconds, so each command imports what it needs: `--help` and typing errors answer at once.
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
-    arguments = _parse(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
-    try:
-        code = command(arguments)
-        print(end="", flush=True)  # a full disk shows itself here, not after the exit
-        return code
-    except (UserError, RunFailed) as error:
-        print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("rnnsparse: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has left (`| head`): nothing more to say.
-        _drop_output()
-        return 1
-    except OSError as error:
-        _drop_output()
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"rnnsparse: {_one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        print(
-            "rnnsparse: out of memory; lower training.batch_size, training.sequence_length, evaluation.lanes or "
-            f"model.hidden_size ({_one_line(error)[:120]})",
-            file=sys.stderr,
-        )
-        return 1
-
-
-def _drop_output() -> None:
-    """If what is printed cannot be written, leave nothing of it to be flushed at the exit."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has a class of its own for CUDA only.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    )
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {_one_line(message)}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, allowing overrides on both sides of options, which argparse by itself does not."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]
-    if strange:
-        parser.error(f"{strange[0]!r} is not known here")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
-    return arguments
-
-
-def _train(arguments: argparse.Namespace) -> int:
+def train(arguments: argparse.Namespace) -> int:
     from rnnsparse.training.distributed import join_ranks
 
     with join_ranks() as ranks:
@@ -171,7 +94,7 @@ def _writer_errors_told_once() -> Iterator[None]:
         threading.excepthook = previous
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
+def evaluate(arguments: argparse.Namespace) -> int:
     from rnnsparse.data.corpus import load_corpus, load_text_split
     from rnnsparse.evaluation import evaluate
     from rnnsparse.training.assembly import choose_device, restore
@@ -205,7 +128,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(arguments: argparse.Namespace) -> int:
+def sample(arguments: argparse.Namespace) -> int:
     from rnnsparse.sampling import Sampler, SamplingConfig
     from rnnsparse.training.assembly import choose_device, restore
 
@@ -243,7 +166,7 @@ def _prompt(text: str) -> str:
         raise UserError(f"--prompt: {text[1:]}: is not UTF-8 at byte {error.start}; convert it") from None
 
 
-def _inspect(arguments: argparse.Namespace) -> int:
+def inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
     from rnnsparse.training.inspection import inspect, table
@@ -277,7 +200,7 @@ def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
         return None
 
 
-def _validate(arguments: argparse.Namespace) -> int:
+def validate(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.recipes.sweep import is_sweep, load_sweep
     from rnnsparse.training.assembly import choose_device, empty_model, require_execution
@@ -294,14 +217,14 @@ def _validate(arguments: argparse.Namespace) -> int:
             empty_model(config, 256, choose_device("cpu"))
             require_execution(config, choose_device("cpu"))
         except UserError as error:
-            print(f"rnnsparse: {_one_line(error)}", file=sys.stderr)
+            print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
             failed += 1
         else:
             print(f"{path}: valid")
     return 2 if failed else 0
 
 
-def _sweep(arguments: argparse.Namespace) -> int:
+def sweep(arguments: argparse.Namespace) -> int:
     from rnnsparse.recipes.sweep import load_sweep, shard
     from rnnsparse.recipes.sweep_run import run_sweep
     from rnnsparse.recipes.sweep_status import plan
@@ -317,14 +240,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
     told += [f"{len(outcome.elsewhere)} run elsewhere"] if outcome.elsewhere else []
     print("; ".join(told))
     for name, reason in outcome.failed.items():
-        print(f"rnnsparse: {name}: {_one_line(reason)}", file=sys.stderr)
+        print(f"rnnsparse: {name}: {one_line(reason)}", file=sys.stderr)
     if outcome.interrupted:
         print("rnnsparse: interrupted; the same command goes on", file=sys.stderr)
         return 130
     return 1 if outcome.failed else 0
 
 
-def _methods(arguments: argparse.Namespace) -> int:
+def methods(arguments: argparse.Namespace) -> int:
     import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
     from rnnsparse.config import describe_fields
     from rnnsparse.sparsity.method import METHODS
@@ -355,7 +278,7 @@ def _dense_memory(method: type[Method]) -> str:
     return "; ".join(needs) or "none"
 
 
-def _export(arguments: argparse.Namespace) -> int:
+def export(arguments: argparse.Namespace) -> int:
     from rnnsparse.export import export_safetensors, export_torch
     from rnnsparse.training.assembly import choose_device, restore
 
@@ -368,7 +291,7 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def compare(arguments: argparse.Namespace) -> int:
     from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
     from rnnsparse.reporting.runs import read_runs
 
@@ -386,139 +309,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="rnnsparse", description="Sparse character-level recurrent language models.")
-    parser.add_argument("--version", action="version", version=f"rnnsparse {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=help_text)
-        sub.set_defaults(command=command)
-        return sub
-
-    def add_checkpoint(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "checkpoint",
-            type=Path,
-            metavar="RUN|CHECKPOINT",
-            help="a run folder (its last checkpoint) or a checkpoint folder",
-        )
-
-    def add_overrides(sub: argparse.ArgumentParser) -> None:
-        help_text = "settings that replace those of the file"
-        sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=help_text)
-
-    def add_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-
-    train = add("train", _train, "Train a model as a YAML file says.")
-    train.add_argument("config", type=Path, metavar="CONFIG")
-    add_overrides(train)
-    train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
-
-    evaluate = add("evaluate", _evaluate, "Measure bits per character.")
-    add_checkpoint(evaluate)
-    evaluate.add_argument("--split", choices=["validation", "test"], default="test")
-    evaluate.add_argument("--data", type=Path, metavar="PATH", help="a text file or folder to measure on instead")
-    evaluate.add_argument("--json", action="store_true")
-    add_device(evaluate)
-
-    sample = add("sample", _sample, "Write text.")
-    add_checkpoint(sample)
-    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
-    sample.add_argument("--length", type=_positive_int, default=500, metavar="N", help="symbols to write")
-    sample.add_argument(
-        "--temperature",
-        type=_non_negative,
-        default=1.0,
-        metavar="X",
-        help="0 takes the likeliest symbol each time",
-    )
-    sample.add_argument("--top-k", type=_positive_int, metavar="K", help="choose among the K likeliest symbols")
-    sample.add_argument(
-        "--top-p", type=_share, metavar="P", help="choose among the likeliest symbols that hold probability P"
-    )
-    sample.add_argument("--seed", type=_seed, default=0, metavar="S")
-    sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M")
-    add_device(sample)
-
-    inspect = add("inspect", _inspect, "Show blocks, connections, FLOPs and memory without training.")
-    inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT")
-    add_overrides(inspect)
-    inspect.add_argument("--json", action="store_true")
-
-    validate = add("validate", _validate, "Check YAML files.")
-    validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
-
-    sweep = add("sweep", _sweep, "Train every combination of settings in a grid; again to go on.")
-    sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
-    sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")
-    sweep.add_argument(
-        "--shard",
-        type=_part,
-        default=(1, 1),
-        metavar="I/N",
-        help="only part I of N, from 1/N to N/N: together they are the whole sweep",
-    )
-
-    add("methods", _methods, "List the methods with their settings.")
-
-    compare = add("compare", _compare, "Compare finished runs: a table, and with --out plots and a report.")
-    help_text = "run folders, folders with runs below them, or results.json files of earlier comparisons"
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help_text)
-    help_text = "folder for results.csv, results.json, plots and report.html"
-    compare.add_argument("--out", type=Path, metavar="DIR", help=help_text)
-    compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-
-    export = add("export", _export, "Write a model for use elsewhere.")
-    add_checkpoint(export)
-    export.add_argument("out", type=Path, metavar="OUT")
-    export.add_argument(
-        "--format",
-        choices=["torch", "safetensors"],
-        required=True,
-        help="torch: a plain nn.LSTM or nn.GRU model",
-    )
-    return parser
-
-
-def _number(kind: Callable[[str], float], valid: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        with contextlib.suppress(ValueError, OverflowError):
-            if valid(value := kind(text)):
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-
-    return parse
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    # isdecimal alone would let through the digits of every script.
-    if (
-        index.isascii()
-        and count.isascii()
-        and index.isdecimal()
-        and count.isdecimal()
-        and 1 <= int(index) <= int(count)
-    ):
-        return int(index), int(count)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, from 1/N to N/N")
-
-
-_positive_int = _number(int, lambda n: n > 0, "a whole number above 0")
-_seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
-_non_negative = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on")
-_share = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1")
-
-
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"rnnsparse: warning: {warning}", file=sys.stderr)
-
-
-def _one_line(error: Exception | str) -> str:
-    return " ".join(str(error).split())
 
 
 def _program() -> list[str]:

@@ -1,0 +1,68 @@
+"""The command line: the only place that reads argv, prints, and turns errors into exit codes.
+
+Exit codes: 0 done; 2 user error, 1 a run that failed (one line on stderr each); 130 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from rnnsparse.cli.arguments import parse
+from rnnsparse.errors import RunFailed, UserError, one_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = parse(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
+    try:
+        code = command(arguments)
+        print(end="", flush=True)  # a full disk shows itself here, not after the exit
+        return code
+    except (UserError, RunFailed) as error:
+        print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("rnnsparse: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing more to say.
+        _drop_output()
+        return 1
+    except OSError as error:
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"rnnsparse: {one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(
+            "rnnsparse: out of memory; lower training.batch_size, training.sequence_length, evaluation.lanes or "
+            f"model.hidden_size ({one_line(error)[:120]})",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _drop_output() -> None:
+    """If what is printed cannot be written, leave nothing of it to be flushed at the exit."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # PyTorch has a class of its own for CUDA only.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

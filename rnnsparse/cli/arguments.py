@@ -1,0 +1,160 @@
+"""What can be typed: the commands with their arguments, and what these may be."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rnnsparse import __version__
+from rnnsparse.cli import commands
+from rnnsparse.errors import one_line
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, allowing overrides on both sides of options, which argparse by itself does not."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(arguments, "overrides")]
+    if strange:
+        parser.error(f"{strange[0]!r} is not known here")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="rnnsparse", description="Sparse character-level recurrent language models.")
+    parser.add_argument("--version", action="version", version=f"rnnsparse {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=help_text, description=help_text)
+        sub.set_defaults(command=command)
+        return sub
+
+    def add_checkpoint(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "checkpoint",
+            type=Path,
+            metavar="RUN|CHECKPOINT",
+            help="a run folder (its last checkpoint) or a checkpoint folder",
+        )
+
+    def add_overrides(sub: argparse.ArgumentParser) -> None:
+        help_text = "settings that replace those of the file"
+        sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=help_text)
+
+    def add_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+    train = add("train", commands.train, "Train a model as a YAML file says.")
+    train.add_argument("config", type=Path, metavar="CONFIG")
+    add_overrides(train)
+    train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
+
+    evaluate = add("evaluate", commands.evaluate, "Measure bits per character.")
+    add_checkpoint(evaluate)
+    evaluate.add_argument("--split", choices=["validation", "test"], default="test")
+    evaluate.add_argument("--data", type=Path, metavar="PATH", help="a text file or folder to measure on instead")
+    evaluate.add_argument("--json", action="store_true")
+    add_device(evaluate)
+
+    sample = add("sample", commands.sample, "Write text.")
+    add_checkpoint(sample)
+    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
+    sample.add_argument("--length", type=_positive_int, default=500, metavar="N", help="symbols to write")
+    sample.add_argument(
+        "--temperature",
+        type=_non_negative,
+        default=1.0,
+        metavar="X",
+        help="0 takes the likeliest symbol each time",
+    )
+    sample.add_argument("--top-k", type=_positive_int, metavar="K", help="choose among the K likeliest symbols")
+    sample.add_argument(
+        "--top-p", type=_share, metavar="P", help="choose among the likeliest symbols that hold probability P"
+    )
+    sample.add_argument("--seed", type=_seed, default=0, metavar="S")
+    sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M")
+    add_device(sample)
+
+    inspect = add("inspect", commands.inspect, "Show blocks, connections, FLOPs and memory without training.")
+    inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT")
+    add_overrides(inspect)
+    inspect.add_argument("--json", action="store_true")
+
+    validate = add("validate", commands.validate, "Check YAML files.")
+    validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+
+    sweep = add("sweep", commands.sweep, "Train every combination of settings in a grid; again to go on.")
+    sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")
+    sweep.add_argument(
+        "--shard",
+        type=_part,
+        default=(1, 1),
+        metavar="I/N",
+        help="only part I of N, from 1/N to N/N: together they are the whole sweep",
+    )
+
+    add("methods", commands.methods, "List the methods with their settings.")
+
+    compare = add("compare", commands.compare, "Compare finished runs: a table, and with --out plots and a report.")
+    help_text = "run folders, folders with runs below them, or results.json files of earlier comparisons"
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help_text)
+    help_text = "folder for results.csv, results.json, plots and report.html"
+    compare.add_argument("--out", type=Path, metavar="DIR", help=help_text)
+    compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
+    export = add("export", commands.export, "Write a model for use elsewhere.")
+    add_checkpoint(export)
+    export.add_argument("out", type=Path, metavar="OUT")
+    export.add_argument(
+        "--format",
+        choices=["torch", "safetensors"],
+        required=True,
+        help="torch: a plain nn.LSTM or nn.GRU model",
+    )
+    return parser
+
+
+def _number(kind: Callable[[str], float], valid: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError, OverflowError):
+            if valid(value := kind(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    # isdecimal alone would let through the digits of every script.
+    if (
+        index.isascii()
+        and count.isascii()
+        and index.isdecimal()
+        and count.isdecimal()
+        and 1 <= int(index) <= int(count)
+    ):
+        return int(index), int(count)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, from 1/N to N/N")
+
+
+_positive_int = _number(int, lambda n: n > 0, "a whole number above 0")
+_seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
+_non_negative = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on")
+_share = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1")
