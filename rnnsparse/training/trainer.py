@@ -1,55 +1,38 @@
-"""The training loop: truncated backpropagation through time over lanes of text, with evaluation and checkpoints.
-
-Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L, S, B, H] as in the language model.
-"""
+"""The training loop: truncated backpropagation through time over lanes of text, with evaluation and checkpoints."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from rnnsparse.config import RunConfig
-from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
-from rnnsparse.sampling import Sampler, SamplingConfig
-from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
 from rnnsparse.training.banner import banner
 from rnnsparse.training.connectivity import connection_counts
 from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
+from rnnsparse.training.learner import Diverged, Learner
 from rnnsparse.training.logging import RunLogger, Silence
-from rnnsparse.training.loss import Teacher, training_loss
 from rnnsparse.training.manifest import damaged
-from rnnsparse.training.optim import (
-    after_evaluation,
-    averaged,
-    build_optimizer,
-    clip_gradients,
-    learning_rate,
-    set_learning_rate,
-)
+from rnnsparse.training.optim import after_evaluation, averaged
 from rnnsparse.training.peak_memory import peak_memory
+from rnnsparse.training.pictures import log_pictures, sample_text
 
 DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
-WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
 
 
 class Trainer:
-    """One run: everything that changes while it trains, and the loop that changes it.
+    """One run: a learner, the folder it is recorded in, and the loop around its steps.
 
     Args:
         config: what to run.
@@ -97,43 +80,19 @@ class Trainer:
         else:
             first = start.first_model(config, self.tokenizer.vocab_size, self.device, self.tokenizer)
             self.model, self.budgets = first.model, first.budgets
-        lanes = config.training.batch_size // self.ranks.world_size
-        self.teacher: Teacher | None = None
-        if config.training.teacher is not None:
-            path = Path(config.training.teacher)
-            self.teacher = Teacher(path, self.tokenizer, self.device, lanes)
-        self.optimizer = build_optimizer(config.training, self.model.parameters())
-        self.sparsifier = Sparsifier(
-            config.method,
-            self.budgets,
-            self.optimizer,
-            seed=config.run.seed,
-            total_steps=config.training.steps,
-            reduce=self.ranks.average if self.ranks.several else None,
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
-        self.lanes = Lanes(
-            self.corpus.train.tokens,
-            config.training.batch_size,
-            config.training.sequence_length,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
-        self.state = self.model.initial_state(lanes)
-        self.step = 0
-        self.characters_seen = 0
-        self.seconds = 0.0
-        self.timed_seconds, self.timed_characters = 0.0, 0
+        self.learner = Learner(config, self.model, self.budgets, self.corpus, self.device, self.ranks)
         self.best: float | None = None
         self.evaluations_without_gain = 0
         if saved:
             self._resume_from(saved)
         elif first and first.training_state:
             self._load_state(self._training_state() | first.training_state)
-        self._told = self.seconds, self.characters_seen
-        # Counting characters needs only a look at each symbol, so it costs next to nothing.
-        self._starts_character = torch.from_numpy(np.array(self.tokenizer.starts_character))
-        self._symbols_per_character = len(self.corpus.train.tokens) / self.corpus.train.characters
+        self._told = self.learner.seconds, self.learner.characters_seen
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.learner.step
 
     # ---- the loop
 
@@ -189,8 +148,10 @@ class Trainer:
     def _train_step(self, logger: RunLogger) -> None:
         """One step and what is due after it."""
         config = self.config
-        metrics = self._optimize()
-        self.step += 1
+        try:
+            metrics = self.learner.take_step()
+        except Diverged as error:
+            raise self._failure(f"{error}; {DIVERGED}") from None
         step, last = self.step, self.step == config.training.steps
         logger.advance(step)
         due: dict[str, float | int] = {}
@@ -199,90 +160,24 @@ class Trainer:
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
         if evaluates:
-            with averaged(self.optimizer):
+            with averaged(self.learner.optimizer):
                 due |= self._evaluate_and_keep_best()
-            after_evaluation(self.optimizer, due["validation_bits_per_character"])
+            after_evaluation(self.learner.optimizer, due["validation_bits_per_character"])
         if due:
             logger.scalars(step, due)
         if evaluates or shows:
             logger.connection_counts(step, connection_counts(self.model))
         if shows and self.ranks.is_first:
-            with averaged(self.optimizer):
+            with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
             self.save()
         self._keep()
 
-    def _optimize(self) -> dict[str, float | int]:
-        """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics."""
-        started = time.perf_counter()
-        training, step = self.config.training, self.step + 1
-        self.model.train()
-        self.ranks.seed_dropout(self.config.run.seed, step)
-        self.sparsifier.before_backward(step)
-        loss, nats, characters = 0.0, 0.0, 0.0
-        for _ in range(training.accumulate):
-            inputs_TB, targets_TB = next(self.lanes)
-            characters += int(self._starts_character[targets_TB].sum())
-            batch_loss, batch_nats = self._backward(inputs_TB.to(self.device), targets_TB.to(self.device))
-            loss, nats = loss + batch_loss, nats + batch_nats
-        batches = training.accumulate * self.ranks.world_size
-        loss, nats, characters = self.ranks.total(loss, nats, characters)
-        loss, nats = loss / batches, nats / batches
-        if not math.isfinite(loss):
-            raise self._failure(f"step {step}: the loss is {loss}; {DIVERGED}")
-        scale, updates = self.scaler.get_scale(), self.sparsifier.updates
-        self.ranks.average_gradients(self.model.parameters())
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), training.grad_clip)
-        overflow = self.scaler.is_enabled() and not bool(norm.isfinite())
-        rate = learning_rate(training, step - 1)
-        set_learning_rate(self.optimizer, rate)
-        # A step whose half-precision gradients overflowed changes nothing: neither values nor topology.
-        if not overflow:
-            if self.sparsifier.after_backward(step, scale):
-                self.scaler.step(self.optimizer)
-            self.sparsifier.after_step(step)
-            if self.sparsifier.updates > updates:
-                self.ranks.require_same_topology(self.model)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        elapsed = time.perf_counter() - started
-        self.seconds += elapsed
-        self.characters_seen += int(characters)
-        if step > WARM_UP_STEPS:
-            self.timed_seconds += elapsed
-            self.timed_characters += int(characters)
-        return {
-            "loss": loss,
-            "bits_per_character": nats / math.log(2) * self._symbols_per_character,
-            "learning_rate": rate,
-            "gradient_norm": float(norm),
-            "density": self._density(),
-            "moved": self.sparsifier.last_moved_share,
-            "ever_active": self.sparsifier.ever_active.share,
-            "characters_seen": self.characters_seen,
-        }
-
     def _pace(self) -> float:
         """Return characters per second of training steps since the last call."""
-        (seconds, characters), self._told = self._told, (self.seconds, self.characters_seen)
-        return (self.characters_seen - characters) / (self.seconds - seconds)
-
-    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[float, float]:
-        """Add one batch's gradients; return its mean loss and cross-entropy in nats per symbol. Its graph ends here."""
-        training = self.config.training
-        logits_TBV, state = self.model(inputs_TB, self.state)
-        self.state = state.detach()
-        loss, nats = training_loss(
-            logits_TBV,
-            targets_TB,
-            self.teacher(inputs_TB) if self.teacher else None,
-            weight=training.teacher_weight,
-            temperature=training.teacher_temperature,
-        )
-        self.scaler.scale(loss / training.accumulate).backward()
-        return loss.item(), nats.item()
+        (seconds, characters), self._told = self._told, (self.learner.seconds, self.learner.characters_seen)
+        return (self.learner.characters_seen - characters) / (self.learner.seconds - seconds)
 
     def _evaluate_and_keep_best(self) -> dict[str, float | int]:
         evaluation = self._evaluate(self._validation())
@@ -317,10 +212,6 @@ class Trainer:
         self.save()
         raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
 
-    def _density(self) -> float:
-        groups = [budget.group for budget in self.budgets if not budget.dense]
-        return sum(g.connections for g in groups) / sum(g.positions for g in groups) if groups else 1.0
-
     # ---- before and after
 
     def banner(self) -> list[str]:
@@ -337,25 +228,27 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Evaluate the whole validation text at the end of training, and write the summary."""
-        with averaged(self.optimizer):
+        with averaged(self.learner.optimizer):
             evaluation = self._evaluate(self.corpus.validation)
-        report = self._inspect()
+        learner, report = self.learner, self._inspect()
         share = self.step / self.config.training.steps
         summary = {
             "bits_per_character": evaluation.bits_per_character,
             "bits_per_byte": evaluation.bits_per_byte,
             "best_bits_per_character": self.best,
             "steps": self.step,
-            "characters_seen": self.characters_seen,
+            "characters_seen": learner.characters_seen,
             "connections": report["connections"],
             "positions": report["positions"],
             "sparsity": report["sparsity"],
-            "ever_active": self.sparsifier.ever_active.share,
+            "ever_active": learner.sparsifier.ever_active.share,
             "flops_per_character": report["flops_per_character"],
             "training_flops": report["training_flops"] * share,
             "training_flops_vs_dense": report["training_flops_vs_dense"],
-            "seconds": self.seconds,
-            "characters_per_second": self.timed_characters / self.timed_seconds if self.timed_seconds else None,
+            "seconds": learner.seconds,
+            "characters_per_second": learner.timed_characters / learner.timed_seconds
+            if learner.timed_seconds
+            else None,
             "peak_memory_bytes": peak_memory(self.device),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
@@ -368,7 +261,12 @@ class Trainer:
     def _inspect(self) -> dict[str, Any]:
         # A recipe knows itself what the teacher costs that it gives to its last run.
         named = self.recorded.training.teacher is not None
-        return inspect(self.recorded, self.model, self.budgets, self.teacher.model if self.teacher and named else None)
+        return inspect(
+            self.recorded,
+            self.model,
+            self.budgets,
+            self.learner.teacher.model if self.learner.teacher and named else None,
+        )
 
     # ---- logging
 
@@ -384,21 +282,12 @@ class Trainer:
         )
 
     def _log_pictures(self, logger: RunLogger) -> None:
-        """Histograms of each gate's values, where connections are, and a text sample."""
-        for weight in self.model.sparse_weights().values():
-            for block in weight.blocks:
-                start, stop = weight.bounds(block.start_row, block.stop_row)
-                logger.histogram(self.step, f"weights/{block.name}", weight.values[start:stop])
-            logger.connectivity(self.step, weight.name, weight)
+        log_pictures(logger, self.step, self.model)
         logger.text(self.step, "sample", self._sample_text(self.config.logging.sample_length))
 
     def _sample_text(self, length: int) -> str:
-        prompt = self.config.logging.sample_prompt
-        try:
-            sampler = Sampler(self.model, self.tokenizer, prompt)
-        except UserError as error:
-            raise UserError(f"logging.sample_prompt: {error}") from None
-        return prompt + "".join(sampler.stream(SamplingConfig(length=length, seed=self.config.run.seed)))
+        prompt, seed = self.config.logging.sample_prompt, self.config.run.seed
+        return sample_text(self.model, self.tokenizer, prompt, length, seed)
 
     # ---- checkpoints
 
@@ -411,7 +300,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
         self.ranks.require_same_topology(self.model)
-        with averaged(self.optimizer):
+        with averaged(self.learner.optimizer):
             self._save_to(name, self._training_state())
         self.ranks.wait()  # until it is there for all to read
 
@@ -436,20 +325,7 @@ class Trainer:
         )
 
     def _training_state(self) -> dict[str, Any]:
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        state = {
-            "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "lanes": self.lanes.state_dict(),
-            "recurrent_state": self.state,
-            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
-            "corpus": self.corpus.fingerprint,
-            "teacher": self.teacher.state_dict() if self.teacher else None,
-            **{name: getattr(self, name) for name in COUNTERS},
-        }
-        return self.ranks.gather_state(state)
+        return self.learner.state_dict() | {name: getattr(self, name) for name in COUNTERS}
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
         try:
@@ -460,32 +336,12 @@ class Trainer:
             raise damaged(saved.folder / checkpoint.STATE, "does not fit this run") from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        if state["corpus"] != self.corpus.fingerprint:
-            raise UserError(
-                f"{self.folder}: data.path: this is not the text that the run was trained on, so its position in "
-                "it means nothing; bring that text back, or start a new run"
-            )
-        state = self.ranks.own_state(state)
-        self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sparsifier.load_state_dict(state["sparsifier"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.lanes.load_state_dict(state["lanes"])
-        self.state = state["recurrent_state"].to(self.device)
-        if self.teacher:
-            self.teacher.load_state_dict(state["teacher"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        try:
+            self.learner.load_state_dict(state)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from None
         for name in COUNTERS:
             setattr(self, name, state[name])
 
 
-COUNTERS = (
-    "characters_seen",
-    "seconds",
-    "timed_seconds",
-    "timed_characters",
-    "best",
-    "evaluations_without_gain",
-)
+COUNTERS = ("best", "evaluations_without_gain")

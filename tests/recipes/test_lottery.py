@@ -158,11 +158,11 @@ def test_every_round_begins_with_the_dense_run_of_the_rewind_step(finished: RunC
         run = dataclasses.replace(finished.run, dir=str(tmp_path / "again"))
         config = dataclasses.replace(plan.run(number), run=run)
         trainer = Trainer(config, recorded=finished if last else None, stream=io.StringIO())
-        assert (trainer.step, trainer.lanes.state_dict()) == (REWIND, state["lanes"])
+        assert (trainer.step, trainer.learner.lanes.state_dict()) == (REWIND, state["lanes"])
         for name, weight in trainer.model.sparse_weights().items():
             assert torch.equal(weight.values, early[name][weight.indices])  # the source is dense: position = number
         weights = {id(weight.values): weight for weight in trainer.model.sparse_weights().values()}
-        entries = trainer.optimizer.state_dict()["state"].values(), state["optimizer"]["state"].values()
+        entries = trainer.learner.optimizer.state_dict()["state"].values(), state["optimizer"]["state"].values()
         for parameter, found, saved in zip(trainer.model.parameters(), *entries, strict=True):
             survivors = weights[id(parameter)].indices if id(parameter) in weights else slice(None)
             assert torch.equal(found["exp_avg"], saved["exp_avg"][survivors])

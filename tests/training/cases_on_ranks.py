@@ -23,6 +23,8 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.training.distributed import Ranks, join_ranks
 from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.learner import Learner
+from rnnsparse.training.logging import RunLogger
 from rnnsparse.training.trainer import Trainer
 from tests.sparsity.test_methods import CONTRACT
 
@@ -77,10 +79,10 @@ class StoppedTrainer(Trainer):
 
     stops_after = STOPPED_AFTER
 
-    def _optimize(self) -> dict[str, float | int]:
+    def _train_step(self, logger: RunLogger) -> None:
         if self.step + 1 == self.stops_after and self.ranks.rank == self.ranks.world_size - 1:
             signal.raise_signal(signal.SIGINT)
-        return super()._optimize()
+        super()._train_step(logger)
 
 
 def train(
@@ -136,14 +138,14 @@ def all_cases(folder: Path, ranks: Ranks) -> None:
 
 def killed(arguments: list[str]) -> int:
     """Train, but let rank 0 be killed in the middle of step 5 if this is the first attempt."""
-    optimize = Trainer._optimize
+    take_step = Learner.take_step
 
-    def step(self: Trainer) -> dict[str, float | int]:
+    def step(self: Learner) -> dict[str, float | int]:
         if (self.step, self.ranks.rank) == (4, 0) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
-        return optimize(self)
+        return take_step(self)
 
-    Trainer._optimize = step  # type: ignore[method-assign]
+    Learner.take_step = step  # type: ignore[method-assign]
     return main(["train", *arguments])
 
 

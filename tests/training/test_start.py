@@ -161,7 +161,7 @@ def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
 
     assert values(trainer.model) == survivors(values(source.model))
     assert biases(trainer.model) == biases(source.model)
-    found, saved = trainer.optimizer.state_dict()["state"], state["optimizer"]["state"]
+    found, saved = trainer.learner.optimizer.state_dict()["state"], state["optimizer"]["state"]
     assert found.keys() == saved.keys()
     for key in next(iter(saved.values()), {}):
         if key == "step":
@@ -186,7 +186,7 @@ def test_the_optimizer_of_a_rewound_run_has_the_settings_of_the_new_one(tmp_path
         tmp_path, others, "run", "training.weight_decay=0.25", "sparsity.method=dense", rewind="dense/step_3"
     )
     trainer = Trainer(config, stream=io.StringIO())
-    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.25]
+    assert [group["weight_decay"] for group in trainer.learner.optimizer.param_groups] == [0.25]
 
 
 # ---- topology, weights
@@ -217,7 +217,7 @@ def test_given_weights_are_taken_with_their_connections_and_nothing_else(tmp_pat
     source = restore(others / "static", CPU)
     assert values(trainer.model) == values(source.model)
     assert biases(trainer.model) == biases(source.model)
-    assert (trainer.step, trainer.lanes.position, trainer.optimizer.state_dict()["state"]) == (0, 0, {})
+    assert (trainer.step, trainer.learner.lanes.position, trainer.learner.optimizer.state_dict()["state"]) == (0, 0, {})
 
 
 def test_given_weights_may_be_restricted_to_a_topology(tmp_path: Path, others: Path) -> None:

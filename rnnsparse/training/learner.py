@@ -1,0 +1,244 @@
+"""One run's learning: all that changes from step to step, and the step that changes it.
+
+Shape suffixes: T time, B batch (lanes), V vocabulary; the recurrent state is [L, S, B, H] as in the language model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rnnsparse.config import RunConfig
+from rnnsparse.data.batches import Lanes
+from rnnsparse.data.corpus import Corpus
+from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.training.distributed import Ranks
+from rnnsparse.training.loss import Teacher, training_loss
+from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+
+WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
+COUNTERS = ("step", "characters_seen", "seconds", "timed_seconds", "timed_characters")
+
+
+class Diverged(Exception):
+    """A loss that is not a finite number."""
+
+
+class Learner:
+    """A model that learns from lanes of text, with its optimizer, its topology updates and its place in the text.
+
+    `take_step` is `begin_step`, as many `backward` as batches are accumulated, and `end_step`; whoever makes the
+    gradients of several learners at once calls these instead.
+
+    Attributes:
+        step: optimizer steps taken.
+        characters_seen: code points that it has learned to predict, those read again included.
+        seconds: in all steps. Those after the first few, and their characters, are in `timed_seconds` and
+            `timed_characters`.
+
+    Raises:
+        UserError: the text does not fit the lanes, or there is no such teacher.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: CharLM,
+        budgets: Sequence[Budget],
+        corpus: Corpus,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.model, self.device, self.ranks = config, model, device, ranks
+        self._corpus = corpus
+        lanes = config.training.batch_size // ranks.world_size
+        self.teacher: Teacher | None = None
+        if config.training.teacher is not None:
+            self.teacher = Teacher(Path(config.training.teacher), corpus.tokenizer, device, lanes)
+        self.optimizer = build_optimizer(config.training, model.parameters())
+        self.sparsifier = Sparsifier(
+            config.method,
+            budgets,
+            self.optimizer,
+            seed=config.run.seed,
+            total_steps=config.training.steps,
+            reduce=ranks.average if ranks.several else None,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16")
+        self.lanes = Lanes(
+            corpus.train.tokens,
+            config.training.batch_size,
+            config.training.sequence_length,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        self.state = model.initial_state(lanes)
+        self.step = 0
+        self.characters_seen = 0
+        self.seconds = 0.0
+        self.timed_seconds, self.timed_characters = 0.0, 0
+        self._groups = [budget.group for budget in budgets if not budget.dense]
+        # Counting characters needs only a look at each symbol, so it costs next to nothing.
+        self._starts_character = torch.from_numpy(np.array(corpus.tokenizer.starts_character))
+        self._symbols_per_character = len(corpus.train.tokens) / corpus.train.characters
+
+    # ---- a step
+
+    def take_step(self) -> dict[str, float | int]:
+        """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics.
+
+        Raises:
+            Diverged: the loss is not a finite number; nothing of the model has changed.
+        """
+        started = time.perf_counter()
+        self.begin_step()
+        batches = [self.next_batch() for _ in range(self.config.training.accumulate)]
+        losses = [self._backward(*batch) for batch in batches]
+        characters = sum(self.characters_in(targets_TB) for _, targets_TB in batches)
+        return self.end_step(losses, characters, started)
+
+    def begin_step(self) -> None:
+        """Get ready for the backward passes of the next step."""
+        self.model.train()
+        self.ranks.seed_dropout(self.config.run.seed, self.step + 1)
+        self.sparsifier.before_backward(self.step + 1)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets [T, B], on the CPU."""
+        return next(self.lanes)
+
+    def characters_in(self, targets_TB: Tensor) -> int:
+        """Return how many characters begin in a batch."""
+        return int(self._starts_character[targets_TB].sum())
+
+    def loss(self, logits_TBV: Tensor, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a backward pass starts from, and the cross-entropy in it in nats per symbol."""
+        training = self.config.training
+        loss, nats = training_loss(
+            logits_TBV,
+            targets_TB,
+            self.teacher(inputs_TB) if self.teacher else None,
+            weight=training.teacher_weight,
+            temperature=training.teacher_temperature,
+        )
+        return loss, nats
+
+    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[float, float]:
+        """Add one batch's gradients; return its mean loss and cross-entropy in nats per symbol. Its graph ends here."""
+        inputs_TB, targets_TB = inputs_TB.to(self.device), targets_TB.to(self.device)
+        logits_TBV, state = self.model(inputs_TB, self.state)
+        self.state = state.detach()
+        loss, nats = self.loss(logits_TBV, inputs_TB, targets_TB)
+        self.scaler.scale(loss / self.config.training.accumulate).backward()
+        return loss.item(), nats.item()
+
+    def end_step(self, losses: Sequence[tuple[float, float]], characters: float, started: float) -> dict[str, Any]:
+        """Let gradients change values and topology; return the step's metrics.
+
+        Args:
+            losses: of each batch, its mean loss and its cross-entropy in nats per symbol.
+            characters: how many characters these batches had.
+            started: when the step began, on the clock of `time.perf_counter`.
+
+        Raises:
+            Diverged: the loss is not a finite number; nothing of the model has changed.
+        """
+        training, step = self.config.training, self.step + 1
+        batches = len(losses) * self.ranks.world_size
+        summed = sum(loss for loss, _ in losses), sum(nats for _, nats in losses), characters
+        loss, nats, characters = self.ranks.total(*summed)
+        loss, nats = loss / batches, nats / batches
+        if not math.isfinite(loss):
+            raise Diverged(f"step {step}: the loss is {loss}")
+        scale, updates = self.scaler.get_scale(), self.sparsifier.updates
+        self.ranks.average_gradients(self.model.parameters())
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.model.parameters(), training.grad_clip)
+        overflow = self.scaler.is_enabled() and not bool(norm.isfinite())
+        rate = learning_rate(training, step - 1)
+        set_learning_rate(self.optimizer, rate)
+        # A step whose half-precision gradients overflowed changes nothing: neither values nor topology.
+        if not overflow:
+            if self.sparsifier.after_backward(step, scale):
+                self.scaler.step(self.optimizer)
+            self.sparsifier.after_step(step)
+            if self.sparsifier.updates > updates:
+                self.ranks.require_same_topology(self.model)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count(int(characters), time.perf_counter() - started)
+        return {
+            "loss": loss,
+            "bits_per_character": nats / math.log(2) * self._symbols_per_character,
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+            "density": self._density(),
+            "moved": self.sparsifier.last_moved_share,
+            "ever_active": self.sparsifier.ever_active.share,
+            "characters_seen": self.characters_seen,
+        }
+
+    def _count(self, characters: int, seconds: float) -> None:
+        self.step += 1
+        self.seconds += seconds
+        self.characters_seen += characters
+        if self.step > WARM_UP_STEPS:
+            self.timed_seconds += seconds
+            self.timed_characters += characters
+
+    def _density(self) -> float:
+        groups = self._groups
+        return sum(g.connections for g in groups) / sum(g.positions for g in groups) if groups else 1.0
+
+    # ---- what a checkpoint has
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the model itself does not hold, as plain data and tensors."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "lanes": self.lanes.state_dict(),
+            "recurrent_state": self.state,
+            "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "corpus": self._corpus.fingerprint,
+            "teacher": self.teacher.state_dict() if self.teacher else None,
+            **{name: getattr(self, name) for name in COUNTERS},
+        }
+        return self.ranks.gather_state(state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a learner of the same model was.
+
+        Raises:
+            UserError: it learned from another text, or from another teacher.
+        """
+        if state["corpus"] != self._corpus.fingerprint:
+            raise UserError(
+                "data.path: this is not the text that the run was trained on, so its position in "
+                "it means nothing; bring that text back, or start a new run"
+            )
+        state = self.ranks.own_state(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.lanes.load_state_dict(state["lanes"])
+        self.state = state["recurrent_state"].to(self.device)
+        if self.teacher:
+            self.teacher.load_state_dict(state["teacher"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and state["generators"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        for name in COUNTERS:
+            setattr(self, name, state[name])
