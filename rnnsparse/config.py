@@ -196,8 +196,12 @@ def _require_momenta(method: Method, training: TrainingConfig) -> None:
         )
 
 
-def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
-    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a block name, dots included."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the key and the value of one `section.key=value`.
+
+    Raises:
+        UserError: it is none, there is no such section, or the value is not YAML.
+    """
     path, equals, text = override.partition("=")
     section, _, key = path.partition(".")
     if not equals or not key:
@@ -207,9 +211,15 @@ def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
             f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
         )
     try:
-        value = yaml12.read(text)
+        return path, yaml12.read(text)
     except ValueError as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
+
+
+def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
+    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a block name, dots included."""
+    path, value = parse_override(override)
+    section, _, key = path.partition(".")
     if section == "sparsity" and key.startswith("overrides."):
         blocks = sections[section].setdefault("overrides", {})
         if isinstance(blocks, dict):

@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = add("sweep", commands.sweep, "Train every combination of settings in a grid; again to go on.")
     sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
+    add_overrides(sweep)
     sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")
     sweep.add_argument(
         "--shard",

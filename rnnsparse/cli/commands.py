@@ -229,7 +229,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     from rnnsparse.recipes.sweep_run import run_sweep
     from rnnsparse.recipes.sweep_status import plan
 
-    sweep = load_sweep(arguments.sweep)
+    sweep = load_sweep(arguments.sweep, arguments.overrides)
     runs = shard(sweep.runs, *arguments.shard)
     if arguments.dry_run:
         print("\n".join(plan(runs)))

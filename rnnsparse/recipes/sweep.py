@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import yaml12
-from rnnsparse.config import RunConfig, load_config
+from rnnsparse.config import RunConfig, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.training.assembly import choose_device, empty_model, require_execution
 
@@ -63,8 +63,11 @@ def is_sweep(path: Path) -> bool:
     return isinstance(data, dict) and "grid" in data
 
 
-def load_sweep(path: Path) -> Sweep:
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file and validate every run of it. Nothing is written.
+
+    Args:
+        overrides: settings such as "training.steps=100" that come after those of the file, in every run.
 
     Raises:
         UserError: anything wrong in the file, its base or any of its runs; one line.
@@ -76,7 +79,7 @@ def load_sweep(path: Path) -> Sweep:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     try:
-        return _parse(data, path)
+        return _parse(data, path, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -86,7 +89,7 @@ def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
     return runs[index - 1 :: count]
 
 
-def _parse(data: Any, path: Path) -> Sweep:
+def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
     if not isinstance(data, dict):
         raise UserError(f"is not a sweep: its top level must be keys such as {', '.join(KEYS)}")
     for key in data:
@@ -103,8 +106,8 @@ def _parse(data: Any, path: Path) -> Sweep:
             f"processes: {_shown(processes)} is not a whole number above 0; null means what the cores allow"
         )
     base_path = path.parent / base
-    fixed = _settings(data.get("overrides") or {}, "overrides")
     points = list(_points(data.get("grid")))
+    fixed = _settings(data.get("overrides") or {}, "overrides") | _typed(overrides, {key for p in points for key in p})
     return Sweep(
         path=path,
         base=base_path,
@@ -122,6 +125,14 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
         if key in values:
             raise UserError(f"{where}: {key}: the sweep names its runs itself; see the key dir")
     return values
+
+
+def _typed(overrides: Sequence[str], in_grid: set[str]) -> dict[str, Any]:
+    """Return what was typed after the name of the file."""
+    settings = _settings(dict(map(parse_override, overrides)), "overrides")
+    if twice := settings.keys() & in_grid:
+        raise UserError(f"{min(twice)}: the grid sets it, run by run; change it there")
+    return settings
 
 
 def _points(grid: Any) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,32 @@ def test_a_run_is_what_its_overrides_make_of_the_base(tmp_path: Path) -> None:
     assert prompts == ["", "true", "a: b # c", "1.0", "ünd\n"]
 
 
+def test_what_is_typed_after_the_file_comes_after_what_it_says(tmp_path: Path) -> None:
+    sweep(tmp_path, overrides={"training.steps": 7, "training.batch_size": 3}, grid={"run.seed": [1, 2]})
+    found = load_sweep(tmp_path / "my_sweep.yaml", ["training.steps=9", "logging.sample_prompt='a: b'"])
+    for run in found.runs:
+        training = run.config.training
+        assert (training.steps, training.batch_size, run.config.logging.sample_prompt) == (9, 3, "a: b")
+    assert names(found) == ["seed=1", "seed=2"]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("run.seed=3", "run.seed: the grid sets it"),
+        ("run.dir=x", "run.dir: the sweep names its runs itself"),
+        ("steps=3", "steps=3: an override looks like"),
+        ("training.steps=-1", "training.steps"),
+    ],
+)
+def test_what_is_typed_wrongly_is_one_line(tmp_path: Path, override: str, complaint: str) -> None:
+    sweep(tmp_path, grid={"run.seed": [1, 2]})
+    with pytest.raises(UserError) as error:
+        load_sweep(tmp_path / "my_sweep.yaml", [override])
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_by_default_the_runs_go_to_checkpoints_and_use_what_the_machine_has(tmp_path: Path) -> None:
     found = sweep(tmp_path, grid={"run.seed": [1]})
     assert (found.folder, found.processes, found.memory_bytes) == (Path("checkpoints/my_sweep"), None, None)
