@@ -155,6 +155,7 @@ class SparseWeight(nn.Module):
         # Growth by probing sets this, and backward passes add to it.
         self.probe: Probe | None = None
         self._matrix: Matrix | None = None
+        self._bounds: dict[tuple[int, int], tuple[int, int]] = {}
 
     @property
     def positions(self) -> int:
@@ -191,14 +192,19 @@ class SparseWeight(nn.Module):
         self.values.data = values.detach().to(self.values, copy=True)
         self.values.grad = None
         self._matrix = None
+        self._bounds = {}
         if indices.numel() >= MANY:
             memory.trim()  # choosing so many leaves as much free memory behind, and happens rarely
 
     def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Return the range of connection numbers that lie in a range of rows."""
-        edges = torch.tensor([start_row, stop_row], device=self.indices.device) * self.cols
-        start, stop = torch.searchsorted(self.indices, edges).tolist()
-        return start, stop
+        rows = start_row, stop_row
+        # Looked up once per topology: a GPU would have to finish all its work before it could answer.
+        if rows not in self._bounds:
+            edges = torch.tensor(rows, device=self.indices.device) * self.cols
+            start, stop = torch.searchsorted(self.indices, edges).tolist()
+            self._bounds[rows] = start, stop
+        return self._bounds[rows]
 
     def block_connections(self, block: Block) -> int:
         start, stop = self.bounds(block.start_row, block.stop_row)

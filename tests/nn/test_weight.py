@@ -115,6 +115,14 @@ def test_blocks_are_equal_ranges_of_rows_and_own_consecutive_connections() -> No
     assert [weight.block_connections(b) for b in weight.blocks] == [2, 0, 3]
 
 
+def test_blocks_own_other_connections_in_a_new_topology() -> None:
+    weight = SparseWeight("w", 4, 5, ["a", "b"])
+    weight.connect(torch.tensor([0, 7, 9, 12]))
+    assert [weight.block_connections(block) for block in weight.blocks] == [3, 1]
+    weight.connect(torch.tensor([2, 11, 15]))
+    assert [weight.block_connections(block) for block in weight.blocks] == [1, 2]
+
+
 def test_a_weight_without_block_names_is_one_block_of_its_own_name() -> None:
     weight = weight_of([[1, 0], [0, 2]])
     assert [(b.name, b.start_row, b.stop_row) for b in weight.blocks] == [("w", 0, 2)]
