@@ -106,8 +106,9 @@ class CharLM(nn.Module):
                 fan = self.config.embedding_dim
             elif weight.name.startswith("rnn."):
                 fan = self.config.hidden_size
-            row_N = weight.indices // weight.cols
-            bound_N = (fan * _density(weight, scale)[row_N]).rsqrt().cpu()
+            # On the CPU: a GPU rounds quotients and roots in another way, and the first values would depend on it.
+            row_N = (weight.indices // weight.cols).cpu()
+            bound_N = (fan * _density(weight, row_N, scale)[row_N]).rsqrt()
             self._draw(weight.values, weight.name, seed, bound_N)
             if isinstance(weight, Linear):
                 self._draw(weight.bias, f"{weight.name}.bias", seed, 1 / math.sqrt(fan))
@@ -167,11 +168,11 @@ class CharLM(nn.Module):
         return Stepper(self)
 
 
-def _density(weight: SparseWeight, scale: str) -> Tensor:
+def _density(weight: SparseWeight, row_N: Tensor, scale: str) -> Tensor:
     """Return for each row [R] what share of its positions counts as existing: its own, its block's, or all."""
     if scale == "dense":
-        return torch.ones(weight.rows, device=weight.indices.device)
-    count_R = (weight.indices // weight.cols).bincount(minlength=weight.rows)
+        return torch.ones(weight.rows)
+    count_R = row_N.bincount(minlength=weight.rows)
     if scale == "neuron":
         return count_R / weight.cols
     height = weight.rows // len(weight.blocks)
