@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
 
+from rnnsparse.data.batches import to_device
 from rnnsparse.data.split import Split, count_symbols
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer
 from rnnsparse.errors import UserError
@@ -180,11 +181,11 @@ def _score(
         tokens_TB = np.stack(lanes, axis=1).astype(np.int64)
         unscored_TB = np.arange(start, stop)[:, None] < skips_B
         counts_V += np.bincount(tokens_TB[1:][~unscored_TB], minlength=model.vocab_size)
-        tokens = torch.from_numpy(tokens_TB).to(device)
+        tokens = to_device(torch.from_numpy(tokens_TB), device)
         logits_TBV, state = model(tokens[:-1], state)
         nats_TB = _code_lengths(logits_TBV, tokens[1:])
         # Not a product with the mask: infinity times zero would not be zero.
-        nats += nats_TB.masked_fill_(torch.from_numpy(unscored_TB).to(device), 0).sum()
+        nats += nats_TB.masked_fill_(to_device(torch.from_numpy(unscored_TB), device), 0).sum()
     return nats.item(), counts_V
 
 

@@ -16,6 +16,14 @@ from torch import Tensor
 from rnnsparse.errors import UserError
 
 
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
+    """Return a batch on a device, without waiting for what a GPU still has to do."""
+    if device.type == "cuda":
+        # From other memory the copy would wait for the GPU.
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
+
+
 class Lanes:
     """An endless iterator of (inputs_TB, targets_TB): int64, contiguous, targets one symbol ahead of inputs.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from rnnsparse.config import RunConfig
-from rnnsparse.data.batches import Lanes
+from rnnsparse.data.batches import Lanes, to_device
 from rnnsparse.data.corpus import Corpus
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.loss import Teacher, training_loss
+from rnnsparse.training.loss import Teacher, read_later, training_loss
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
@@ -94,8 +94,10 @@ class Learner:
 
     # ---- a step
 
-    def take_step(self) -> dict[str, float | int]:
+    def take_step(self) -> dict[str, Any]:
         """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics.
+
+        The gradient norm among them is still on the device: whoever reads it waits for the step to end.
 
         Raises:
             Diverged: the loss is not a finite number; nothing of the model has changed.
@@ -103,7 +105,7 @@ class Learner:
         started = time.perf_counter()
         self.begin_step()
         batches = [self.next_batch() for _ in range(self.config.training.accumulate)]
-        losses = [self._backward(*batch) for batch in batches]
+        losses = [read() for read in [self._backward(*batch) for batch in batches]]
         characters = sum(self.characters_in(targets_TB) for _, targets_TB in batches)
         return self.end_step(losses, characters, started)
 
@@ -133,16 +135,17 @@ class Learner:
         )
         return loss, nats
 
-    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[float, float]:
-        """Add one batch's gradients; return its mean loss and cross-entropy in nats per symbol. Its graph ends here."""
-        inputs_TB, targets_TB = inputs_TB.to(self.device), targets_TB.to(self.device)
+    def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> Callable[[], list[float]]:
+        """Add one batch's gradients; return what reads its mean loss and cross-entropy. Its graph ends here."""
+        inputs_TB, targets_TB = to_device(inputs_TB, self.device), to_device(targets_TB, self.device)
         logits_TBV, state = self.model(inputs_TB, self.state)
         self.state = state.detach()
         loss, nats = self.loss(logits_TBV, inputs_TB, targets_TB)
+        read = read_later(loss, nats)
         self.scaler.scale(loss / self.config.training.accumulate).backward()
-        return loss.item(), nats.item()
+        return read
 
-    def end_step(self, losses: Sequence[tuple[float, float]], characters: float, started: float) -> dict[str, Any]:
+    def end_step(self, losses: Sequence[Sequence[float]], characters: float, started: float) -> dict[str, Any]:
         """Let gradients change values and topology; return the step's metrics.
 
         Args:
@@ -155,8 +158,8 @@ class Learner:
         """
         training, step = self.config.training, self.step + 1
         batches = len(losses) * self.ranks.world_size
-        summed = sum(loss for loss, _ in losses), sum(nats for _, nats in losses), characters
-        loss, nats, characters = self.ranks.total(*summed)
+        loss, nats = map(sum, zip(*losses, strict=True))
+        loss, nats, characters = self.ranks.total(loss, nats, characters)
         loss, nats = loss / batches, nats / batches
         if not math.isfinite(loss):
             raise Diverged(f"step {step}: the loss is {loss}")
@@ -181,7 +184,7 @@ class Learner:
             "loss": loss,
             "bits_per_character": nats / math.log(2) * self._symbols_per_character,
             "learning_rate": rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": norm,
             "density": self._density(),
             "moved": self.sparsifier.last_moved_share,
             "ever_active": self.sparsifier.ever_active.share,

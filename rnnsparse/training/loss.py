@@ -5,6 +5,7 @@ Shape suffixes: T time, B batch (lanes), V vocabulary, N = T * B positions; L, S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def training_loss(
     # "batchmean" divides the sum by the positions; "mean" would divide by the vocabulary too.
     divergence = F.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
     return weight * temperature**2 * divergence + (1 - weight) * nats, nats
+
+
+def read_later(*numbers: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy scalars to the CPU; return a function that waits for them, but for no work given to a GPU since.
+
+    Read after the backward pass has been given to it, a loss costs no time: the GPU is busy while the CPU goes on.
+    """
+    copies = torch.stack(numbers).detach().to("cpu", non_blocking=True)
+    arrived = torch.cuda.current_stream().record_event() if numbers[0].is_cuda else None
+
+    def read() -> list[float]:
+        if arrived is not None:
+            arrived.synchronize()
+        values: list[float] = copies.tolist()
+        return values
+
+    return read
 
 
 def _at_least_fp32(logits_TBV: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ class Trainer:
         logger.advance(step)
         due: dict[str, float | int] = {}
         if step % config.logging.interval == 0 or last:
-            due |= metrics | {"characters_per_second": self._pace()}
+            norm = float(metrics["gradient_norm"])
+            due |= metrics | {"gradient_norm": norm, "characters_per_second": self._pace()}
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
         if evaluates:

@@ -16,7 +16,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.loss import Teacher, training_loss
+from rnnsparse.training.loss import Teacher, read_later, training_loss
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, assert_same, config_in, metrics, one_line, stop_after, traces, trained
 
@@ -95,6 +95,13 @@ def test_half_precision_logits_are_compared_in_single_precision() -> None:
     expected = training_loss(student.float(), TARGETS_TB, teacher.float(), weight=0.9, temperature=5.0)
     assert found[0].dtype == torch.float32
     assert torch.equal(torch.stack(found), torch.stack(expected))
+
+
+def test_numbers_read_later_are_those_of_the_moment() -> None:
+    one, two = torch.tensor(1.5, requires_grad=True), torch.tensor(-2.0)
+    read = read_later(one, two)
+    two += 1
+    assert read() == [1.5, -2.0]
 
 
 # ---- in a run
