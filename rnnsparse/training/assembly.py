@@ -26,10 +26,13 @@ PARAMETER_TYPES = {"fp64": torch.float64}
 # Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py), of which those of the LSTM are better.
 SPARSE_WINS_FROM = {"lstm": 0.7, "gru": 0.5}
 COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NEED_CUDA = {"tf32", *COMPUTE_TYPES}
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
     """Return the device called `wanted`; "auto" is the first CUDA device, or the CPU where there is none.
+
+    With CUDA, fp32 means fp32 from now on: by itself PyTorch lets cuDNN's recurrent layers round it to TF32.
 
     Raises:
         UserError: CUDA is wanted and not there.
@@ -40,6 +43,8 @@ def choose_device(wanted: str = "auto") -> torch.device:
         raise UserError(
             "device cuda: PyTorch finds none on this machine; use cpu or auto (training.device, or the option --device)"
         )
+    if wanted == "cuda":
+        allow_tf32(False)
     return torch.device(wanted)
 
 
@@ -50,12 +55,19 @@ def training_device(config: TrainingConfig) -> torch.device:
         UserError: it is not there, or it is no match for the precision.
     """
     device = choose_device(config.device)
-    if config.precision in COMPUTE_TYPES and device.type != "cuda":
+    if config.precision in NEED_CUDA and device.type != "cuda":
         raise UserError(
             f"training.precision: {config.precision} needs a CUDA device, this run is on {device.type}; use "
             "training.precision=fp32"
         )
+    allow_tf32(config.precision == "tf32")
     return device
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA's libraries round the factors of fp32 products to TF32, or not, in the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def vocabulary_size(config: RunConfig) -> int:

@@ -109,8 +109,11 @@ class TrainingConfig:
         PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
     ] = 10.0
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16", "fp64"],
-        Doc("numbers of forward and backward; bf16 and fp16 keep the parameters in fp32"),
+        Literal["fp32", "tf32", "bf16", "fp16", "fp64"],
+        Doc(
+            "numbers of forward and backward; bf16 and fp16 keep the parameters in fp32, and with tf32 all is fp32 but "
+            "that a GPU rounds what it multiplies to 10 bits"
+        ),
     ] = "fp32"
     accumulate: Annotated[int, Ge(1), Doc("micro-batches whose gradients are averaged into one optimizer step")] = 1
     teacher: Annotated[

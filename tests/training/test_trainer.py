@@ -731,11 +731,12 @@ def test_a_failed_dry_run_leaves_a_folder_that_may_be_used_again(tmp_path: Path)
     assert trained(config_in(tmp_path))["steps"] == STEPS
 
 
-def test_half_precision_without_cuda_is_refused(tmp_path: Path) -> None:
+def test_a_precision_that_only_cuda_has_is_refused_without_it(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("here it trains")
-    with pytest.raises(UserError, match=r"training\.precision: bf16 needs a CUDA device"):
-        Trainer(config_in(tmp_path, "run", "training.precision=bf16"))
+    for precision in ("bf16", "fp16", "tf32"):
+        with pytest.raises(UserError, match=rf"training\.precision: {precision} needs a CUDA device"):
+            Trainer(config_in(tmp_path, "run", f"training.precision={precision}"))
     with pytest.raises(UserError, match="device cuda: PyTorch finds none on this machine"):
         Trainer(config_in(tmp_path, "run", "training.device=cuda"))
 
