@@ -1,9 +1,11 @@
 """What masked execution costs: one training step against the same network of plain nn.GRU or nn.LSTM modules.
 
-A step is forward, backward, clipping and Adam (fused, for both). Three contenders take turns in one process, so that
-whatever else the machine does falls on all of them: the plain network, CharLM with every connection, and CharLM with
-RigL. A ratio is the median over rounds of (this turn / the plain turn of the same round), printed with its
-quartiles. A RigL update is timed by itself and counted once per interval.
+A step is forward, backward, clipping and Adam (fused, for both). In bf16 and fp16 the plain network is so throughout,
+parameters and optimizer too, which is the least that it can cost; CharLM keeps its parameters in fp32, as it always
+does. Three contenders take turns in one process, so that whatever else the machine does falls on all of them: the
+plain network, CharLM with every connection, and CharLM with RigL. A ratio is the median over rounds of (this turn /
+the plain turn of the same round), printed with its quartiles. A RigL update is timed by itself and counted once per
+interval.
 
     python scripts/benchmark_masked.py --hidden-sizes 512 --sequence-length 128
 """
@@ -30,6 +32,7 @@ from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training.optim import build_optimizer, clip_gradients
+from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
 
 VOCABULARY = 256
@@ -54,17 +57,19 @@ class PlainLM(nn.Module):
         return self.output(y_TBH), state
 
 
-def plain_step(config: ModelConfig, device: torch.device) -> Step:
+def plain_step(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32, *, capturable: bool = False
+) -> Step:
     """Return a training step as anybody would write it."""
-    model = PlainLM(config).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.learning_rate, fused=True)
+    model = PlainLM(config).to(device, dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING.learning_rate, fused=True, capturable=capturable)
     state: Any = None
 
     def step(number: int, inputs_TB: Tensor, targets_TB: Tensor) -> None:
         nonlocal state
         logits_TBV, state = model(inputs_TB, state)
         state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-        F.cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten()).backward()
+        F.cross_entropy(logits_TBV.flatten(0, 1).float(), targets_TB.flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), TRAINING.grad_clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -72,15 +77,26 @@ def plain_step(config: ModelConfig, device: torch.device) -> Step:
     return step
 
 
-def masked_step(config: ModelConfig, method: Method, sparsity: float, batch_size: int, device: torch.device) -> Step:
+def masked_step(
+    config: ModelConfig,
+    method: Method,
+    sparsity: float,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    capturable: bool = False,
+) -> Step:
     """Return a training step with everything that the trainer does for sparsity."""
     model = CharLM(config, VOCABULARY).to(device)
+    model.compute_dtype = dtype
     budgets = allocate(
         list(model.sparse_weights().values()), BudgetConfig(sparsity=0 if method.stays_dense else sparsity)
     )
     connect_randomly(budgets, seed=0, initial=method.initial_connections)
     model.reset_parameters(seed=0)
     optimizer = build_optimizer(TRAINING, model.parameters())
+    optimizer.param_groups[0]["capturable"] = capturable
     sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=ENDLESS)
     state = model.initial_state(batch_size)
 
@@ -88,7 +104,7 @@ def masked_step(config: ModelConfig, method: Method, sparsity: float, batch_size
         nonlocal state
         logits_TBV, state = model(inputs_TB, state)
         state = state.detach()
-        F.cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten()).backward()
+        F.cross_entropy(logits_TBV.flatten(0, 1).float(), targets_TB.flatten()).backward()
 
     def step(number: int, inputs_TB: Tensor, targets_TB: Tensor) -> None:
         sparsifier.before_backward(number)
@@ -112,15 +128,15 @@ def batches(batch_size: int, sequence_length: int, device: torch.device) -> Iter
 def seconds(step: Step, numbers: Sequence[int], data: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> float:
     """Return the mean time of the steps with these numbers."""
     prepared = [next(data) for _ in numbers]
-    _synchronise(device)
+    synchronise(device)
     started = time.perf_counter()
     for number, (inputs_TB, targets_TB) in zip(numbers, prepared, strict=True):
         step(number, inputs_TB, targets_TB)
-    _synchronise(device)
+    synchronise(device)
     return (time.perf_counter() - started) / len(numbers)
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -128,13 +144,14 @@ def _synchronise(device: torch.device) -> None:
 def compare(config: ModelConfig, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return times in milliseconds (medians) and ratios (lower quartile, median, upper quartile)."""
     torch.manual_seed(0)
-    device = torch.device(arguments.device)
+    device, dtype = torch.device(arguments.device), COMPUTE_TYPES.get(arguments.precision, torch.float32)
+    allow_tf32(arguments.precision == "tf32")
     rigl = RigL()
     interval = rigl.interval
     steps = {
-        "plain": plain_step(config, device),
-        "full": masked_step(config, Dense(), 0.0, arguments.batch_size, device),
-        "rigl": masked_step(config, rigl, arguments.sparsity, arguments.batch_size, device),
+        "plain": plain_step(config, device, dtype),
+        "full": masked_step(config, Dense(), 0.0, arguments.batch_size, device, dtype),
+        "rigl": masked_step(config, rigl, arguments.sparsity, arguments.batch_size, device, dtype),
     }
     data = batches(arguments.batch_size, arguments.sequence_length, device)
     ordinary = range(1, arguments.turn + 1)
@@ -194,6 +211,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3, help="rounds that do not count")
     parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if not 1 <= arguments.turn < 100 or arguments.rounds < 2:
@@ -204,13 +222,15 @@ def main() -> None:
     title = {
         "machine": machine(arguments.device),
         "torch": torch.__version__,
+        "precision": arguments.precision,
         "batch": [arguments.batch_size, arguments.sequence_length],
         "sparsity": arguments.sparsity,
         "rounds": arguments.rounds,
     }
     if not arguments.json:
         print(
-            f"{title['machine']}; torch {title['torch']}; {arguments.batch_size} x {arguments.sequence_length} symbols"
+            f"{title['machine']}; torch {title['torch']}; {arguments.precision}; "
+            f"{arguments.batch_size} x {arguments.sequence_length} symbols"
         )
         print("ms of one step, and its ratio to plain: median (quartiles)")
         heads = ["0 %", f"RigL {arguments.sparsity:.0%}", "with updates"]

@@ -20,13 +20,11 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.training import checkpoint
+from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
 
-PARAMETER_TYPES = {"fp64": torch.float64}
 # Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py), of which those of the LSTM are better.
 SPARSE_WINS_FROM = {"lstm": 0.7, "gru": 0.5}
-COMPUTE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-NEED_CUDA = {"tf32", *COMPUTE_TYPES}
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -62,12 +60,6 @@ def training_device(config: TrainingConfig) -> torch.device:
         )
     allow_tf32(config.precision == "tf32")
     return device
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Let CUDA's libraries round the factors of fp32 products to TF32, or not, in the whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def vocabulary_size(config: RunConfig) -> int:
