@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -233,12 +234,15 @@ SECTIONS = {"ceilings": ceilings, "steps": steps, "layers": layers, "sampling": 
 # ---- all of it
 
 
-def measure(sizes: Sizes, device: torch.device, minutes: float) -> dict[str, Any]:
-    """Return the results of each section: the parameters of each case, and its numbers or its error."""
+def measure(sizes: Sizes, device: torch.device, minutes: float, file: Path | None) -> dict[str, Any]:
+    """Return the results of each section: the parameters of each case, and its numbers or its error.
+
+    What has been measured is in the file at any time, if one is given.
+    """
     deadline = time.monotonic() + 60 * minutes
     report: dict[str, Any] = {"environment": environment(device), "sizes": sizes._asdict()}
+    report |= {section: [] for section in SECTIONS}
     for section, cases in SECTIONS.items():
-        report[section] = []
         for case, run in cases(sizes, device):
             torch.manual_seed(0)
             if time.monotonic() > deadline:
@@ -250,6 +254,8 @@ def measure(sizes: Sizes, device: torch.device, minutes: float) -> dict[str, Any
                     found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
             report[section].append(case | found)
             print(f"{section}: {as_line(case | found)}", file=sys.stderr, flush=True)
+            if file:
+                file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
 
 
@@ -257,7 +263,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Return what the numbers depend on."""
     root = RESULTS.parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = subprocess.run(command, capture_output=True, text=True)
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     on_cuda = device.type == "cuda"
     return {
         "machine": machine(device.type),
@@ -265,7 +271,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if on_cuda else None,
         "capability": torch.cuda.get_device_capability() if on_cuda else None,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit or None,
     }
 
 
@@ -295,23 +301,23 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no case begins after so long")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no case begins after so long")
     arguments = parser.parse_args()
     if arguments.device == "cpu" and not arguments.quick:
         parser.error("--device cpu: this script measures GPUs, and only tries itself on a CPU; add --quick")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds none on this machine")
-    report = measure(QUICK if arguments.quick else Sizes(), torch.device(arguments.device), arguments.minutes)
+    file = None
+    if not arguments.quick:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        file = RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', machine('cuda').lower())}.json"
+    report = measure(QUICK if arguments.quick else Sizes(), torch.device(arguments.device), arguments.minutes, file)
     if arguments.json:
         print(json.dumps(report, indent=1))
     else:
         print(as_line(report["environment"]))
         for name in SECTIONS:
             print(f"\n{name}\n{as_table(report[name])}")
-    if not arguments.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        name = re.sub(r"[^a-z0-9]+", "-", report["environment"]["machine"].lower())
-        RESULTS.joinpath(f"gpu-{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if failed := failures(report):
         raise SystemExit("\n".join(["not measured:", *failed]))
 
