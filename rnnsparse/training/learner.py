@@ -158,7 +158,7 @@ class Learner:
         """
         training, step = self.config.training, self.step + 1
         batches = len(losses) * self.ranks.world_size
-        loss, nats = map(sum, zip(*losses, strict=True))
+        loss, nats = map(math.fsum, zip(*losses, strict=True))
         loss, nats, characters = self.ranks.total(loss, nats, characters)
         loss, nats = loss / batches, nats / batches
         if not math.isfinite(loss):
