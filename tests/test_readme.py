@@ -142,6 +142,17 @@ def test_the_sweep_shown_is_the_one_in_the_file() -> None:
     assert "".join(line for line in lines if not line.startswith("#")) in code_blocks("yaml")
 
 
+def test_tables_of_results_are_what_their_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    tables = re.findall(r"^<!-- rnnsparse (.*) -->\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert tables
+    for command, table in tables:
+        assert main(shlex.split(command)) == 0
+        assert capsys.readouterr().out == table, command
+
+
 def test_every_command_runs(executed: int) -> None:
     assert executed > 15, "commands are in ```bash blocks"
 
