@@ -101,11 +101,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: anything wrong in the file or the overrides; one line.
     """
     try:
-        data = yaml12.read(path.read_text(encoding="utf-8"))
+        data = yaml12.read_file(path, pipes=True)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
         ) from None
+    except UserError:
+        raise
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not UTF-8 text; a configuration is a YAML file") from None
     except ValueError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 2000
+
 
 class UserError(ValueError):
     """Something the user can mend: a key, a value, a file. One line; the command line exits with 2."""
@@ -21,5 +23,13 @@ def suggest(word: str, allowed: Iterable[str]) -> str:
 
 
 def one_line(error: Exception | str) -> str:
-    """Return what an error says without line breaks."""
-    return " ".join(str(error).split())
+    """Return what an error says in one line of printable characters; a file may hold any, and much of it."""
+    text = printable(" ".join(str(error).split()))
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes in the place of what would steer a terminal, such as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

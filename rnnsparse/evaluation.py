@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Doc
@@ -30,12 +30,14 @@ class EvaluationConfig:
     """How validation text is read, and how often."""
 
     interval: Annotated[int, Ge(1), Doc("training steps between two evaluations")] = 500
-    lanes: Annotated[int, Ge(1), Doc("stretches of the text that are read side by side; 1 reads it as one stream")] = 32
+    lanes: Annotated[
+        int, Ge(1), Le(1 << 16), Doc("stretches of the text that are read side by side; 1 reads it as one stream")
+    ] = 32
     priming: Annotated[
         int, Ge(0), Doc("symbols before its stretch that each lane but the first reads without scoring them")
     ] = 256
     sequence_length: Annotated[
-        int, Ge(1), Doc("symbols per lane and forward call; sets memory and speed, not the result")
+        int, Ge(1), Le(1 << 16), Doc("symbols per lane and forward call; sets memory and speed, not the result")
     ] = 128
     symbols: Annotated[
         Annotated[int, Ge(2)] | None,

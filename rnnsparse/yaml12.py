@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-LARGEST_FILE = 1_000_000  # characters; a configuration is a page of text
+from rnnsparse import files
+
+LARGEST_FILE = 100_000  # characters; a configuration is a page of text, and reading takes time
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,6 +96,16 @@ def read(text: str) -> Any:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def read_file(path: Path, pipes: bool = False) -> Any:
+    """Return the data in a YAML file; `pipes` as in `files.read`.
+
+    Raises:
+        ValueError: not YAML, or not UTF-8; a UserError, which names the file, if it is too large or no plain file.
+        OSError: it cannot be read.
+    """
+    return read(files.read(path, 4 * LARGEST_FILE, pipes).decode("utf-8"))
 
 
 class _Dumper(yaml.SafeDumper):

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rnnsparse import files
 from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from rnnsparse.nn.language_model import CharLM
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
+
+LONGEST_PROMPT = 1 << 20  # bytes of a file
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -157,7 +160,7 @@ def _prompt(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return Path(text[1:]).read_bytes().decode("utf-8")
+        return files.read(Path(text[1:]), LONGEST_PROMPT, pipes=True).decode("utf-8")
     except OSError as error:
         raise UserError(
             f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
@@ -203,7 +206,7 @@ def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
 def validate(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.recipes.sweep import is_sweep, load_sweep
-    from rnnsparse.training.assembly import choose_device, empty_model, require_execution
+    from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
 
     failed = 0
     for path in arguments.configs:
@@ -214,7 +217,7 @@ def validate(arguments: argparse.Namespace) -> int:
             config = load_config(path)
             _warn(config.warnings)
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
-            empty_model(config, 256, choose_device("cpu"))
+            empty_model(config, 256, NOWHERE)
             require_execution(config, choose_device("cpu"))
         except UserError as error:
             print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
@@ -297,7 +300,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
     runs, left_out = read_runs(arguments.runs)
     for line in left_out:
-        print(f"rnnsparse: {line}", file=sys.stderr)
+        print(f"rnnsparse: {one_line(line)}", file=sys.stderr)
     if not runs:
         raise UserError(f"{arguments.runs[0]}: no run here is finished; compare them when they are")
     settings = group(runs)
@@ -311,7 +314,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
-        print(f"rnnsparse: warning: {warning}", file=sys.stderr)
+        print(f"rnnsparse: warning: {one_line(warning)}", file=sys.stderr)
 
 
 def _program() -> list[str]:

@@ -21,11 +21,13 @@ from typing import IO
 
 import numpy as np
 
+from rnnsparse import files
 from rnnsparse.data.sources import CHUNK_BYTES, SPLITS, Piece, Source
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
 from rnnsparse.errors import RunFailed, UserError
 
+LARGEST_META = 10_000
 FORMAT = 1  # raise it when the same text would give other files
 DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
@@ -73,7 +75,9 @@ def tokenized(source: Source, tokenizer: Tokenizer | None, divide: bool, root: P
 def read_entry(folder: Path) -> Entry | None:
     """Open an entry; None if there is none or if it is incomplete."""
     try:
-        counts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        counts = json.loads(files.read(folder / "meta.json", LARGEST_META))
+        if set(counts) not in ({"text"}, set(SPLITS)) or not all(map(_is_count, counts.values())):
+            return None
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         symbols = sum(split["symbols"] for split in counts.values())
         if (folder / "tokens.bin").stat().st_size != symbols * tokenizer.dtype.itemsize:
@@ -84,9 +88,20 @@ def read_entry(folder: Path) -> Entry | None:
             stop = start + split.pop("symbols")
             splits[name] = Split(tokens=tokens[start:stop], **split)
             start = stop
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # UserError is a ValueError
+        if tokenizer.kind == "char" and symbols and tokens.max() >= tokenizer.vocab_size:
+            return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # UserError is a ValueError
         return None
     return Entry(tokenizer, splits)
+
+
+def _is_count(split: Mapping[str, int]) -> bool:
+    """Whether a part of meta.json may be true."""
+    if set(split) != {"symbols", "characters", "bytes", "unknown_bytes"}:
+        return False
+    if not all(type(count) is int and 0 <= count < 1 << 62 for count in split.values()):
+        return False
+    return split["characters"] <= split["bytes"] and split["unknown_bytes"] <= split["bytes"] <= 4 * split["symbols"]
 
 
 def _write_entry(source: Source, tokenizer: Tokenizer | None, divide: bool, work: Path) -> Path:

@@ -26,6 +26,8 @@ PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 SPLITS = ("train", "validation", "test")
 CHUNK_BYTES = 1 << 22
 CHUNK_ROWS = 1000
+# Text packs to a third or a tenth, of which a few kilobytes may fill a disk; a small file may repeat one word.
+LARGEST_RATIO, UNPACKED_FREELY = 100, 1 << 26
 HUB_REPOSITORY = "Salesforce/wikitext"
 HUB_CONFIGS = {"wikitext103": "wikitext-103-raw-v1", "wikitext2": "wikitext-2-raw-v1"}
 # A name announces a split when nothing but a separator, a number or a suffix follows: not "testament.txt".
@@ -138,6 +140,8 @@ def _load_splits(source: str, path: str | None, label: str) -> Mapping[str, Any]
 
         try:
             place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (str(Path(path).expanduser()),)
+            if path is not None:
+                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).expanduser().resolve())
             splits: Mapping[str, Any] = datasets.load_dataset(*place)
             return splits
         except Exception as error:  # the library's own errors share no base class
@@ -156,6 +160,19 @@ def _load_splits(source: str, path: str | None, label: str) -> Mapping[str, Any]
         f"{label}: {HUB_REPOSITORY} cannot be loaded from the Hugging Face hub ({reason}); "
         "connect once without HF_HUB_OFFLINE, or set data.path to a local copy in the hub's layout"
     )
+
+
+def _require_plain_tables(builder: Any, root: Path) -> None:
+    """Make sure that a folder is read as tables or text (which another check refuses), and nothing outside of it.
+
+    Other readers of `datasets` unpack archives and pickles, and its README may name files anywhere.
+    """
+    if builder.name not in ("parquet", "text"):
+        raise ValueError(f"it holds {builder.name} files")
+    for files in (builder.config.data_files or {}).values():
+        for name in files:
+            if not Path(name).resolve().is_relative_to(root):
+                raise ValueError(f"it names {name}, which is not in it")
 
 
 def _split_of(name: Path) -> str | None:
@@ -178,8 +195,17 @@ def _file_chunks(file: Path, label: str) -> Iterator[Chunk]:
     # Binary: text mode, and datasets' reader, would change line ends.
     try:
         with PACKED.get(file.suffix.lower(), open)(file, "rb") as stream:
+            unpacked, most = 0, max(UNPACKED_FREELY, LARGEST_RATIO * file.stat().st_size)
             while chunk := stream.read(CHUNK_BYTES):
+                unpacked += len(chunk)
+                if file.suffix.lower() in PACKED and unpacked > most:
+                    raise UserError(
+                        f"{label}: unpacks to more than {LARGEST_RATIO} times its size, which no text does; "
+                        "unpack it yourself if it is right"
+                    )
                 yield chunk
+    except MemoryError:
+        raise UserError(f"{label}: takes more memory to unpack than there is; unpack it yourself") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         reason = f"damaged or incomplete {file.suffix} file ({error}); fetch it again"
         raise UserError(f"{label}: {reason}") from None

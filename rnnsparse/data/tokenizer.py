@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rnnsparse import files
 from rnnsparse.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Chunk = bytes | memoryview  # of UTF-8
 UNKNOWN = "<unk>"
 CODE_POINTS = 0x110000
 NAMED_IN_ERRORS = 5
+LARGEST_FILE = 1 << 26  # bytes of a tokenizer.json; every Unicode character takes 30 MB
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Tokenizer:
     def load(cls, path: str | Path) -> Tokenizer:
         """Read what `save` wrote; a missing, damaged or foreign file raises a UserError."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(files.read(Path(path), LARGEST_FILE).decode())
         except OSError as error:
             reason = f"cannot be read ({error.strerror}); every checkpoint must have it"
             raise UserError(f"{path}: {reason}") from None

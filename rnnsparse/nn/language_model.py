@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -36,7 +36,9 @@ class ModelConfig:
     hidden_size: Annotated[Size, Doc("units per recurrent layer")] = 256
     num_layers: Annotated[int, Gt(0), Le(1000), Doc("recurrent layers")] = 1
     readout_dims: Annotated[
-        tuple[Size, ...], Doc("widths of the layers between the last recurrent one and the output")
+        tuple[Size, ...],
+        MaxLen(1000),
+        Doc("widths of the layers between the last recurrent one and the output"),
     ] = ()
     readout_activation: Annotated[Literal["identity", "relu", "tanh"], Doc("after each readout layer")] = "relu"
     tie_embeddings: Annotated[bool, Doc("use the embedding as output weight too")] = False

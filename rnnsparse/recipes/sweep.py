@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ from typing import Any
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.training.assembly import choose_device, empty_model, require_execution
+from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
 
 KEYS = ("config", "dir", "overrides", "grid", "processes", "memory")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
 LONGEST_VALUE = 40
+MOST_POINTS = 10_000  # of a grid; each is validated before the first run starts
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Sweep:
 def is_sweep(path: Path) -> bool:
     """Return whether a file looks like a sweep and not like the configuration of one run."""
     try:
-        data = yaml12.read(path.read_text(encoding="utf-8"))
+        data = yaml12.read_file(path)
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and "grid" in data
@@ -73,9 +75,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         UserError: anything wrong in the file, its base or any of its runs; one line.
     """
     try:
-        data = yaml12.read(path.read_text(encoding="utf-8"))
+        data = yaml12.read_file(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     try:
@@ -144,6 +148,8 @@ def _points(grid: Any) -> Iterator[dict[str, Any]]:
         choices = [value if isinstance(value, list) else [value] for value in _settings(part, "grid").values()]
         if not all(choices):
             raise UserError(f"grid: {list(part)[choices.index([])]}: has no values; give at least one")
+        if math.prod(map(len, choices)) > MOST_POINTS:
+            raise UserError(f"grid: has {math.prod(map(len, choices)):,} combinations; use at most {MOST_POINTS:,}")
         for point in itertools.product(*choices):
             yield dict(zip(part, point, strict=True))
 
@@ -183,7 +189,7 @@ def _is_idle(key: str, config: RunConfig) -> bool:
 def _check(config: RunConfig, name: str) -> None:
     """Make sure of what a configuration alone cannot tell: that budgets can be met and computed."""
     try:
-        empty_model(config, 256, choose_device("cpu"))
+        empty_model(config, 256, NOWHERE)
         require_execution(config, choose_device("cpu"))
     except UserError as error:
         raise UserError(f"run {name}: {error}") from None

@@ -54,7 +54,7 @@ def status(run: Run) -> Status:
 
 def _recorded(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
-    return parse_config(yaml12.read(path.read_text(encoding="utf-8")), str(path))
+    return parse_config(yaml12.read_file(path), str(path))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse.config import parse_config
-from rnnsparse.errors import UserError
+from rnnsparse.errors import UserError, printable
 from rnnsparse.reporting.runs import Results, Run, Summary, is_results
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
+_SPECIAL = re.compile(r"[\\|`\[\]]")  # what would break a table, or make code or links of a name
 LENGTH_KEYS = ("training.steps", "training.multiplier")
 
 
@@ -65,7 +67,7 @@ class Setting:
                 name = key.partition(".")[2]
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 words.append(f"{name if names.count(name) == 1 else key}={text}")
-        return ", ".join(words)
+        return printable(", ".join(words))
 
     def statistic(self, field: str) -> Statistic | None:
         """Return mean and deviation over the runs of what a summary calls `field`; None if a run lacks it."""
@@ -163,7 +165,7 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [[_SPECIAL.sub(r"\\\g<0>", cell).replace("<", "&lt;") for cell in row] for row in rows]
     rule = ["---", *("---:" for _ in rows[0][1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], rule, *escaped[1:]])
 
@@ -180,8 +182,14 @@ def as_csv(settings: Sequence[Setting]) -> str:
             values = asdict(run.summary)
             chosen = [setting.special.get(key, "") for key in special]
             cells = [value if isinstance(value, str) else json.dumps(value) for value in chosen]
-            writer.writerow([run.name, setting.label, *cells, *(values[name] for name in summary)])
+            words = [_as_text(word) for word in (run.name, setting.label, *cells)]
+            writer.writerow([*words, *(values[name] for name in summary)])
     return out.getvalue()
+
+
+def _as_text(word: str) -> str:
+    """Keep spreadsheets from taking a word for a formula."""
+    return f"'{word}" if word.startswith(("=", "+", "-", "@")) else word
 
 
 # ---- the folder

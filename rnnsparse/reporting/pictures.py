@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Len, Lt
 from numpy.typing import NDArray
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, StringConstraints
 
 from rnnsparse.training.assembly import choose_device, restore
 from rnnsparse.training.connectivity import connection_counts, row_counts
@@ -18,56 +19,69 @@ from rnnsparse.training.connectivity import connection_counts, row_counts
 MOMENTS = 12  # records over time that are kept, besides the last
 RANKS = 48  # units of a layer are put together into at most this many groups of neighbouring rank
 BINS = 24  # of a histogram
+MOST_BLOCKS = 12_000  # a thousand layers of the largest cell
 SYMBOLS = 256  # embedding rows that are kept: those with the most connections
+
+# Pictures also come from files of others; what cannot be drawn is refused when it is read.
+Count = Annotated[int, Ge(0), Lt(1 << 53)]
+Moments = Annotated[list[Count], Len(1, MOMENTS + 1)]
+Ranked = Annotated[list[Annotated[list[Annotated[FiniteFloat, Ge(0), Le(1e15)]], Len(1, MOMENTS + 1)]], Len(1, RANKS)]
+Name = Annotated[str, Len(1, 100)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
     """`counts[i]` rows (or columns) have from `start + i * width` connections to one below the start of the next."""
 
-    start: int
-    width: int
-    counts: list[int]
+    start: Count
+    width: Annotated[int, Gt(0), Lt(1 << 40)]
+    counts: Annotated[list[Count], Len(1, BINS)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPicture:
     """One gate, or one matrix that has none. `over_time` has its connections at each moment, the last the end."""
 
-    name: str
-    rows: int
-    cols: int
+    name: Name
+    rows: Annotated[int, Gt(0), Lt(1 << 40)]
+    cols: Annotated[int, Gt(0), Lt(1 << 40)]
     inputs: Histogram
     outputs: Histogram
-    over_time: list[int]
+    over_time: Moments
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitsPicture:
     """Mean connections of a layer's units, in groups of neighbouring rank at the end, most first: [groups][moments]."""
 
-    name: str
-    inputs: list[list[FiniteFloat]]
-    outputs: list[list[FiniteFloat]]
+    name: Name
+    inputs: Ranked
+    outputs: Ranked
 
 
 @dataclass(frozen=True, kw_only=True)
 class SymbolPicture:
     """One symbol's row of the embedding: `symbol` holds its bytes in hexadecimal."""
 
-    symbol: str
-    over_time: list[int]
+    symbol: Annotated[str, StringConstraints(pattern=r"^([0-9a-f][0-9a-f]){1,8}$")]
+    over_time: Moments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """`steps` are the moments: those recorded, thinned, and the end; only the end if nothing was recorded."""
 
-    steps: list[int]
-    embedding_dim: int
-    blocks: list[BlockPicture]
-    units: list[UnitsPicture]
-    symbols: list[SymbolPicture]
+    steps: Moments
+    embedding_dim: Count
+    blocks: Annotated[list[BlockPicture], Len(1, MOST_BLOCKS)]
+    units: Annotated[list[UnitsPicture], Len(1, MOST_BLOCKS)]
+    symbols: Annotated[list[SymbolPicture], Len(1, SYMBOLS)]
+
+    def __post_init__(self) -> None:
+        lengths = {len(b.over_time) for b in self.blocks} | {len(s.over_time) for s in self.symbols}
+        lengths |= {len(group) for u in self.units for groups in (u.inputs, u.outputs) for group in groups}
+        if lengths != {len(self.steps)}:
+            raise ValueError("pictures need a number for each of their steps")
 
 
 def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
@@ -133,6 +147,19 @@ def by_rank(counts_MU: NDArray[np.int64]) -> list[list[float]]:
     order = np.argsort(-counts_MU[-1], kind="stable")
     groups = np.array_split(counts_MU[:, order], min(RANKS, len(order)), axis=1)
     return [[round(float(mean), 2) for mean in group.mean(axis=1)] for group in groups]
+
+
+def are_counts(record: dict[str, Any]) -> bool:
+    """Return whether a record, which may be of anybody, has a count wherever a network has one, and nothing else."""
+    try:
+        units = [counts for unit in record["units"].values() for counts in (unit["in"], unit["out"])]
+        series = [list(record["blocks"].values()), record["embedding"], *units]
+    except (LookupError, TypeError, AttributeError):
+        return False
+    return all(
+        isinstance(counts, list) and all(type(count) is int and 0 <= count < 1 << 53 for count in counts)
+        for counts in series
+    )
 
 
 def _thinned(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

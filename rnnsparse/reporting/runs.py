@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+from annotated_types import Ge, Le, Lt
 from pydantic import FiniteFloat
 
-from rnnsparse import yaml12
+from rnnsparse import files, yaml12
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
-from rnnsparse.reporting.pictures import Pictures, read_pictures
+from rnnsparse.reporting.pictures import Pictures, are_counts, read_pictures
 
+LARGEST_RESULTS, LARGEST_SUMMARY, LARGEST_RECORDS, LARGEST_LINE = 1 << 26, 1 << 16, 1 << 30, 1 << 25  # bytes
 CURVE_POINTS = 100  # a curve has at most this many
 FORMAT: Literal["rnnsparse results 1"] = "rnnsparse results 1"
 # What decides no number, or only by the seed: where things are, how fast it goes, what it tells.
@@ -30,30 +32,36 @@ ALIKE = {
 ALIKE_SECTIONS = {"logging", "checkpoint"}
 
 
+# What can be added up, plotted and printed; far beyond all that is ever measured.
+Count = Annotated[int, Ge(0), Lt(1 << 63)]
+Number = Annotated[FiniteFloat, Ge(0), Le(1e60)]
+Step = Annotated[int, Ge(0), Lt(1 << 53)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What `summary.json` says; a run of an earlier version may lack what may be None."""
 
-    bits_per_character: FiniteFloat
-    bits_per_byte: FiniteFloat
-    best_bits_per_character: FiniteFloat | None = None
-    steps: int
-    characters_seen: int
-    connections: int
-    positions: int
-    sparsity: FiniteFloat
-    ever_active: FiniteFloat | None = None
-    flops_per_character: int | None = None
-    training_flops: FiniteFloat
-    training_flops_vs_dense: FiniteFloat
-    seconds: FiniteFloat
-    characters_per_second: FiniteFloat | None = None
-    peak_memory_bytes: int | None = None
+    bits_per_character: Number
+    bits_per_byte: Number
+    best_bits_per_character: Number | None = None
+    steps: Count
+    characters_seen: Count
+    connections: Count
+    positions: Count
+    sparsity: Number
+    ever_active: Number | None = None
+    flops_per_character: Count | None = None
+    training_flops: Number
+    training_flops_vs_dense: Number
+    seconds: Number
+    characters_per_second: Number | None = None
+    peak_memory_bytes: Count | None = None
     method: str
-    seed: int
-    ranks: int = 1
-    communicated_bytes_per_step: FiniteFloat = 0.0
-    communicated_vs_dense: FiniteFloat = 0.0
+    seed: Count
+    ranks: Count = 1
+    communicated_bytes_per_step: Number = 0.0
+    communicated_vs_dense: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +71,16 @@ class Curves:
     `validation` has a (step, bits per character) for each evaluation.
     """
 
-    steps: list[int]
-    bits_per_character: list[FiniteFloat]
-    moved: list[FiniteFloat]
-    ever_active: list[FiniteFloat]
-    validation: list[tuple[int, FiniteFloat]]
+    steps: list[Step]
+    bits_per_character: list[Number]
+    moved: list[Number]
+    ever_active: list[Number]
+    validation: list[tuple[Step, Number]]
+
+    def __post_init__(self) -> None:
+        for values in (self.bits_per_character, self.moved, self.ever_active):
+            if len(values) not in (len(self.steps), 0) or (self.steps and not self.bits_per_character):
+                raise ValueError("curves need a number for each step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +152,8 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
 def is_results(path: Path) -> bool:
     """Whether a file is a results.json of this program."""
     try:
-        return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["format"] == FORMAT
-    except (OSError, ValueError, LookupError, TypeError):
+        return path.is_file() and json.loads(files.read(path, LARGEST_RESULTS))["format"] == FORMAT
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
 
@@ -150,10 +163,11 @@ def read_results(path: Path) -> Results:
     Raises:
         UserError: it is none.
     """
-    results = _parsed(Results, path, "results of `rnnsparse compare --out`")
+    results = _parsed(Results, path, LARGEST_RESULTS, "results of `rnnsparse compare --out`")
     for run in results.runs:
         # A later version may have keys that this file has not: they get their defaults, as in a run's folder.
         run.config.update(_portable(parse_config(run.config, f"{path}: {run.name}").to_dict()))
+        _require_method(run, path)
     return results
 
 
@@ -169,8 +183,8 @@ def _run_folders(path: Path) -> list[Path]:
 
 
 def _search(path: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(path):
-        if "config.yaml" in files and ("summary.json" in files or "metrics.jsonl" in files):
+    for folder, below, names in os.walk(path):
+        if "config.yaml" in names and ("summary.json" in names or "metrics.jsonl" in names):
             below.clear()
             yield Path(folder)
         below.sort()
@@ -189,17 +203,29 @@ def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
 def _read_run(folder: Path, name: str) -> Run:
     config_path = folder / "config.yaml"
     try:
-        data = yaml12.read(config_path.read_text(encoding="utf-8"))
+        data = yaml12.read_file(config_path)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{config_path}: cannot be read: {' '.join(str(error).split())}; leave this run out") from None
     config = parse_config(data, str(config_path))
     records = read_records(folder / "metrics.jsonl")
-    return Run(
+    run = Run(
         name=name,
         config=_portable(config.to_dict()),
-        summary=_parsed(Summary, folder / "summary.json", "the summary of a run"),
+        summary=_parsed(Summary, folder / "summary.json", LARGEST_SUMMARY, "the summary of a run"),
         curves=_curves(records),
     )
+    _require_method(run, folder / "summary.json")
+    return run
+
+
+def _require_method(run: Run, path: Path) -> None:
+    if run.summary.method != run.config["sparsity"]["method"]:
+        raise UserError(
+            f"{path}: {run.name}: method: {run.summary.method!r} is not that of its configuration, "
+            f"{run.config['sparsity']['method']!r}; leave this run out"
+        )
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
@@ -215,10 +241,10 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def _parsed(kind: type[T], path: Path, what: str) -> T:
+def _parsed(kind: type[T], path: Path, largest: int, what: str) -> T:
     adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(kind)
     try:
-        return adapter.validate_json(path.read_bytes())
+        return adapter.validate_json(files.read(path, largest))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
     except pydantic.ValidationError as error:
@@ -228,21 +254,28 @@ def _parsed(kind: type[T], path: Path, what: str) -> T:
         raise UserError(f"{path}: not {what}: {reason}; leave it out, or restore it") from None
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, keep: Callable[[dict[str, Any]], bool] = lambda record: True) -> list[dict[str, Any]]:
     """Return the lines of a .jsonl file that hold a step; what is torn or foreign is left out, no file is no lines."""
-    records = []
+    return [record for record in _records(path) if keep(record)]
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Opening a pipe would wait for somebody to write to it.
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_RECORDS:
+                raise UserError(f"{path}: has more than {LARGEST_RECORDS:,} bytes; leave this run out")
+            while line := file.readline(LARGEST_LINE):
+                try:
+                    record = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(record, dict) and type(step := record.get("step")) is int and 0 <= step < 1 << 53:
+                    yield record
     except OSError:
-        return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-    return records
+        return
 
 
 def _curves(records: Sequence[dict[str, Any]]) -> Curves:
@@ -266,7 +299,7 @@ def _curves(records: Sequence[dict[str, Any]]) -> Curves:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return type(value) in (int, float) and 0 <= value <= 1e60
 
 
 def _rounded(value: float) -> float:
@@ -299,7 +332,7 @@ def _with_pictures(runs: Sequence[Run], folder_of: Mapping[str, Path]) -> list[R
     for run in runs:
         key, folder = _setting_key(run), folder_of.get(run.name)
         if key not in pictured and folder and folder.joinpath("last").exists():
-            pictures = read_pictures(folder, read_records(folder / "connectivity.jsonl"))
+            pictures = read_pictures(folder, read_records(folder / "connectivity.jsonl", are_counts))
             run = replace(run, pictures=pictures)
             pictured.add(key)
         result.append(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +17,14 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.kernels import are_compiled
 from rnnsparse.nn.basis import Basis
-from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.training import checkpoint
 from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
 
+NOWHERE = torch.device("meta")  # PyTorch's device for shapes without numbers
 # Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py), of which those of the LSTM are better.
 SPARSE_WINS_FROM = {"lstm": 0.7, "gru": 0.5}
 
@@ -67,16 +69,31 @@ def vocabulary_size(config: RunConfig) -> int:
     return 256 if config.data.tokenizer == "byte" else load_corpus(config.data).tokenizer.vocab_size
 
 
-def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
+def empty_model(
+    config: RunConfig, vocab_size: int, device: torch.device, saved: checkpoint.Checkpoint | None = None
+) -> tuple[CharLM, list[Budget]]:
     """Return a model without connections, and the budgets that its groups have.
 
-    Half precision is for CUDA: elsewhere such a model computes in fp32.
+    Half precision is for CUDA: elsewhere such a model computes in fp32. NOWHERE is a device for what is only validated.
+
+    Args:
+        saved: where its weights will come from; what does not fit them is refused before it takes memory.
 
     Raises:
-        UserError: the budgets cannot be met.
+        UserError: the budgets cannot be met, or the weights are of another model.
     """
+    with NOWHERE:
+        shape = config.method.model_config(config.model, config.budget, vocab_size)
+        if saved is not None:
+            saved.require_shape(CharLM(shape, vocab_size), with_bases=config.budget.basis == "svd")
+    with NOWHERE if device == NOWHERE else nullcontext():
+        return _empty_model(config, shape, vocab_size, device)
+
+
+def _empty_model(
+    config: RunConfig, shape: ModelConfig, vocab_size: int, device: torch.device
+) -> tuple[CharLM, list[Budget]]:
     precision = config.training.precision
-    shape = config.method.model_config(config.model, config.budget, vocab_size)
     model = CharLM(shape, vocab_size).to(device=device, dtype=PARAMETER_TYPES.get(precision, torch.float32))
     model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
     model.execution, _ = choose_execution(config, device)
@@ -208,7 +225,7 @@ def saved_model(
     Raises:
         UserError: the checkpoint is of another model.
     """
-    model, budgets = empty_model(config, tokenizer.vocab_size, device)
+    model, budgets = empty_model(config, tokenizer.vocab_size, device, saved)
     saved.apply_weights(model)
     return model, follow_connections(config, model, budgets, device)
 

@@ -21,15 +21,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from rnnsparse import yaml12
+from rnnsparse import files, yaml12
 from rnnsparse.errors import RunFailed, UserError, suggest
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.training import atomic, manifest, weights_file
 from rnnsparse.training.manifest import damaged
+from rnnsparse.training.state_check import require_unpacked
 from rnnsparse.training.weights_file import WeightsFile
 
 WEIGHTS, TOKENIZER, CONFIG, STATE = "model.safetensors", "tokenizer.json", "config.yaml", "training_state.pt"
 READ_ATTEMPTS = 100
+LARGEST_TEXT = 1 << 26  # bytes; a vocabulary of every Unicode character has 30 MB
 
 
 def save(
@@ -122,6 +124,17 @@ class Checkpoint:
     _sha256: dict[str, str] = field(repr=False)
     _weights: WeightsFile = field(repr=False)
 
+    def require_shape(self, model: CharLM, with_bases: bool) -> None:
+        """Make sure that the weights have the shape of `model`, which may be on the meta device; nothing is allocated.
+
+        Args:
+            with_bases: whether each block has its basis in the file.
+
+        Raises:
+            UserError: they are of another model.
+        """
+        self._weights.require_shape(model, with_bases)
+
     def apply_weights(self, model: CharLM) -> None:
         """Give `model` the topology, values and biases of the checkpoint, bit for bit, on its own device.
 
@@ -151,7 +164,7 @@ class Checkpoint:
                 # What is read now must be what was verified.
                 if hashlib.file_digest(file, "sha256").hexdigest() != self._sha256[STATE]:
                     raise UserError(f"{path}: was replaced since it was verified; run the command again")
-                file.seek(0)
+                require_unpacked(file)
                 state = torch.load(file, map_location="cpu", weights_only=True)
         except OSError as error:
             raise _unreadable(path, error) from error
@@ -191,7 +204,7 @@ def _open(folder: Path) -> Checkpoint:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return files.read(path, LARGEST_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise damaged(path, "is not UTF-8") from error
 

@@ -27,6 +27,7 @@ from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import after_evaluation, averaged
 from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.pictures import log_pictures, sample_text
+from rnnsparse.training.state_check import require_fitting
 
 DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
 
@@ -330,7 +331,11 @@ class Trainer:
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
         try:
-            self._load_state(saved.training_state())
+            state = saved.training_state()
+            require_fitting(state, self._training_state(), list(self.model.parameters()), self.model.sparse_weights())
+            if not state["step"] == saved.step <= self.config.training.steps:
+                raise ValueError("step does not fit")
+            self._load_state(state)
         except UserError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -54,6 +54,37 @@ class WeightsFile:
             raise damaged(path, f"is no safetensors file ({error})") from error
         self._names = set(self._file.keys())
 
+    def require_shape(self, model: CharLM, with_bases: bool) -> None:
+        """Compare the header with the shapes of `model`, of which nothing but these is looked at.
+
+        Raises:
+            UserError: the file is of another model.
+        """
+        weights, biases = model.sparse_weights().values(), _biases(model)
+        blocks = [(weight, block) for weight in weights for block in weight.blocks]
+        expected = {name for _, block in blocks for name in _names(block)}
+        if with_bases:
+            expected |= {name for _, block in blocks for name in _basis_names(block)}
+        for name in sorted(self._names - expected - set(biases)):
+            raise self._of_another_model(f"the model has no {name!r}")
+        for name, bias in biases.items():
+            self._require(name, tuple(bias.shape))
+        for weight, block in blocks:
+            rows, cols = block.stop_row - block.start_row, weight.cols
+            values, pointers, columns = _names(block)
+            if with_bases:
+                left, right = _basis_names(block)
+                self._require(left, (rows, rows))
+                self._require(right, (cols, cols))
+            if pointers not in self._names and columns not in self._names:
+                self._require(values, (rows * cols,))
+                continue
+            shape, _ = self._shape_and_type(values)
+            if len(shape) != 1 or shape[0] > rows * cols:
+                raise self._of_another_model(f"{values!r} has shape {list(shape)}, its block is {rows} x {cols}")
+            self._require(pointers, (rows + 1,))
+            self._require(columns, shape)
+
     def apply(self, model: CharLM) -> None:
         """Give `model` the topology, values and biases of the file, bit for bit, on the device it is on.
 
@@ -61,11 +92,8 @@ class WeightsFile:
             UserError: the file is of another model, or holds no valid topology; `model` is then unchanged.
         """
         weights, biases = model.sparse_weights(), _biases(model)
-        expected = {name for weight in weights.values() for block in weight.blocks for name in _names(block)}
         in_basis = {name: weight for name, weight in weights.items() if weight.basis and not weight.basis.derived}
-        expected |= {n for weight in in_basis.values() for block in weight.blocks for n in _basis_names(block)}
-        for name in sorted(self._names - expected - set(biases)):
-            raise self._of_another_model(f"the model has no {name!r}")
+        self.require_shape(model, with_bases=bool(in_basis))
         connections = {name: self._connections(weight) for name, weight in weights.items()}
         bases = {name: self._basis(weight) for name, weight in in_basis.items()}
         dense = {name: self._tensor(name, tuple(bias.shape), bias.dtype) for name, bias in biases.items()}
@@ -97,8 +125,6 @@ class WeightsFile:
             indices = torch.arange(block.start_row * cols, block.stop_row * cols)
             return indices, self._tensor(values, (rows * cols,), value_type)
         shape, _ = self._shape_and_type(values)
-        if len(shape) != 1 or shape[0] > rows * cols:
-            raise self._of_another_model(f"{values!r} has shape {list(shape)}, its block is {rows} x {cols}")
         values_N = self._tensor(values, shape, value_type)
         pointers_R = self._tensor(pointers, (rows + 1,), torch.int32, torch.int64).long()
         columns_N = self._tensor(columns, shape, column_type(cols)).long()
@@ -116,14 +142,19 @@ class WeightsFile:
 
     def _tensor(self, name: str, shape: tuple[int, ...], *types: torch.dtype) -> Tensor:
         """Return a tensor of this shape and one of these types; the header is checked before data is read."""
-        found_shape, found_type = self._shape_and_type(name)
-        if found_shape != shape:
-            raise self._of_another_model(f"{name!r} has shape {list(found_shape)}, not {list(shape)}")
+        found_type = self._require(name, shape)
         wanted = [TYPE_NAMES[t] for t in types]
         if found_type not in wanted:
             raise self._of_another_model(f"{name!r} has type {found_type}, not {' or '.join(wanted)}")
         tensor: Tensor = self._file.get_tensor(name)
         return tensor
+
+    def _require(self, name: str, shape: tuple[int, ...]) -> str:
+        """Return the type of a tensor that must have this shape."""
+        found_shape, found_type = self._shape_and_type(name)
+        if found_shape != shape:
+            raise self._of_another_model(f"{name!r} has shape {list(found_shape)}, not {list(shape)}")
+        return found_type
 
     def _shape_and_type(self, name: str) -> tuple[tuple[int, ...], str]:
         if name not in self._names:

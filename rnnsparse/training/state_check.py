@@ -1,0 +1,155 @@
+"""What a training_state.pt must be before anything of it is used: of the shapes and types of the run that goes on.
+
+torch.load(weights_only=True) executes nothing, but a file can hold tensors of any size and type, views that unfold to
+terabytes, and other data than the names promise.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from rnnsparse.nn.weight import SparseWeight
+
+LARGEST_COUNT = 1 << 62
+COUNTS = ("step", "characters_seen", "timed_characters", "evaluations_without_gain")
+SECONDS = ("seconds", "timed_seconds")
+
+
+def require_unpacked(file: IO[bytes]) -> None:
+    """Make sure that a torch file takes no more memory than it has bytes.
+
+    Raises:
+        ValueError: it is of an older format than torch.save writes, or parts of it are compressed or overlap.
+    """
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        size = file.seek(0, 2)
+    if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or sum(e.file_size for e in entries) > size:
+        raise ValueError("is compressed")
+    file.seek(0)
+
+
+def require_fitting(
+    state: Mapping[str, Any],
+    fresh: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    weights: Mapping[str, SparseWeight],
+) -> None:
+    """Compare a training state with that of the same run before its first step.
+
+    Args:
+        state: as it was loaded.
+        fresh: what the run would save now.
+        parameters: in the order of the optimizer; weights: those of the model, by name.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: it does not fit.
+    """
+    for name in COUNTS:
+        _require(_is_count(state[name]), name)
+    for name in SECONDS:
+        _require(_is_finite(state[name]) and state[name] >= 0, name)
+    _require(state["best"] is None or _is_finite(state["best"]), "best")
+    _require(_is_count(state["lanes"]["position"]), "lanes")
+    _require_like(state["recurrent_state"], fresh["recurrent_state"], "recurrent_state")
+    _require_like(state["generators"]["cpu"], fresh["generators"]["cpu"], "generators")
+    cuda = state["generators"]["cuda"]
+    _require(cuda is None or _is_plain(cuda, torch.uint8), "generators")
+    _require(state["scaler"].keys() == fresh["scaler"].keys(), "scaler")
+    _require(all(_is_finite(number) for number in state["scaler"].values()), "scaler")
+    if fresh["teacher"] is not None:
+        _require_like(state["teacher"]["recurrent_state"], fresh["teacher"]["recurrent_state"], "teacher")
+    _require_communication(state.get("communication", (0, 0)))
+    _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
+    _require_sparsifier(state["sparsifier"], weights)
+
+
+def _require_optimizer(state: Mapping[str, Any], fresh: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    _require(state.keys() == fresh.keys(), "optimizer")
+    for key in state.keys() - {"state", "param_groups"}:
+        _require(type(state[key]) is type(fresh[key]), f"optimizer.{key}")
+        if isinstance(state[key], list):
+            _require(all(map(_is_finite, state[key])), f"optimizer.{key}")
+    _require(len(state["param_groups"]) == len(fresh["param_groups"]), "optimizer.param_groups")
+    for group, own in zip(state["param_groups"], fresh["param_groups"], strict=True):
+        # The learning rate is set anew at every step.
+        _require({**group, "lr": 0} == {**own, "lr": 0} and _is_finite(group["lr"]), "optimizer.param_groups")
+    names = {frozenset(entry) for entry in state["state"].values()}
+    _require(len(names) <= 1, "optimizer.state")
+    for number, entry in state["state"].items():
+        _require(type(number) is int and 0 <= number < len(parameters), "optimizer.state")
+        for name, value in entry.items():
+            if value is None:
+                continue
+            if isinstance(value, Tensor) and value.dim() == 0 and name == "step":
+                _require(_is_plain(value, torch.float32) and float(value) >= 0, f"optimizer.state.{name}")
+            else:
+                shape = parameters[number].shape
+                _require(_is_plain(value) and value.shape == shape, f"optimizer.state.{name}")
+                _require(bool(value.isfinite().all()), f"optimizer.state.{name}")
+                _require(value.dtype.is_floating_point or bool((value >= 0).all()), f"optimizer.state.{name}")
+
+
+def _require_sparsifier(state: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> None:
+    _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
+    _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
+    _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
+    for name, average in state["method"].get("average", {}).items():
+        shape = (weights[name].rows, weights[name].cols)
+        _require(_is_plain(average, weights[name].values.dtype) and average.shape == shape, "sparsifier.method")
+    for name, (positions, total) in state["probes"].items():
+        _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
+        _require(_is_plain(total) and total.shape[-1:] == positions.shape and total.dim() <= 2, "sparsifier.probes")
+        if len(positions):
+            inside = positions[0] >= 0 and positions[-1] < weights[name].positions
+            _require(bool(inside and (positions[1:] > positions[:-1]).all()), "sparsifier.probes")
+            # What is watched is absent: growth would make a connection twice.
+            _require(not bool(torch.isin(positions, weights[name].indices.cpu()).any()), "sparsifier.probes")
+    for name, history in state["ever_active"].items():
+        stride, start, bits = history["stride"], history["start"], history["bits"]
+        counts = all(_is_count(history[key]) for key in ("stride", "start", "initial", "grown"))
+        _require(counts and start < stride, "sparsifier.ever_active")
+        followed = len(range(start, weights[name].positions, stride))
+        _require(_is_plain(bits, torch.uint8) and bits.shape == (-(-followed // 8),), "sparsifier.ever_active")
+
+
+def _require_communication(counts: Any) -> None:
+    _require(len(counts) == 2 and all(map(_is_count, counts)), "communication")
+
+
+def _require_like(found: Any, own: Tensor, name: str) -> None:
+    _require(_is_plain(found, own.dtype) and found.dim() == own.dim(), name)
+    # Of several ranks the file has all lanes.
+    same = [a == b for axis, (a, b) in enumerate(zip(found.shape, own.shape, strict=True)) if axis != 2]
+    _require(all(same) and bool(found.isfinite().all()), name)
+
+
+def _is_plain(value: Any, dtype: torch.dtype | None = None) -> bool:
+    """Whether a value is an ordinary tensor on the CPU, that has its own memory for each number."""
+    return (
+        type(value) is Tensor
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+        and value.is_contiguous()
+        and (dtype is None or value.dtype == dtype)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_COUNT
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -1e308 < value < 1e308
+
+
+def _require(fits: bool, name: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} does not fit")
