@@ -1,4 +1,4 @@
-"""The two ways a command can fail that are not a defect of the program, and the wording they share."""
+"""The ways a command can fail that are not a defect of the program, and the wording they share."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ LONGEST_LINE = 2000
 
 class UserError(ValueError):
     """Something the user can mend: a key, a value, a file. One line; the command line exits with 2."""
+
+
+class Damaged(UserError):
+    """A file that is missing, or is not what was written. `what` says which one and how."""
+
+    def __init__(self, what: str, way_out: str) -> None:
+        super().__init__(f"{what}: damaged, or not written by rnnsparse; {way_out}")
+        self.what = what
 
 
 class RunFailed(RuntimeError):

@@ -123,7 +123,7 @@ def plan(config: RunConfig) -> Rounds:
 
 def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], stream: TextIO | None) -> dict[str, Any]:
     folder = rounds.folder(number)
-    resume = atomic.existing(folder / "last") is not None
+    resume = run_folder.has_checkpoint(folder)
     if not resume and number < rounds.last and folder.exists():
         # Stopped before its first checkpoint: there is nothing to go on from.
         shutil.rmtree(folder)

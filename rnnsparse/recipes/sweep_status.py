@@ -38,7 +38,7 @@ def status(run: Run) -> Status:
         if folder.joinpath("summary.json").is_file():
             run_folder.refuse_another_run(_recorded(folder), run.config)
             return Status("done", summary=json.loads(folder.joinpath("summary.json").read_text(encoding="utf-8")))
-        if folder.joinpath("last").exists():
+        if run_folder.has_checkpoint(folder):
             run_folder.last_checkpoint(run.config)
             return Status("interrupted")
         if run.config.method.recipe and folder.joinpath("config.yaml").is_file():

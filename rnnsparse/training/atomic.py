@@ -21,7 +21,7 @@ RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, *, exchange: bool = True) -> Iterator[Path]:
+def replacing(folder: Path, *, keep: Path | None = None, exchange: bool = True) -> Iterator[Path]:
     """Yield an empty sibling folder to fill; afterwards it is on disk and has taken the place of `folder`.
 
     If the body raises, `folder` is untouched and the sibling removed. What killed writers left is cleaned up
@@ -29,6 +29,8 @@ def replacing(folder: Path, *, exchange: bool = True) -> Iterator[Path]:
 
     Args:
         folder: an existing folder, or none yet (its parents are made). A link to a folder stays a link.
+        keep: where the old folder goes, in the place of what is there; on the same file system. It need not succeed:
+            the new folder is there by then. Without it the old folder is removed.
         exchange: False renames in two steps even where the system could exchange in one.
 
     Raises:
@@ -37,6 +39,8 @@ def replacing(folder: Path, *, exchange: bool = True) -> Iterator[Path]:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     _clean_up(folder)
+    if keep is not None:
+        _clean_up(keep)
     new = _temporary(folder)
     try:
         new.mkdir()
@@ -44,9 +48,27 @@ def replacing(folder: Path, *, exchange: bool = True) -> Iterator[Path]:
         for path in (*new.rglob("*"), new):
             _sync(path)
         _swap(new, folder, exchange)
+        if keep is not None and new.exists():
+            with contextlib.suppress(OSError):
+                _swap(new, keep, exchange)
     finally:
-        # After a swap this is the old folder. If some of it stays behind, the next writer tries again.
+        # After a swap this is an old folder. If some of it stays behind, the next writer tries again.
         shutil.rmtree(new, ignore_errors=True)
+
+
+def put_in_place(other: Path, folder: Path) -> None:
+    """Let the complete folder `other` and `folder`, if that exists, change places.
+
+    Raises:
+        OSError: as `replacing`.
+    """
+    _clean_up(folder)
+    _swap(other, folder, exchange=True)
+
+
+def is_left_over(path: Path, folder: Path) -> bool:
+    """Return whether a killed writer of `folder` left `path` unfinished; the next writer removes it."""
+    return path.name.startswith(f".{folder.name}.new-")
 
 
 def existing(folder: Path) -> Path | None:
@@ -71,7 +93,7 @@ def _clean_up(folder: Path) -> None:
     if previous.is_dir():
         previous.rename(_temporary(folder) if folder.exists() else folder)
     for path in folder.parent.iterdir():
-        if path.name.startswith(f".{folder.name}.new-"):
+        if is_left_over(path, folder):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -81,7 +103,12 @@ def _swap(new: Path, folder: Path, exchange: bool) -> None:
         new.rename(folder)
         _sync(folder.parent)
     elif exchange and _exchange(new, folder):
-        _sync(folder.parent)
+        # The old folder may go only when the new one is sure to survive a power failure.
+        try:
+            _sync(folder.parent)
+        except OSError:
+            _exchange(new, folder)
+            raise
     else:
         previous = _previous(folder)
         folder.rename(previous)
@@ -90,7 +117,6 @@ def _swap(new: Path, folder: Path, exchange: bool) -> None:
         except OSError:
             previous.rename(folder)
             raise
-        # The old folder may go only when the new one is sure to survive a power failure.
         _sync(folder.parent)
         previous.rename(new)
 

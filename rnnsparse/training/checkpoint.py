@@ -11,8 +11,8 @@ Nothing is trusted before it is verified, and no pickle is ever executed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,18 +42,22 @@ def save(
     tokenizer_json: str,
     config_yaml: str,
     training_state: dict[str, Any] | None,
+    keep: Path | None = None,
 ) -> None:
     """Write a checkpoint in the place of the one in `folder`, if any; without `training_state` a slim one.
 
-    At every instant `resolve(folder)` is a complete checkpoint, the old or the new one.
+    At every instant `resolve(folder)` is a complete checkpoint, the old or the new one. The old one then takes the
+    place of that in `keep`, if given.
 
     Raises:
         RunFailed: disk full, read-only, no permission; the old checkpoint is intact and nothing else is left.
-        UserError: `folder` holds other things than a checkpoint.
+        UserError: `folder` or `keep` holds other things than a checkpoint.
     """
     try:
-        _refuse_to_replace_other_things(folder)
-        with atomic.replacing(folder) as new:
+        for place in (folder, keep):
+            if place is not None:
+                _refuse_to_replace_other_things(place)
+        with atomic.replacing(folder, keep=keep) as new:
             new.joinpath(TOKENIZER).write_text(tokenizer_json, encoding="utf-8", newline="")
             new.joinpath(CONFIG).write_text(config_yaml, encoding="utf-8", newline="")
             weights_file.write(new / WEIGHTS, model)
@@ -66,10 +70,12 @@ def save(
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-        kept = "the previous one is intact" if os.path.isdir(folder) else "there is no earlier one"
+        kept, again = "there is no earlier one", "train again"
+        if atomic.existing(folder) is not None:
+            kept, again = "the previous one is intact", "train again with --resume"
         raise RunFailed(
             f"{folder}: the checkpoint of step {step} cannot be written: {reason}; {kept}; free some space "
-            f"or make the folder writable, then train again with --resume"
+            f"or make the folder writable, then {again}"
         ) from error
 
 
@@ -84,6 +90,9 @@ def resolve(path: Path) -> Path:
             found = atomic.existing(folder)
             if found is not None and found.joinpath(manifest.NAME).is_file():
                 return found
+        if path.joinpath(WEIGHTS).exists() or path.joinpath("last").exists():
+            reason = f"has no {manifest.NAME}, so it is incomplete"
+            raise damaged(path if path.joinpath(WEIGHTS).exists() else path / "last", reason)
         raise UserError(f"{path}: {_why_no_checkpoint(path)}")
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -113,7 +122,10 @@ def load(path: Path) -> Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A verified checkpoint. Its weights stay readable when the folder is replaced."""
+    """A verified checkpoint. Its weights stay readable when the folder is replaced.
+
+    `warning` says why it is used in the place of another one.
+    """
 
     folder: Path
     step: int
@@ -123,6 +135,7 @@ class Checkpoint:
     tokenizer_json: str
     _sha256: dict[str, str] = field(repr=False)
     _weights: WeightsFile = field(repr=False)
+    warning: str = ""
 
     def require_shape(self, model: CharLM, with_bases: bool) -> None:
         """Make sure that the weights have the shape of `model`, which may be on the meta device; nothing is allocated.
@@ -147,6 +160,10 @@ class Checkpoint:
     def weights_sha256(self) -> str:
         return self._sha256[WEIGHTS]
 
+    @property
+    def has_training_state(self) -> bool:
+        return STATE in self._sha256
+
     def training_state(self) -> dict[str, Any]:
         """Return the training state that was saved, with all tensors on the CPU.
 
@@ -154,7 +171,7 @@ class Checkpoint:
             UserError: a slim checkpoint, one replaced since it was loaded, or a foreign file.
         """
         path = self.folder / STATE
-        if STATE not in self._sha256:
+        if not self.has_training_state:
             raise UserError(
                 f"{self.folder}: has no {STATE}, so no run can resume from it; evaluate, sample or export "
                 f"it, or resume from a checkpoint that has one"
@@ -241,6 +258,8 @@ def _identity(folder: Path) -> tuple[int, int, int] | None:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     reason = error.strerror or error
+    if error.errno == errno.EIO:
+        return damaged(Path(error.filename or path), f"cannot be read: {reason}")
     return UserError(f"{error.filename or path}: cannot be read: {reason}; check the path and its permissions")
 
 
@@ -250,8 +269,6 @@ def _why_no_checkpoint(path: Path) -> str:
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         return f"there is no such folder{suggest(path.name, siblings)}; give that of a run or of a checkpoint"
-    if path.joinpath(WEIGHTS).exists() or path.joinpath("last").exists():
-        return f"has no {manifest.NAME}, so it is incomplete; use another checkpoint, or restore it from a copy"
     if path.joinpath(CONFIG).exists():
         return "this run has no checkpoint yet; wait until it has saved one, or train it again"
     return f"neither a run (which holds last/) nor a checkpoint (which holds {manifest.NAME}); give one of these"

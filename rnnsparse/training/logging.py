@@ -141,6 +141,12 @@ class RunLogger:
         else:
             self._bar.write(text, file=self._stream)
 
+    def sync(self) -> None:
+        """Return when what was recorded is on the disk; a checkpoint must not outlive what was told up to it."""
+        for records in (self._metrics, self._connectivity):
+            records.flush()
+            os.fsync(records.fileno())
+
     def close(self) -> None:
         """Finish the bar and the files, each even if another fails; a second call does nothing."""
         self._open.close()
@@ -177,6 +183,9 @@ class Silence(RunLogger):
         pass
 
     def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def message(self, text: str) -> None:
@@ -228,7 +237,8 @@ def _lines_up_to(metrics_path: Path, last_step: int) -> Iterator[str]:
         for line in lines:
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue  # cut off by whatever stopped the run
-            if line.endswith("\n") and isinstance(record, dict) and record.get("step", math.inf) <= last_step:
+            step = record.get("step") if isinstance(record, dict) else None
+            if line.endswith("\n") and isinstance(step, int) and step <= last_step:
                 yield line

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import __version__
-from rnnsparse.errors import UserError
+from rnnsparse.errors import Damaged, UserError
 
 NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -73,12 +73,10 @@ def verify(folder: Path, required: set[str], optional: set[str]) -> Manifest:
     return Manifest(format_version=content["format_version"], step=content["step"], sha256=sha256)
 
 
-def damaged(path: Path, reason: str) -> UserError:
+def damaged(path: Path, reason: str) -> Damaged:
     """Return the error for a file of a checkpoint that cannot be trusted."""
-    return UserError(
-        f"{path}: {reason}: damaged, or not written by rnnsparse; use another checkpoint (such as best/ of "
-        f"the same run), or restore this one from a copy"
-    )
+    way_out = "use another checkpoint (such as previous/ or best/ of the same run), or restore this one from a copy"
+    return Damaged(f"{path}: {reason}", way_out)
 
 
 def file_sha256(path: Path) -> str:
@@ -111,13 +109,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise damaged(path, "is not JSON") from error
     if not isinstance(content, dict) or type(content.get("format_version")) is not int:
         raise damaged(path, "has no format version")
+    if content.get("sha256") != _own_sha256(content):
+        raise damaged(path, "does not match its own sha256")
     if content["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {content['format_version']}, but rnnsparse {__version__} reads version "
             f"{FORMAT_VERSION}; install the rnnsparse that wrote it ({content.get('rnnsparse_version')!r})"
         )
-    if content.get("sha256") != _own_sha256(content):
-        raise damaged(path, "does not match its own sha256")
     if not _is_well_formed(content):
         raise damaged(path, "its keys or their types are wrong")
     return content

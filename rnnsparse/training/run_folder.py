@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import torch
 
 from rnnsparse import __version__
 from rnnsparse.config import RunConfig
-from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint, lock
+from rnnsparse.errors import Damaged, UserError
+from rnnsparse.training import atomic, checkpoint, lock
 from rnnsparse.training.assembly import read_config
 
+LAST, PREVIOUS = "last", "previous"
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
 # Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
@@ -34,21 +38,30 @@ FREE_KEYS = {
 
 
 def claim(folder: Path) -> None:
-    """Make sure that a new run overwrites nothing; a lock is nothing.
+    """Make sure that a new run overwrites nothing; what a run leaves that is killed before its first save is nothing.
 
     Raises:
         UserError: there is something in the folder already.
     """
     try:
-        if not folder.exists() or (folder.is_dir() and all(path.name == lock.NAME for path in folder.iterdir())):
+        if not folder.exists() or (folder.is_dir() and all(map(_is_nothing, folder.iterdir()))):
             return
         way_out = "continue it with --resume, or choose another run.dir"
         # The rounds of a recipe come before its own first checkpoint.
-        if not folder.joinpath("last").exists() and not folder.joinpath("rounds").exists():
+        if not has_checkpoint(folder) and not folder.joinpath("rounds").exists():
             way_out = "it holds no checkpoint to continue from, so remove it, or choose another run.dir"
         raise UserError(f"{folder}: run.dir exists already and nothing is overwritten; {way_out}")
     except OSError as error:
         raise _unusable(folder, error) from error
+
+
+def _is_nothing(path: Path) -> bool:
+    return path.name == lock.NAME or atomic.is_left_over(path, path.with_name(LAST))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether there is something to resume from, damaged or not."""
+    return any(atomic.existing(folder / name) is not None for name in (LAST, PREVIOUS))
 
 
 def make(folder: Path) -> None:
@@ -71,16 +84,50 @@ def _unusable(folder: Path, error: OSError) -> UserError:
 
 
 def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
-    """Open the checkpoint that a run continues from.
+    """Open the checkpoint that a run continues from: the last one, or else, with a warning, the newest that is whole.
 
     Raises:
-        UserError: there is none, it is damaged, or the settings would make another run of it.
+        UserError: there is none, all are damaged, or the settings would make another run of it.
     """
     if not config.folder.is_dir():
         raise UserError(f"{config.folder}: run.dir holds no run to resume; train without --resume to start it")
-    saved = checkpoint.load(checkpoint.resolve(config.folder / "last"))
+    saved = _newest(config.folder)
     refuse_another_run(read_config(saved), config)
     return saved
+
+
+def _newest(folder: Path) -> checkpoint.Checkpoint:
+    try:
+        return checkpoint.load(folder / LAST)
+    except UserError as error:
+        last = atomic.existing(folder / LAST)
+        if not isinstance(error, Damaged) and last is not None and any(last.iterdir()):
+            raise
+        others = list(_whole_others(folder))
+        if not others:
+            raise
+        reason = f"{error.what}: damaged" if isinstance(error, Damaged) else f"{folder / LAST}: is missing"
+    newest = max(others, key=lambda saved: saved.step)
+    warning = f"{reason}; the run goes on from {newest.folder} and does all after step {newest.step} again"
+    return replace(newest, warning=warning)
+
+
+def _whole_others(folder: Path) -> Iterator[checkpoint.Checkpoint]:
+    for place in (folder / PREVIOUS, *folder.glob("step_*")):
+        with contextlib.suppress(UserError):
+            saved = checkpoint.load(place)
+            if saved.has_training_state:
+                yield saved
+
+
+def put_in_place(saved: checkpoint.Checkpoint) -> None:
+    """Let the previous checkpoint, if it is the one to continue from, be the last again, and the damaged one go.
+
+    Raises:
+        OSError: read-only, no permission.
+    """
+    if saved.folder.name == PREVIOUS:
+        atomic.put_in_place(saved.folder, saved.folder.with_name(LAST))
 
 
 def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
@@ -107,14 +154,30 @@ def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) 
     Raises:
         OSError: it cannot be written.
     """
-    (config.folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    write_settings(config)
     write_json(config.folder / "environment.json", _environment(device) | dict(ranks))
+
+
+def write_settings(config: RunConfig) -> None:
+    """Write the resolved configuration of a run.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _write(config.folder / "config.yaml", config.to_yaml())
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write a small file so that it is there whole or not at all."""
+    _write(path, json.dumps(data, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -113,6 +113,8 @@ class Trainer:
                     if self.ranks.is_first:
                         run_folder.describe(self.recorded, self.device, self.ranks.environment())
                     self._keep()
+                elif self.ranks.is_first:
+                    run_folder.write_settings(self.recorded)  # whatever has become of the file
                 with stop_on_signals() as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
@@ -121,7 +123,9 @@ class Trainer:
                     while self.step < training.steps and not self._has_stalled():
                         self._train_step(logger)
                         if self.ranks.any(stop.requested):
+                            logger.sync()
                             self._stop_early(stop)
+                    logger.sync()
                 self.save()
                 return self._finish()
         except OSError as error:
@@ -142,8 +146,14 @@ class Trainer:
             if not self._resumed:
                 if self._claims:
                     run_folder.claim(self.folder)
-            elif checkpoint.load(self.folder / "last").step != self.step:
-                raise UserError(f"{self.folder}: another process has trained in this run.dir meanwhile; start again")
+            else:
+                saved = run_folder.last_checkpoint(self.recorded)
+                if saved.step != self.step:
+                    raise UserError(
+                        f"{self.folder}: another process has trained in this run.dir meanwhile; start again"
+                    )
+                run_folder.put_in_place(saved)
+                warning = "; ".join(filter(None, (warning, saved.warning)))
             yield warning
 
     def _train_step(self, logger: RunLogger) -> None:
@@ -173,6 +183,7 @@ class Trainer:
             with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
+            logger.sync()
             self.save()
         self._keep()
 
@@ -311,7 +322,9 @@ class Trainer:
             self.save(f"step_{self.step}")
 
     def _failure(self, reason: str) -> RunFailed:
-        left = "the last checkpoint is intact" if (self.folder / "last").is_dir() else "there is no checkpoint yet"
+        left = (
+            "the last checkpoint is intact" if run_folder.has_checkpoint(self.folder) else "there is no checkpoint yet"
+        )
         return RunFailed(f"{self.folder}: {reason}; {left}")
 
     def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
@@ -324,6 +337,7 @@ class Trainer:
             tokenizer_json=self.tokenizer.to_json(),
             config_yaml=self.recorded.to_yaml(),
             training_state=training_state,
+            keep=self.folder / run_folder.PREVIOUS if name == run_folder.LAST else None,
         )
 
     def _training_state(self) -> dict[str, Any]:

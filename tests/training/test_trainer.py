@@ -391,11 +391,12 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
     config = config_in(tmp_path, "run", "logging.tensorboard=true")
     trained(config)
     files = ["config.yaml", "connectivity.jsonl", "environment.json", "metrics.jsonl", "summary.json"]
-    expected = sorted([*files, "best", "last", "tensorboard"])
+    expected = sorted([*files, "best", "last", "previous", "tensorboard"])
     assert sorted(os.listdir(config.folder)) == expected
     weights = {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"}
     assert set(os.listdir(config.folder / "best")) == weights
-    assert set(os.listdir(config.folder / "last")) == weights | {"training_state.pt"}
+    for name in ("last", "previous"):
+        assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
 
 
