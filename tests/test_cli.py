@@ -435,6 +435,7 @@ def nasty(prepared: Path) -> Path:
     for name in ("corrupt", "resumed"):
         weights = folder / name / "last" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    shutil.rmtree(folder / "resumed" / "previous")
     (folder / "incomplete" / "last" / "manifest.json").unlink()
     return folder
 

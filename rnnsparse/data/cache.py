@@ -1,7 +1,8 @@
 """Each text is tokenized once: its ids lie on disk, are found by the content they came from, and are mapped.
 
-An entry is a folder: `tokens.bin` (the ids of all splits, one after the other), `tokenizer.json`, and
-`meta.json` (what a Split counts).
+An entry is a folder: `tokens.bin` (the ids of all splits, one after the other), `tokenizer.json`, and `meta.json`
+(what a Split counts, and the sha256 of all this). It is verified whenever it is opened, as the text itself is hashed:
+a flipped bit would make another run of every run that goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
 from rnnsparse.errors import RunFailed, UserError
 
 LARGEST_META = 10_000
-FORMAT = 1  # raise it when the same text would give other files
+FORMAT = 2  # raise it when the same text would give other files
 DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
 
@@ -73,14 +74,16 @@ def tokenized(source: Source, tokenizer: Tokenizer | None, divide: bool, root: P
 
 
 def read_entry(folder: Path) -> Entry | None:
-    """Open an entry; None if there is none or if it is incomplete."""
+    """Open an entry; None if there is none or if it is damaged."""
     try:
-        counts = json.loads(files.read(folder / "meta.json", LARGEST_META))
+        meta = json.loads(files.read(folder / "meta.json", LARGEST_META))
+        counts = meta["splits"]
         if set(counts) not in ({"text"}, set(SPLITS)) or not all(map(_is_count, counts.values())):
             return None
         tokenizer = Tokenizer.load(folder / "tokenizer.json")
         symbols = sum(split["symbols"] for split in counts.values())
-        if (folder / "tokens.bin").stat().st_size != symbols * tokenizer.dtype.itemsize:
+        size = (folder / "tokens.bin").stat().st_size
+        if size != symbols * tokenizer.dtype.itemsize or meta["sha256"] != _sha256(folder, counts):
             return None
         tokens = np.memmap(folder / "tokens.bin", dtype=tokenizer.dtype, mode="r")
         splits, start = {}, 0
@@ -90,7 +93,7 @@ def read_entry(folder: Path) -> Entry | None:
             start = stop
         if tokenizer.kind == "char" and symbols and tokens.max() >= tokenizer.vocab_size:
             return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):  # UserError is a ValueError
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # UserError is a ValueError
         return None
     return Entry(tokenizer, splits)
 
@@ -124,12 +127,21 @@ def _write_entry(source: Source, tokenizer: Tokenizer | None, divide: bool, work
         fresh = work / "entry"
         fresh.mkdir()
         with (fresh / "tokens.bin").open("wb") as tokens:
-            meta = {name: _encode(text, *border, tokenizer, tokens) for name, border in borders.items()}
+            counts = {name: _encode(text, *border, tokenizer, tokens) for name, border in borders.items()}
             tokens.flush()
             os.fsync(tokens.fileno())  # after a power failure an entry of the right size holds the right ids
     tokenizer.save(fresh / "tokenizer.json")
+    meta = {"splits": counts, "sha256": _sha256(fresh, counts)}
     (fresh / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     return fresh
+
+
+def _sha256(folder: Path, counts: dict[str, dict[str, int]]) -> str:
+    with (folder / "tokens.bin").open("rb") as tokens:
+        digest = hashlib.file_digest(tokens, "sha256")
+    digest.update((folder / "tokenizer.json").read_bytes())
+    digest.update(json.dumps(counts, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _publish(fresh: Path, folder: Path) -> Entry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -66,9 +67,9 @@ def put_in_place(other: Path, folder: Path) -> None:
     _swap(other, folder, exchange=True)
 
 
-def is_left_over(path: Path, folder: Path) -> bool:
-    """Return whether a killed writer of `folder` left `path` unfinished; the next writer removes it."""
-    return path.name.startswith(f".{folder.name}.new-")
+def is_left_over(path: Path) -> bool:
+    """Return whether `path` is what a killed writer left unfinished; the next writer of that folder removes it."""
+    return re.fullmatch(r"\..+\.new-[0-9a-f]{8}", path.name) is not None
 
 
 def existing(folder: Path) -> Path | None:
@@ -93,7 +94,7 @@ def _clean_up(folder: Path) -> None:
     if previous.is_dir():
         previous.rename(_temporary(folder) if folder.exists() else folder)
     for path in folder.parent.iterdir():
-        if is_left_over(path, folder):
+        if path.name.startswith(f".{folder.name}.new-"):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ The logger knows no metric by meaning, only how a few of them read in the progre
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -39,7 +40,8 @@ class RunLogger:
 
     On a terminal the progress is one bar with the time left and the latest of each shown metric, else one
     plain line per call of `scalars`. A run that goes on after `initial_step` forgets what was recorded beyond
-    that step, so that no step is told twice. `clock` gives seconds.
+    that step, so that no step is told twice; `synced` is what `sync` returned at that step, and a file that
+    is another one now is warned about. `clock` gives seconds.
 
     Raises:
         OSError: a file cannot be written.
@@ -52,6 +54,7 @@ class RunLogger:
         total_steps: int,
         config: LoggingConfig,
         initial_step: int = 0,
+        synced: Mapping[str, str] | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,8 +66,11 @@ class RunLogger:
         run_folder.mkdir(parents=True, exist_ok=True)
         resumed = initial_step > 0 or (run_folder / "metrics.jsonl").exists()
         self._open = ExitStack()
-        self._metrics = self._open.enter_context(_records(run_folder / "metrics.jsonl", initial_step))
-        self._connectivity = self._open.enter_context(_records(run_folder / "connectivity.jsonl", initial_step))
+        self._metrics, self._connectivity = records = [
+            _Records(run_folder / name, initial_step) for name in ("metrics.jsonl", "connectivity.jsonl")
+        ]
+        for file in records:
+            self._open.callback(file.close)
         self._tensorboard: SummaryWriter | None = None
         if config.tensorboard:
             purge_step = initial_step + 1 if resumed else None
@@ -80,6 +86,12 @@ class RunLogger:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
             )
             self._open.callback(self._bar.close)
+        for file in records:
+            if initial_step > 0 and (synced or {}).get(file.path.name, file.sha256) != file.sha256:
+                self.message(
+                    f"warning: {file.path}: is not what was written up to step {initial_step}: damaged or edited; "
+                    "lines that cannot be read are left out, and what the run computes does not depend on them"
+                )
 
     def advance(self, step: int) -> None:
         """Move the bar, if there is one, to `step` optimizer steps done; cheap enough for every step."""
@@ -93,8 +105,7 @@ class RunLogger:
         """
         assert "step" not in values, "the step is an argument of its own"
         record = {"step": step} | {key: _json_number(value) for key, value in values.items()}
-        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
-        self._metrics.flush()
+        self._metrics.add(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             for key, value in values.items():
                 self._tensorboard.add_scalar(key, float(value), step)
@@ -131,8 +142,7 @@ class RunLogger:
 
     def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:
         """Record in connectivity.jsonl how many connections the parts of the network have."""
-        self._connectivity.write(json.dumps({"step": step} | dict(counts)) + "\n")
-        self._connectivity.flush()
+        self._connectivity.add(json.dumps({"step": step} | dict(counts)) + "\n")
 
     def message(self, text: str) -> None:
         """Show a line of text, above the bar if there is one."""
@@ -141,11 +151,14 @@ class RunLogger:
         else:
             self._bar.write(text, file=self._stream)
 
-    def sync(self) -> None:
-        """Return when what was recorded is on the disk; a checkpoint must not outlive what was told up to it."""
-        for records in (self._metrics, self._connectivity):
-            records.flush()
-            os.fsync(records.fileno())
+    def sync(self) -> dict[str, str]:
+        """Bring what was recorded to the disk, and return the sha256 of each file by its name.
+
+        A checkpoint must not outlive what was recorded up to it.
+        """
+        for file in (self._metrics, self._connectivity):
+            file.sync()
+        return {file.path.name: file.sha256 for file in (self._metrics, self._connectivity)}
 
     def close(self) -> None:
         """Finish the bar and the files, each even if another fails; a second call does nothing."""
@@ -185,8 +198,8 @@ class Silence(RunLogger):
     def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:
         pass
 
-    def sync(self) -> None:
-        pass
+    def sync(self) -> dict[str, str]:
+        return {}
 
     def message(self, text: str) -> None:
         pass
@@ -215,21 +228,41 @@ def _json_number(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _records(path: Path, initial_step: int) -> TextIO:
-    """Open a file of lines to go on behind `initial_step`: a new one at the start of a run."""
-    if initial_step > 0 and path.exists():
-        _forget_beyond(path, initial_step)
-    return path.open("a" if initial_step > 0 else "w", encoding="utf-8")
+class _Records:
+    """A file of lines that goes on behind `initial_step`, and the sha256 of all that is in it; new at step 0."""
 
+    def __init__(self, path: Path, initial_step: int) -> None:
+        self.path = path
+        self._sha256 = hashlib.sha256()
+        if initial_step > 0 and path.exists():
+            self._forget_beyond(initial_step)
+        self._file = path.open("a" if initial_step > 0 else "w", encoding="utf-8")
 
-def _forget_beyond(metrics_path: Path, last_step: int) -> None:
-    """Replace the file, at once, by one without the lines beyond `last_step` and without torn ones."""
-    kept_path = metrics_path.with_name(metrics_path.name + ".new")
-    with kept_path.open("w", encoding="utf-8") as kept:
-        kept.writelines(_lines_up_to(metrics_path, last_step))
-        kept.flush()
-        os.fsync(kept.fileno())
-    os.replace(kept_path, metrics_path)
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def add(self, line: str) -> None:
+        self._file.write(line)
+        self._file.flush()
+        self._sha256.update(line.encode())
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _forget_beyond(self, last_step: int) -> None:
+        """Replace the file, at once, by one without the lines beyond `last_step` and without torn ones."""
+        kept_path = self.path.with_name(self.path.name + ".new")
+        with kept_path.open("w", encoding="utf-8") as kept:
+            for line in _lines_up_to(self.path, last_step):
+                kept.write(line)
+                self._sha256.update(line.encode())
+            kept.flush()
+            os.fsync(kept.fileno())
+        os.replace(kept_path, self.path)
 
 
 def _lines_up_to(metrics_path: Path, last_step: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def claim(folder: Path) -> None:
 
 
 def _is_nothing(path: Path) -> bool:
-    return path.name == lock.NAME or atomic.is_left_over(path, path.with_name(LAST))
+    return path.name == lock.NAME or atomic.is_left_over(path)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -120,12 +121,15 @@ def _whole_others(folder: Path) -> Iterator[checkpoint.Checkpoint]:
                 yield saved
 
 
-def put_in_place(saved: checkpoint.Checkpoint) -> None:
-    """Let the previous checkpoint, if it is the one to continue from, be the last again, and the damaged one go.
+def make_ready(folder: Path, saved: checkpoint.Checkpoint) -> None:
+    """Remove what killed processes have left in a run, and make the previous checkpoint the last if that is damaged.
 
     Raises:
         OSError: read-only, no permission.
     """
+    for path in folder.iterdir():
+        if atomic.is_left_over(path):
+            shutil.rmtree(path, ignore_errors=True)
     if saved.folder.name == PREVIOUS:
         atomic.put_in_place(saved.folder, saved.folder.with_name(LAST))
 

@@ -84,6 +84,7 @@ class Trainer:
         self.learner = Learner(config, self.model, self.budgets, self.corpus, self.device, self.ranks)
         self.best: float | None = None
         self.evaluations_without_gain = 0
+        self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
         if saved:
             self._resume_from(saved)
         elif first and first.training_state:
@@ -123,9 +124,9 @@ class Trainer:
                     while self.step < training.steps and not self._has_stalled():
                         self._train_step(logger)
                         if self.ranks.any(stop.requested):
-                            logger.sync()
+                            self._records = logger.sync()
                             self._stop_early(stop)
-                    logger.sync()
+                    self._records = logger.sync()
                 self.save()
                 return self._finish()
         except OSError as error:
@@ -152,7 +153,7 @@ class Trainer:
                     raise UserError(
                         f"{self.folder}: another process has trained in this run.dir meanwhile; start again"
                     )
-                run_folder.put_in_place(saved)
+                run_folder.make_ready(self.folder, saved)
                 warning = "; ".join(filter(None, (warning, saved.warning)))
             yield warning
 
@@ -183,7 +184,7 @@ class Trainer:
             with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
         if step % config.checkpoint.interval == 0:
-            logger.sync()
+            self._records = logger.sync()
             self.save()
         self._keep()
 
@@ -291,6 +292,7 @@ class Trainer:
             total_steps=self.config.training.steps,
             config=self.config.logging,
             initial_step=self.step,
+            synced=self._records,
             stream=self._stream,
         )
 
@@ -341,7 +343,8 @@ class Trainer:
         )
 
     def _training_state(self) -> dict[str, Any]:
-        return self.learner.state_dict() | {name: getattr(self, name) for name in COUNTERS}
+        own = {name: getattr(self, name) for name in COUNTERS}
+        return self.learner.state_dict() | own | {"records": self._records}
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
         try:
@@ -360,6 +363,7 @@ class Trainer:
             self.learner.load_state_dict(state)
         except UserError as error:
             raise UserError(f"{self.folder}: {error}") from None
+        self._records = state.get("records", {})
         for name in COUNTERS:
             setattr(self, name, state[name])
 

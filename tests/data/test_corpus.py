@@ -459,10 +459,12 @@ def test_a_given_tokenizer_replaces_the_configs(config_tokenizer: Any, text_file
     [
         ("tokens.bin", lambda content: content[:-1]),
         ("tokens.bin", lambda content: content + b"x"),
+        ("tokens.bin", lambda content: content[:7] + bytes([content[7] ^ 1]) + content[8:]),
         ("tokens.bin", None),
         ("meta.json", lambda content: content[:-5]),
         ("meta.json", lambda content: b"[]"),
         ("meta.json", lambda content: content.replace(b"bytes", b"other")),
+        ("meta.json", lambda content: content.replace(b'"unknown_bytes": 0', b'"unknown_bytes": 1')),
         ("tokenizer.json", lambda content: b"{}"),
         ("tokenizer.json", None),
     ],
@@ -544,7 +546,7 @@ def test_meta_json_says_what_the_entry_holds(text_file: Path, caches: Path) -> N
     corpus = load_corpus(text_config(text_file))
     (folder,) = caches.iterdir()
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["train"] == {
+    assert meta["splits"]["train"] == {
         "symbols": len(corpus.train.tokens),
         "characters": corpus.train.characters,
         "bytes": corpus.train.bytes,

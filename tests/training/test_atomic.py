@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -111,6 +112,35 @@ def test_folders_with_similar_names_are_left_alone(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     write(tmp_path / "last", "text")
     assert set(os.listdir(tmp_path)) == {"last", *others}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_the_old_folder_takes_the_place_of_the_one_kept_before(tmp_path: Path, exchange: bool) -> None:
+    last, kept = tmp_path / "last", tmp_path / "kept"
+    for number in range(4):
+        with replacing(last, keep=kept, exchange=exchange) as new:
+            for name in ("a", "b"):
+                (new / name).write_text(str(number))
+        assert read(last) == [str(number)] * 2
+        assert not kept.exists() if number == 0 else read(kept) == [str(number - 1)] * 2
+        assert sorted(os.listdir(tmp_path)) == (["kept", "last"] if number else ["last"])
+
+
+@linux
+def test_the_old_folder_comes_back_when_the_new_one_may_not_be_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "last", "old")
+
+    def fsync(descriptor: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(tmp_path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path / "last", "new")
+    assert read(tmp_path / "last") == ["old", "old"]
+    assert os.listdir(tmp_path) == ["last"]
 
 
 @pytest.mark.parametrize("exchange", [True, False])

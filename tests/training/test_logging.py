@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,34 @@ def test_a_resumed_run_forgets_what_lay_beyond_its_step_and_torn_lines(tmp_path:
         log.scalars(30, {"loss": 0.75})
     assert [line["loss"] for line in metrics(tmp_path)] == [2.0, 1.0, 0.75]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["connectivity.jsonl", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "warned", "kept"),
+    [
+        (lambda text: text, False, [10, 20]),
+        (lambda text: text + '{"step": 20, "lo', False, [10, 20]),
+        (lambda text: text.replace("1.5", "1.7"), True, [10, 20]),
+        (lambda text: text.replace('"step": 10', '"step": "x"'), True, [20]),
+        (lambda text: text.replace('"step": 10', '"step": ' + "1" * 5000), True, [20]),
+        (lambda text: "[" * 100_000 + text[1:], True, [20]),
+        (lambda text: text[:30], True, [10]),
+    ],
+    ids=["as it was", "torn at the end", "a digit", "a step that is no number", "a huge number", "deep", "cut off"],
+)
+def test_lines_that_are_not_what_was_written_are_warned_about(
+    tmp_path: Path, change: Callable[[str], str], warned: bool, kept: list[int]
+) -> None:
+    with logger(tmp_path) as log:
+        log.scalars(10, {"loss": 1.5})
+        log.scalars(20, {"loss": 1.25})
+        synced = log.sync()
+        log.scalars(30, {"loss": 1.0})
+    path, stream = tmp_path / "metrics.jsonl", io.StringIO()
+    path.write_text(change(path.read_text()))
+    with logger(tmp_path, stream, initial_step=20, synced=synced):
+        assert [line["step"] for line in metrics(tmp_path)] == kept
+    assert (f"warning: {path}: is not what was written up to step 20: damaged or edited" in stream.getvalue()) is warned
 
 
 def test_connection_counts_are_lines_of_their_own_and_forgotten_alike(tmp_path: Path) -> None:

@@ -117,6 +117,12 @@ def test_a_required_file_cannot_be_left_out(folder: Path) -> None:
     assert "lists other files than a checkpoint has" in refusal(folder)
 
 
+def test_a_flipped_bit_in_the_format_version_is_damage(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
+    assert "does not match its own sha256: damaged" in refusal(folder)
+
+
 @pytest.mark.parametrize("version", [0, 2, 999])
 def test_another_format_version_says_which_rnnsparse_is_needed(folder: Path, version: int) -> None:
     rewrite(folder, lambda content: content.update(format_version=version, rnnsparse_version="9.8.7\n"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def test_a_folder_with_nothing_but_the_lock_of_a_dead_process_may_be_claimed(tmp
     (tmp_path / ".lock").write_text("process 1 on moon since 1970-01-01")
     run_folder.claim(tmp_path)
     assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_what_a_run_leaves_that_is_killed_before_its_first_save_may_be_claimed(tmp_path: Path) -> None:
+    (tmp_path / ".last.new-0123abcd").mkdir()
+    run_folder.claim(tmp_path)
+    (tmp_path / ".last.new-thesis").mkdir()
+    with pytest.raises(UserError, match="exists already"):
+        run_folder.claim(tmp_path)
+
+
+def test_a_run_stopped_between_two_renames_is_not_called_empty(tmp_path: Path) -> None:
+    saved_run(tmp_path)
+    (tmp_path / "last").rename(tmp_path / ".last.previous")
+    with pytest.raises(UserError, match="continue it with --resume"):
+        run_folder.claim(tmp_path)
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
@@ -119,6 +135,78 @@ def test_the_last_checkpoint_is_opened_for_the_same_settings(tmp_path: Path) -> 
 def test_where_and_how_fast_may_change(tmp_path: Path, override: str) -> None:
     saved_run(tmp_path / "run")
     assert run_folder.last_checkpoint(config_in(tmp_path / "run", override)).step == 3
+
+
+def saved_twice(folder: Path) -> RunConfig:
+    """A run whose checkpoints are last (step 3), previous (2), step_1 (1, slim) and step_0 (0)."""
+    config = saved_run(folder)
+    for name, step in (("previous", 2), ("step_1", 1), ("step_0", 0)):
+        model, _ = new_model(config, 5, torch.device("cpu"))
+        state = None if step == 1 else {"step": step}
+        checkpoint.save(
+            folder / name,
+            step=step,
+            model=model,
+            tokenizer_json="{}",
+            config_yaml=config.to_yaml(),
+            training_state=state,
+        )
+    return config
+
+
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "manifest.json", "config.yaml"])
+def test_a_damaged_last_checkpoint_is_replaced_by_the_newest_whole_one_with_a_warning(
+    tmp_path: Path, name: str
+) -> None:
+    config = saved_twice(tmp_path / "run")
+    assert run_folder.last_checkpoint(config).warning == ""
+    for folder, other, step in (("last", "previous", 2), ("previous", "step_0", 0)):
+        (tmp_path / "run" / folder / name).write_bytes(b"")
+        saved = run_folder.last_checkpoint(config)
+        assert (saved.step, saved.training_state()) == (step, {"step": step})
+        assert saved.warning.startswith(f"{tmp_path / 'run' / 'last' / name}: ")
+        assert f"damaged; the run goes on from {tmp_path / 'run' / other}" in saved.warning
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_last_checkpoint_that_is_gone_is_replaced_too(tmp_path: Path, how: str) -> None:
+    config = saved_twice(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "last")
+    if how == "emptied":
+        (tmp_path / "run" / "last").mkdir()
+    saved = run_folder.last_checkpoint(config)
+    assert saved.step == 2
+    assert saved.warning.startswith(f"{tmp_path / 'run' / 'last'}: is missing; the run goes on from")
+
+
+def test_what_is_not_damage_is_never_passed_over(tmp_path: Path) -> None:
+    config = saved_twice(tmp_path / "run")
+    (tmp_path / "run" / "last" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt: does not belong to the checkpoint"):
+        run_folder.last_checkpoint(config)
+
+
+def test_when_all_checkpoints_are_damaged_the_last_one_is_named(tmp_path: Path) -> None:
+    config = saved_twice(tmp_path / "run")
+    for name in ("last", "previous", "step_0"):
+        flip(tmp_path / "run" / name / "model.safetensors")
+    with pytest.raises(UserError, match=r"run/last/model\.safetensors: its sha256 is not"):
+        run_folder.last_checkpoint(config)
+
+
+def test_the_previous_checkpoint_becomes_the_last_and_what_killed_writers_left_goes(tmp_path: Path) -> None:
+    config = saved_twice(tmp_path / "run")
+    flip(tmp_path / "run" / "last" / "model.safetensors")
+    (tmp_path / "run" / ".best.new-0123abcd").mkdir()
+    run_folder.make_ready(config.folder, run_folder.last_checkpoint(config))
+    assert sorted(os.listdir(tmp_path / "run")) == ["last", "previous", "step_0", "step_1"]
+    saved = run_folder.last_checkpoint(config)
+    assert (saved.step, saved.warning) == (2, "")
 
 
 def test_extended_training_is_resumed_by_the_settings_that_started_it(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ SUMMARY_KEYS = {
     "communicated_bytes_per_step",
     "communicated_vs_dense",
 }
-TIMES = {"seconds", "timed_seconds", "characters_per_second", "validation_seconds", "peak_memory_bytes"}
+TIMES = {"records", "seconds", "timed_seconds", "characters_per_second", "validation_seconds", "peak_memory_bytes"}
 
 
 def config_in(tmp_path: Path, run: str = "run", *overrides: str) -> RunConfig:
