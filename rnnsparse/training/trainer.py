@@ -88,7 +88,7 @@ class Trainer:
         if saved:
             self._resume_from(saved)
         elif first and first.training_state:
-            self._load_state(self._training_state() | first.training_state)
+            self._load_state(self._training_state() | first.training_state | {"records": {}})
         self._told = self.learner.seconds, self.learner.characters_seen
 
     @property
