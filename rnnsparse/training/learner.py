@@ -24,14 +24,12 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.loss import Teacher, read_later, training_loss
+from rnnsparse.training.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
 COUNTERS = ("step", "characters_seen", "seconds", "timed_seconds", "timed_characters")
-
-
-class Diverged(Exception):
-    """A loss that is not a finite number."""
+SKIPS = ("skipped", "bad_in_a_row")
 
 
 class Learner:
@@ -41,10 +39,13 @@ class Learner:
     gradients of several learners at once calls these instead.
 
     Attributes:
-        step: optimizer steps taken.
-        characters_seen: code points that it has learned to predict, those read again included.
+        step: optimizer steps taken, those left out included.
+        characters_seen: code points that it has read to predict, those read again included.
         seconds: in all steps. Those after the first few, and their characters, are in `timed_seconds` and
             `timed_characters`.
+        skipped: steps left out, by an overflow in half precision or because of a bad batch.
+        bad_in_a_row: bad batches left out since a step that was none.
+        left_out: why the last step was left out because of its batch, or "".
 
     Raises:
         UserError: the text does not fit the lanes, or there is no such teacher.
@@ -87,6 +88,9 @@ class Learner:
         self.characters_seen = 0
         self.seconds = 0.0
         self.timed_seconds, self.timed_characters = 0.0, 0
+        self.skipped = self.bad_in_a_row = 0
+        self.left_out = ""
+        self._states_before = self._states()
         self._groups = [budget.group for budget in budgets if not budget.dense]
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(corpus.tokenizer.starts_character))
@@ -97,10 +101,8 @@ class Learner:
     def take_step(self) -> dict[str, Any]:
         """Forward, backward, topology, optimizer: one step over `accumulate` batches. Returns its metrics.
 
-        The gradient norm among them is still on the device: whoever reads it waits for the step to end.
-
         Raises:
-            Diverged: the loss is not a finite number; nothing of the model has changed.
+            Diverged: loss or gradients are not finite; nothing of the model has changed.
         """
         started = time.perf_counter()
         self.begin_step()
@@ -112,6 +114,7 @@ class Learner:
     def begin_step(self) -> None:
         """Get ready for the backward passes of the next step."""
         self.model.train()
+        self._states_before = self._states()
         self.ranks.seed_dropout(self.config.run.seed, self.step + 1)
         self.sparsifier.before_backward(self.step + 1)
 
@@ -154,30 +157,38 @@ class Learner:
             started: when the step began, on the clock of `time.perf_counter`.
 
         Raises:
-            Diverged: the loss is not a finite number; nothing of the model has changed.
+            Diverged: loss or gradients are not finite; nothing of the model has changed.
         """
         training, step = self.config.training, self.step + 1
         batches = len(losses) * self.ranks.world_size
-        loss, nats = map(math.fsum, zip(*losses, strict=True))
+        loss, nats = (sum(each, start=0.0) for each in zip(*losses, strict=True))
         loss, nats, characters = self.ranks.total(loss, nats, characters)
         loss, nats = loss / batches, nats / batches
-        if not math.isfinite(loss):
-            raise Diverged(f"step {step}: the loss is {loss}")
         scale, updates = self.scaler.get_scale(), self.sparsifier.updates
-        self.ranks.average_gradients(self.model.parameters())
-        self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.model.parameters(), training.grad_clip)
-        overflow = self.scaler.is_enabled() and not bool(norm.isfinite())
+        norm = math.nan
+        if math.isfinite(loss):
+            self.ranks.average_gradients(self.model.parameters())
+            self.scaler.unscale_(self.optimizer)
+            norm = float(clip_gradients(self.model.parameters(), training.grad_clip))
         rate = learning_rate(training, step - 1)
         set_learning_rate(self.optimizer, rate)
-        # A step whose half-precision gradients overflowed changes nothing: neither values nor topology.
-        if not overflow:
+        self.left_out = ""
+        # All ranks have the same loss and the same gradients by now, so they decide the same.
+        if math.isfinite(norm):
             if self.sparsifier.after_backward(step, scale):
                 self.scaler.step(self.optimizer)
             self.sparsifier.after_step(step)
             if self.sparsifier.updates > updates:
                 self.ranks.require_same_topology(self.model)
-        self.scaler.update()
+            self.bad_in_a_row = 0
+        elif math.isfinite(loss) and self.scaler.is_enabled() and scale > 1:
+            # Half-precision gradients overflowed because of their scale, which is halved now. The step changes neither
+            # values nor topology; its recurrent state is that of a forward pass without fault.
+            self.skipped += 1
+        else:
+            self._leave_out(losses, finite_loss=math.isfinite(loss))
+        if math.isfinite(loss):
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._count(int(characters), time.perf_counter() - started)
         return {
@@ -189,7 +200,51 @@ class Learner:
             "moved": self.sparsifier.last_moved_share,
             "ever_active": self.sparsifier.ever_active.share,
             "characters_seen": self.characters_seen,
+            "skipped": self.skipped,
         }
+
+    def _leave_out(self, losses: Sequence[tuple[float, float]], *, finite_loss: bool) -> None:
+        """Take back what the step has done to recurrent states, if the settings allow to go on without it.
+
+        The text goes on, from the states before the step: any stretch of text may leave those, while zeros belong to
+        the start of a run, and what this batch made of them may be what is not finite.
+
+        Raises:
+            Diverged: there were too many bad batches in a row, or the next one cannot be better.
+        """
+        state, taught = self._states_before
+        first_lane = self.ranks.rank * state.shape[2]
+        lost = [first_lane + lane for lane in lost_lanes(state)]
+        lost_teacher = any(math.isfinite(nats) and not math.isfinite(loss) for loss, nats in losses)
+        # What one rank has seen all have to know: the first to fail tells.
+        everyone = self.ranks.gather((lost, lost_teacher))
+        error = diagnosis(
+            list(self.model.named_parameters()),
+            finite_loss=finite_loss,
+            lost_lanes=[lane for lanes, _ in everyone for lane in lanes],
+            lost_teacher=any(teacher for _, teacher in everyone),
+        )
+        read = len(losses) * self.config.training.sequence_length
+        last = self.lanes.position - 1
+        line = f"step {self.step + 1}, symbols {last + 1 - read:,} to {last:,} of each lane: {error}"
+        allowed = self.config.training.skip_bad_batches
+        if not isinstance(error, BadBatch):
+            raise Diverged(line)
+        if self.bad_in_a_row == allowed:
+            raise Diverged(
+                f"{line}, or resume with training.skip_bad_batches={allowed + 1} or more to go on without this batch"
+                + (f" too, after {allowed} in a row" if allowed else "")
+            )
+        self.skipped += 1
+        self.bad_in_a_row += 1
+        self.left_out = line
+        self.state = without_lost_lanes(state)
+        if self.teacher and taught is not None:
+            self.teacher.state_LSBH = without_lost_lanes(taught)
+
+    def _states(self) -> tuple[Tensor, Tensor | None]:
+        """Return the recurrent states, of the model and of its teacher."""
+        return self.state, self.teacher.state_LSBH if self.teacher else None
 
     def _count(self, characters: int, seconds: float) -> None:
         self.step += 1
@@ -217,7 +272,7 @@ class Learner:
             "generators": {"cpu": torch.get_rng_state(), "cuda": cuda},
             "corpus": self._corpus.fingerprint,
             "teacher": self.teacher.state_dict() if self.teacher else None,
-            **{name: getattr(self, name) for name in COUNTERS},
+            **{name: getattr(self, name) for name in (*COUNTERS, *SKIPS)},
         }
         return self.ranks.gather_state(state)
 
@@ -245,3 +300,5 @@ class Learner:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         for name in COUNTERS:
             setattr(self, name, state[name])
+        for name in SKIPS:  # which checkpoints of earlier versions do not have
+            setattr(self, name, state.get(name, 0))

@@ -88,10 +88,10 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> T
     """Scale all gradients together so that their joint 2-norm is at most `max_norm`; None leaves them alone.
 
     Returns the norm before clipping, a scalar on the gradients' device. Parameters without a gradient are
-    passed over. A norm that is not finite is returned as it is and spoils the gradients: check it.
+    passed over. A norm that is not finite is returned as it is and leaves the gradients alone: check it.
     """
     parameters = list(parameters)
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if max_norm is not None:
+    if max_norm is not None and norm.isfinite():
         clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

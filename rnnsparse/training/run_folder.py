@@ -31,6 +31,7 @@ FREE_KEYS = {
     "training.device",
     "training.threads",
     "training.early_stopping",
+    "training.skip_bad_batches",
     "data.path",
     "data.cache",
     "run.dir",

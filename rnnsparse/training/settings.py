@@ -108,6 +108,13 @@ class TrainingConfig:
     grad_clip: Annotated[
         PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
     ] = 10.0
+    skip_bad_batches: Annotated[
+        int,
+        Ge(0),
+        Doc(
+            "batches in a row that may be left out because loss or gradients are not finite; the next one ends the run"
+        ),
+    ] = 0
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16", "fp64"],
         Doc(

@@ -21,15 +21,14 @@ from rnnsparse.training.connectivity import connection_counts
 from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from rnnsparse.training.learner import Diverged, Learner
+from rnnsparse.training.learner import Learner
 from rnnsparse.training.logging import RunLogger, Silence
 from rnnsparse.training.manifest import damaged
+from rnnsparse.training.nonfinite import LOWER, Diverged
 from rnnsparse.training.optim import after_evaluation, averaged
 from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.pictures import log_pictures, sample_text
 from rnnsparse.training.state_check import require_fitting
-
-DIVERGED = "lower training.learning_rate or training.grad_clip in a new run"
 
 
 class Trainer:
@@ -104,7 +103,7 @@ class Trainer:
         Raises:
             Interrupted: stopped by a signal, after saving.
             UserError: another process trains in the run's folder.
-            RunFailed: a loss that is not finite, or a checkpoint that cannot be written; the last one is intact.
+            RunFailed: loss or gradients are not finite, or a checkpoint cannot be written; the last one is intact.
         """
         training = self.config.training
         try:
@@ -163,13 +162,14 @@ class Trainer:
         try:
             metrics = self.learner.take_step()
         except Diverged as error:
-            raise self._failure(f"{error}; {DIVERGED}") from None
+            raise self._failure(str(error)) from None
         step, last = self.step, self.step == config.training.steps
         logger.advance(step)
+        if self.learner.left_out:
+            logger.message(f"left out: {self.learner.left_out}")
         due: dict[str, float | int] = {}
         if step % config.logging.interval == 0 or last:
-            norm = float(metrics["gradient_norm"])
-            due |= metrics | {"gradient_norm": norm, "characters_per_second": self._pace()}
+            due |= metrics | {"characters_per_second": self._pace()}
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
         if evaluates:
@@ -197,7 +197,7 @@ class Trainer:
         evaluation = self._evaluate(self._validation())
         bits = evaluation.bits_per_character
         if not math.isfinite(bits):
-            raise self._failure(f"step {self.step}: validation costs {bits} bits per character; {DIVERGED}")
+            raise self._failure(f"step {self.step}: validation costs {bits} bits per character; {LOWER}")
         if self.best is None or bits < self.best:
             self.best, self.evaluations_without_gain = bits, 0
             self._save_to("best", training_state=None)
@@ -313,7 +313,7 @@ class Trainer:
             RunFailed: it cannot be written, or the model is lost, and the one with that name stays what it was.
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {DIVERGED}")
+            raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {LOWER}")
         self.ranks.require_same_topology(self.model)
         with averaged(self.learner.optimizer):
             self._save_to(name, self._training_state())

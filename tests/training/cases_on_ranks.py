@@ -25,8 +25,10 @@ from rnnsparse.training.distributed import Ranks, join_ranks
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.learner import Learner
 from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.nonfinite import Diverged
 from rnnsparse.training.trainer import Trainer
 from tests.sparsity.test_methods import CONTRACT
+from tests.training.test_nonfinite import spoil
 
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
 # Methods that update every other step, until the share 0.8 of training, do so 20 times.
@@ -85,6 +87,20 @@ class StoppedTrainer(Trainer):
         super()._train_step(logger)
 
 
+class SpoiledTrainer(Trainer):
+    """The gradients of its last rank, and no other's, are not finite at two steps, an update one of them."""
+
+    def __init__(self, config: RunConfig, **arguments: Any) -> None:
+        super().__init__(config, **arguments)
+        if self.ranks.rank == self.ranks.world_size - 1:
+            spoil(self.learner, "gradient", 3, 6)
+
+
+def spoiled_config(folder: Path, ranks: int) -> RunConfig:
+    settings = ["model.num_layers=2", "training.skip_bad_batches=1", "training.steps=12"]
+    return config_in(folder, f"spoiled/{ranks}", "scout", *settings)
+
+
 def train(
     config: RunConfig, ranks: Ranks | None = None, kind: type[Trainer] = Trainer, *, resume: bool = False
 ) -> str | None:
@@ -113,6 +129,15 @@ def all_cases(folder: Path, ranks: Ranks) -> None:
             kind = type("StoppedAgain", (StoppedTrainer,), {"stops_after": after})
             saw[f"stopped {method} {after}"] = train(config, ranks, kind, resume=after > 3)
         train(config, ranks, resume=True)
+
+    train(spoiled_config(folder, ranks=2), ranks, SpoiledTrainer)
+    learner = Trainer(config_in(folder, "lost"), ranks=ranks).learner
+    if ranks.rank == 1:
+        learner.state[0, 0, 1] = torch.nan
+    try:
+        learner.take_step()
+    except Diverged as error:
+        saw["lane lost"] = str(error)
 
     ranks.seed_dropout(seed=1, step=2)
     saw["random"] = torch.rand(3).tolist()

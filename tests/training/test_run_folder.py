@@ -128,6 +128,7 @@ def test_the_last_checkpoint_is_opened_for_the_same_settings(tmp_path: Path) -> 
         "training.device=cpu",
         "training.threads=3",
         "training.early_stopping=3",
+        "training.skip_bad_batches=3",
         "data.cache=elsewhere",
         "run.name=other",
     ],

@@ -443,7 +443,7 @@ def test_metrics_have_a_line_per_interval_and_one_for_the_end(tmp_path: Path) ->
     lines = metrics(config.folder)
     assert [line["step"] for line in lines] == [3, 5, 6, 7]
     training = {"loss", "bits_per_character", "learning_rate", "gradient_norm", "density", "moved", "characters_seen"}
-    training |= {"ever_active", "characters_per_second"}
+    training |= {"ever_active", "skipped", "characters_per_second"}
     validation = {"validation_bits_per_character", "validation_bits_per_byte", "validation_seconds"}
     assert [set(line) - {"step"} for line in lines] == [validation, training, validation, training | validation]
 
@@ -589,7 +589,7 @@ LOST_AT_ONCE = [*DIVERGING, "training.optimizer=adam", "training.learning_rate=1
 def test_a_loss_that_is_no_number_fails_in_one_line_and_the_last_checkpoint_loads(tmp_path: Path) -> None:
     config = config_in(tmp_path, "run", *DIVERGING, "training.optimizer=sgd", "training.learning_rate=1e30")
     with pytest.raises(
-        RunFailed, match=r"step \d: .*lower training.learning_rate or .*grad_clip in a new run"
+        RunFailed, match=r"step \d, symbols .*lower training.learning_rate or .*grad_clip in a new run"
     ) as error:
         trained(config)
     assert one_line(error).endswith("; the last checkpoint is intact")
