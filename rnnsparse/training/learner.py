@@ -203,7 +203,7 @@ class Learner:
             "skipped": self.skipped,
         }
 
-    def _leave_out(self, losses: Sequence[tuple[float, float]], *, finite_loss: bool) -> None:
+    def _leave_out(self, losses: Sequence[Sequence[float]], *, finite_loss: bool) -> None:
         """Take back what the step has done to recurrent states, if the settings allow to go on without it.
 
         The text goes on, from the states before the step: any stretch of text may leave those, while zeros belong to
