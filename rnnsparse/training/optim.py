@@ -92,6 +92,7 @@ def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> T
     """
     parameters = list(parameters)
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if max_norm is not None and norm.isfinite():
-        clip_grads_with_norm_(parameters, max_norm, norm)
+    if max_norm is not None:
+        # A norm of zero clips nothing; to ask whether it is finite, a GPU would have to be waited for.
+        clip_grads_with_norm_(parameters, max_norm, norm.nan_to_num(nan=0.0, posinf=0.0))
     return norm
