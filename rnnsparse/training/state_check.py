@@ -62,7 +62,8 @@ def require_fitting(
     _require(cuda is None or _is_plain(cuda, torch.uint8), "generators")
     _require(state["scaler"].keys() == fresh["scaler"].keys(), "scaler")
     _require(all(_is_finite(number) for number in state["scaler"].values()), "scaler")
-    if fresh["teacher"] is not None:
+    # Another teacher is refused by itself, and may have other shapes.
+    if fresh["teacher"] is not None and state["teacher"]["sha256"] == fresh["teacher"]["sha256"]:
         _require_like(state["teacher"]["recurrent_state"], fresh["teacher"]["recurrent_state"], "teacher")
     _require_communication(state.get("communication", (0, 0)))
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
