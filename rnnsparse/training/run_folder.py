@@ -85,6 +85,36 @@ def _unusable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder}: run.dir cannot be a folder for this run: {error.strerror}; choose another run.dir")
 
 
+@contextlib.contextmanager
+def held(config: RunConfig, *, resumed_at: int | None, claims: bool) -> Iterator[str]:
+    """Hold the folder of a run, made if it is new, and make sure that no other has trained in it since we looked.
+
+    Yields "", or a warning.
+
+    Args:
+        resumed_at: the step that the run goes on from, None if it is new.
+        claims: whether a new run is the first to use the folder.
+
+    Raises:
+        UserError: another process trains in it, or has done so.
+        OSError: the disk is full.
+    """
+    folder = config.folder
+    if resumed_at is None:
+        make(folder)
+    with lock.held(folder) as warning:
+        if resumed_at is None:
+            if claims:
+                claim(folder)
+        else:
+            saved = last_checkpoint(config)
+            if saved.step != resumed_at:
+                raise UserError(f"{folder}: another process has trained in this run.dir meanwhile; start again")
+            make_ready(folder, saved)
+            warning = "; ".join(filter(None, (warning, saved.warning)))
+        yield warning
+
+
 def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
     """Open the checkpoint that a run continues from: the last one, or else, with a warning, the newest that is whole.
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 import torch
@@ -29,6 +29,9 @@ from rnnsparse.training.optim import after_evaluation, averaged
 from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.pictures import log_pictures, sample_text
 from rnnsparse.training.state_check import require_fitting
+
+TakeStep = Callable[[], dict[str, Any]]  # returns the step's metrics
+Training = Generator[None, TakeStep, dict[str, Any]]  # returns the run's summary
 
 
 class Trainer:
@@ -105,6 +108,21 @@ class Trainer:
             UserError: another process trains in the run's folder.
             RunFailed: loss or gradients are not finite, or a checkpoint cannot be written; the last one is intact.
         """
+        training = self.training(stop_on_signals())
+        try:
+            next(training)
+            while True:
+                training.send(self.learner.take_step)
+        except StopIteration as end:
+            summary: dict[str, Any] = end.value
+            return summary
+
+    def training(self, stopping: AbstractContextManager[StopRequest]) -> Training:
+        """Do what `train` does, as a coroutine that waits for each step: send it a function that takes the next one.
+
+        Args:
+            stopping: the context of all steps, in which one may be asked to stop.
+        """
         training = self.config.training
         try:
             with self._own_folder() as warning:
@@ -115,52 +133,34 @@ class Trainer:
                     self._keep()
                 elif self.ranks.is_first:
                     run_folder.write_settings(self.recorded)  # whatever has become of the file
-                with stop_on_signals() as stop, self._logger() as logger:
+                with stopping as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
                     if self.step == 0:
                         logger.connection_counts(0, connection_counts(self.model))
                     while self.step < training.steps and not self._has_stalled():
-                        self._train_step(logger)
+                        self._train_step((yield), logger)
                         if self.ranks.any(stop.requested):
                             self._records = logger.sync()
-                            self._stop_early(stop)
+                            self.save()
+                            raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
                     self._records = logger.sync()
                 self.save()
                 return self._finish()
         except OSError as error:
             raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
 
-    @contextmanager
-    def _own_folder(self) -> Iterator[str]:
-        """Hold the run's folder, made if it is new, and make sure that no other run has trained in it since we looked.
-
-        Yields "", or a warning. The first rank does so for all.
-        """
+    def _own_folder(self) -> AbstractContextManager[str]:
+        """Return a context that holds the run's folder and yields "", or a warning. The first rank does so for all."""
         if not self.ranks.is_first:
-            yield ""
-            return
-        if not self._resumed:
-            run_folder.make(self.folder)
-        with lock.held(self.folder) as warning:
-            if not self._resumed:
-                if self._claims:
-                    run_folder.claim(self.folder)
-            else:
-                saved = run_folder.last_checkpoint(self.recorded)
-                if saved.step != self.step:
-                    raise UserError(
-                        f"{self.folder}: another process has trained in this run.dir meanwhile; start again"
-                    )
-                run_folder.make_ready(self.folder, saved)
-                warning = "; ".join(filter(None, (warning, saved.warning)))
-            yield warning
+            return nullcontext("")
+        return run_folder.held(self.recorded, resumed_at=self.step if self._resumed else None, claims=self._claims)
 
-    def _train_step(self, logger: RunLogger) -> None:
+    def _train_step(self, take_step: TakeStep, logger: RunLogger) -> None:
         """One step and what is due after it."""
         config = self.config
         try:
-            metrics = self.learner.take_step()
+            metrics = take_step()
         except Diverged as error:
             raise self._failure(str(error)) from None
         step, last = self.step, self.step == config.training.steps
@@ -221,10 +221,6 @@ class Trainer:
     def _has_stalled(self) -> bool:
         patience = self.config.training.early_stopping
         return patience is not None and self.evaluations_without_gain >= patience
-
-    def _stop_early(self, stop: StopRequest) -> None:
-        self.save()
-        raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
 
     # ---- before and after
 

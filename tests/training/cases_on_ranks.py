@@ -26,7 +26,7 @@ from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.learner import Learner
 from rnnsparse.training.logging import RunLogger
 from rnnsparse.training.nonfinite import Diverged
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.trainer import TakeStep, Trainer
 from tests.sparsity.test_methods import CONTRACT
 from tests.training.test_nonfinite import spoil
 
@@ -81,10 +81,10 @@ class StoppedTrainer(Trainer):
 
     stops_after = STOPPED_AFTER
 
-    def _train_step(self, logger: RunLogger) -> None:
+    def _train_step(self, take_step: TakeStep, logger: RunLogger) -> None:
         if self.step + 1 == self.stops_after and self.ranks.rank == self.ranks.world_size - 1:
             signal.raise_signal(signal.SIGINT)
-        super()._train_step(logger)
+        super()._train_step(take_step, logger)
 
 
 class SpoiledTrainer(Trainer):
