@@ -286,6 +286,7 @@ class _Materialise(torch.autograd.Function):
         for i, gradient in enumerate(gradients):
             if i < len(ctx.weights):
                 weight, indices = ctx.weights[i], ctx.indices[i]
+                gradient = gradient.contiguous()  # a batched product leaves it transposed
                 if weight.basis:
                     gradient = weight.basis.to_coefficients(gradient.to(ctx.dtypes[i]))
                 if weight.collects_dense_gradient:
