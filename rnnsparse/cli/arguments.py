@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from rnnsparse import __version__
 from rnnsparse.cli import commands
+from rnnsparse.cli.train_pack import train_pack
 from rnnsparse.errors import one_line
 
 
@@ -109,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="only part I of N, from 1/N to N/N: together they are the whole sweep",
     )
+
+    pack = subparsers.add_parser("train-pack")  # what `sweep` starts; without a help text it is in no list
+    pack.add_argument("runs", nargs="+", metavar="JSON")
+    pack.set_defaults(command=train_pack)
 
     add("methods", commands.methods, "List the methods with their settings.")
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rnnsparse import files
 from rnnsparse.errors import RunFailed, UserError, one_line
@@ -50,7 +50,7 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
     if ranks.is_first:
         _warn(config.warnings)
     try:
-        with _writer_errors_told_once():
+        with writer_errors_told_once():
             if config.method.recipe:
                 if ranks.several:
                     raise UserError(
@@ -70,19 +70,24 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
         return 130
     if not ranks.is_first:
         return 0
+    print(closing_lines(summary, config))
+    return 0
+
+
+def closing_lines(summary: dict[str, Any], config: RunConfig) -> str:
+    """Return what a run says at its end."""
     rate = summary["characters_per_second"]
-    print(
+    return (
         f"validation: {summary['bits_per_character']:.4f} bits per character, {summary['bits_per_byte']:.4f} per byte, "
         f"best {summary['best_bits_per_character']:.4f}\n"
         f"training: {summary['characters_seen']:,} characters in {summary['seconds']:,.0f} s"
         + (f", {rate:,.0f} per second" if rate else "")
         + f"\n{config.folder / 'summary.json'}"
     )
-    return 0
 
 
 @contextlib.contextmanager
-def _writer_errors_told_once() -> Iterator[None]:
+def writer_errors_told_once() -> Iterator[None]:
     """Keep the traceback of TensorBoard's writer thread off the terminal: it raises the same OSError in ours."""
     previous = threading.excepthook
 
@@ -235,7 +240,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments.sweep, arguments.overrides)
     runs = shard(sweep.runs, *arguments.shard)
     if arguments.dry_run:
-        print("\n".join(plan(runs)))
+        print("\n".join(plan(runs, sweep.pack)))
         return 0
     outcome = run_sweep(sweep, runs, say=lambda line: print(line, flush=True))
     told = [f"{len(outcome.done)} of {len(runs)} runs are done, in {sweep.folder}"]

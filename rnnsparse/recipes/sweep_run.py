@@ -1,7 +1,8 @@
-"""Running a sweep: each run is a `train` of its own in a child process, within a budget of cores and memory."""
+"""Running a sweep: each run, or pack of runs, is a child process of its own, within a budget of cores and memory."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.recipes.sweep import Run, Sweep
+from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.recipes.sweep_status import Estimator, Status, duration, status
 from rnnsparse.training import lock
 from rnnsparse.training.assembly import training_device
@@ -35,14 +38,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Child:
+class _Member:
+    """A run in a child process."""
+
     run: Run
-    process: subprocess.Popen[bytes]
     log: Path
     log_start: int
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class _Child:
+    members: tuple[_Member, ...]
+    process: subprocess.Popen[bytes]
     started: float
     memory_bytes: int
-    resumed: bool
+
+    @property
+    def runs(self) -> list[Run]:
+        return [member.run for member in self.members]
 
 
 def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
@@ -73,13 +87,14 @@ class _Runner:
         self._children: list[_Child] = []
         self._outcome = Outcome()
         self._estimator = Estimator(program_bytes)
+        self._packing = Packing(runs, sweep.pack)
         # Estimates are of training steps alone; what whole runs took besides shows in these two sums.
         self._took, self._estimated = 0.0, 0.0
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def run(self) -> Outcome:
         for run in self._pending:
-            self._learn(run, status(run))
+            self._learn(run, status(run), alone=True)
         if any(run.config.training.threads is None for run in self._pending):
             self._say("training.threads is not set: each run gets one thread")
         try:
@@ -99,9 +114,9 @@ class _Runner:
                 child.process.wait()
         return self._outcome
 
-    def _learn(self, run: Run, found: Status) -> None:
+    def _learn(self, run: Run, found: Status, alone: bool) -> None:
         if found.summary:
-            self._estimator.learn(run, found.summary, with_memory=self._sweep.memory_bytes is not None)
+            self._estimator.learn(run, found.summary, with_memory=alone and self._sweep.memory_bytes is not None)
 
     def _start_next(self) -> bool:
         """Take the next run if there is room for it; False if it has to wait."""
@@ -116,18 +131,30 @@ class _Runner:
         elif found.state == "refused":
             self._fail(run, found.detail.removeprefix(f"{run.config.folder}: "))
         else:
-            memory = self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
-            if not self._has_room(run.config, memory):
-                if self._children:
-                    return False
-                limit = f"memory: {(self._sweep.memory_bytes or 0) / 1e6:,.0f} MB"
-                self._fail(
-                    run, f"needs about {memory / 1e6:,.0f} MB, more than {limit} in {self._sweep.path}; raise it"
-                )
-            else:
-                self._start(run, memory, resume=found.state == "interrupted")
+            memory = self._memory([run])
+            if self._has_room(run.config, memory):
+                pack = self._pack(run)
+                for member in pack:
+                    self._pending.remove(member)
+                self._start(pack)
+                return True
+            if self._children:
+                return False
+            limit = f"memory: {(self._sweep.memory_bytes or 0) / 1e6:,.0f} MB"
+            self._fail(run, f"needs about {memory / 1e6:,.0f} MB, more than {limit} in {self._sweep.path}; raise it")
         self._pending.popleft()
         return True
+
+    def _pack(self, first: Run) -> list[Run]:
+        """Return the next run and those that start with it, as many as there is room for."""
+        others = (run for run in islice(self._pending, 1, None) if status(run).state in ("new", "interrupted"))
+        pack = self._packing.together(first, others)
+        while len(pack) > 1 and not self._has_room(first.config, self._memory(pack)):
+            pack.pop()
+        return pack
+
+    def _memory(self, runs: Sequence[Run]) -> int:
+        return self._estimator.memory(*(run.config for run in runs)) if self._sweep.memory_bytes else 0
 
     def _has_room(self, config: RunConfig, memory: int) -> bool:
         limit, used = self._sweep.memory_bytes, sum(child.memory_bytes for child in self._children)
@@ -135,57 +162,83 @@ class _Runner:
             return False
         if self._sweep.processes is not None:
             return len(self._children) < self._sweep.processes
-        threads = sum(_threads(child.run.config) for child in self._children)
+        threads = sum(_threads(child.runs[0].config) for child in self._children)
         return not self._children or threads + _threads(config) <= self._cores
 
-    def _start(self, run: Run, memory: int, resume: bool) -> None:
-        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *run.overrides]
-        if run.config.training.threads is None:
-            command.append("training.threads=1")
-        if resume:
-            command.append("--resume")
+    def _start(self, runs: Sequence[Run]) -> None:
         self._sweep.folder.mkdir(parents=True, exist_ok=True)
-        log = self._sweep.folder / f"{run.name}.log"
-        with log.open("ab") as output:
-            start = output.tell()
+        members = []
+        for run in runs:
+            log = self._sweep.folder / f"{run.name}.log"
+            log_start = log.stat().st_size if log.exists() else 0
+            members.append(_Member(run, log, log_start, resumed=status(run).state == "interrupted"))
+        # What concerns a whole pack is told in the log of its first run.
+        with members[0].log.open("ab") as output:
             # In a session of its own, so that Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                self._command(members),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
-        self._children.append(_Child(run, process, log, start, time.monotonic(), memory, resume))
-        self._say(f"{'resumed' if resume else 'started':11}  {run.name}")
+        self._children.append(_Child(tuple(members), process, time.monotonic(), self._memory(runs)))
+        for member in members:
+            together = f" in a pack of {len(members)}" if len(members) > 1 else ""
+            self._say(f"{'resumed' if member.resumed else 'started':11}  {member.run.name}{together}")
+
+    def _command(self, members: Sequence[_Member]) -> list[str]:
+        base, program = str(self._sweep.base), [sys.executable, "-m", "rnnsparse"]
+        overrides = [
+            [*m.run.overrides, *(["training.threads=1"] if m.run.config.training.threads is None else [])]
+            for m in members
+        ]
+        if len(members) == 1:
+            return [*program, "train", base, *overrides[0], *(["--resume"] if members[0].resumed else [])]
+        given = [
+            {"config": base, "overrides": settings, "resume": m.resumed, "log": str(m.log)}
+            for m, settings in zip(members, overrides, strict=True)
+        ]
+        return [*program, "train-pack", *map(json.dumps, given)]
 
     def _reap(self) -> None:
         """Take note of every run that has ended."""
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._children.remove(child)
-            run, code = child.run, child.process.returncode
-            found = status(run)
-            if code == 0 and found.summary:
-                self._outcome.done.append(run)
-                self._learn(run, found)
-                took = time.monotonic() - child.started
-                if not child.resumed and (estimated := self._estimator.seconds(run.config)):
-                    self._took, self._estimated = self._took + took, self._estimated + estimated
-                bits = found.summary["bits_per_character"]
-                self._say(
-                    f"finished     {run.name}: {bits:.4f} bits per character in {duration(took)}; {self._progress()}"
-                )
-            elif (other := lock.holder(run.config.folder)) is not None:
-                self._elsewhere(run, other)
-            else:
-                self._fail(run, f"{_reason(child)} ({child.log})")
+            took, found = time.monotonic() - child.started, [status(run) for run in child.runs]
+            for run, state in zip(child.runs, found, strict=True):
+                self._learn(run, state, alone=len(found) == 1)
+            whole = child.process.returncode == 0 and not any(member.resumed for member in child.members)
+            if whole and (estimated := self._estimated_seconds(child.runs)):
+                self._took, self._estimated = self._took + took, self._estimated + estimated
+            for member, state in zip(child.members, found, strict=True):
+                self._ended(member, state, child.process.returncode, took)
+
+    def _ended(self, member: _Member, found: Status, code: int, took: float) -> None:
+        run = member.run
+        if found.summary:
+            self._outcome.done.append(run)
+            bits = found.summary["bits_per_character"]
+            self._say(f"finished     {run.name}: {bits:.4f} bits per character in {duration(took)}; {self._progress()}")
+        elif (other := lock.holder(run.config.folder)) is not None:
+            self._elsewhere(run, other)
+        else:
+            self._fail(run, f"{_reason(member, code)} ({member.log})")
+
+    def _estimated_seconds(self, runs: Sequence[Run]) -> float:
+        """Return what all steps of some runs take; 0 if nobody knows."""
+        return sum(self._estimator.seconds(run.config) or 0.0 for run in runs)
 
     def _progress(self) -> str:
         now, slower = time.monotonic(), self._took / self._estimated if self._estimated else 1.0
-        left = [slower * (self._estimator.seconds(run.config) or 0.0) for run in self._pending]
-        left += [
-            max(slower * (self._estimator.seconds(child.run.config) or 0.0) - (now - child.started), 0.0)
-            for child in self._children
-        ]
+        left = slower * self._estimated_seconds(list(self._pending))
+        left += sum(
+            max(slower * self._estimated_seconds(child.runs) - (now - child.started), 0.0) for child in self._children
+        )
         at_once = len(self._children) + bool(self._pending)  # the place that has just become free
-        time_left = f", about {duration(sum(left) / at_once)} left" if sum(left) else ""
-        return f"{self._total - len(left)} of {self._total}{time_left}"
+        time_left = f", about {duration(left / at_once)} left" if left else ""
+        ended = self._total - len(self._pending) - sum(len(child.members) for child in self._children)
+        return f"{ended} of {self._total}{time_left}"
 
     def _elsewhere(self, run: Run, other: str) -> None:
         self._outcome.elsewhere.append(run)
@@ -198,29 +251,28 @@ class _Runner:
     def _stop(self) -> None:
         """Let every run save itself."""
         self._outcome.interrupted = True
-        self._say(f"stopping: {len(self._children)} runs save themselves")
+        self._say(f"stopping: {sum(len(child.members) for child in self._children)} runs save themselves")
         for child in self._children:
             child.process.send_signal(signal.SIGINT)
         for child in list(self._children):
             child.process.wait()
             self._children.remove(child)
-            if child.process.returncode == 0:
-                self._outcome.done.append(child.run)
-            self._say(f"stopped      {child.run.name}")
+            self._outcome.done += [run for run in child.runs if status(run).summary]
+            for run in child.runs:
+                self._say(f"stopped      {run.name}")
 
 
 def _threads(config: RunConfig) -> int:
     return config.training.threads or 1
 
 
-def _reason(child: _Child) -> str:
+def _reason(member: _Member, code: int) -> str:
     """Return in one line why a run has failed: what killed it, or what it said last."""
-    code = child.process.returncode
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    with child.log.open("rb") as log:
-        log.seek(child.log_start)
+    with member.log.open("rb") as log:
+        log.seek(member.log_start)
         lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     own = [line.removeprefix("rnnsparse: ") for line in lines if line.startswith("rnnsparse: ")]
-    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: ")
+    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{member.run.config.folder}: ")

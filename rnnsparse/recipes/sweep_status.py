@@ -12,6 +12,7 @@ from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run
+from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.training import lock, run_folder
 from rnnsparse.training.assembly import choose_device, vocabulary_size
 from rnnsparse.training.inspection import inspect
@@ -100,9 +101,9 @@ class Estimator:
         symbols = training.steps * training.batch_size * training.sequence_length * training.accumulate
         return symbols / (sum(rates) / len(rates))
 
-    def memory(self, config: RunConfig) -> int:
-        """Return bytes: what `inspect` counts, and the most that a finished run had in use beyond that."""
-        return self._overhead_bytes + self.cost(config).memory_bytes
+    def memory(self, *configs: RunConfig) -> int:
+        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that."""
+        return self._overhead_bytes + sum(self.cost(config).memory_bytes for config in configs)
 
     def cost(self, config: RunConfig) -> Cost:
         """Return what `inspect` says; it is the same for every seed, and kept."""
@@ -125,8 +126,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return {f"{s}.{key}": value for s, values in sections.items() if s != "run" for key, value in values.items()}
 
 
-def plan(runs: Sequence[Run]) -> list[str]:
-    """Return a table of what a sweep would do, as lines; nothing is trained or written."""
+def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
+    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written."""
     estimator = Estimator()
     states = [status(run) for run in runs]
     for run, state in zip(runs, states, strict=True):
@@ -157,6 +158,9 @@ def plan(runs: Sequence[Run]) -> list[str]:
         for run, state in zip(runs, states, strict=True)
         if state.detail
     ]
+    to_train = [run for run, state in zip(runs, states, strict=True) if state.state in ("new", "interrupted")]
+    packs = [together for together in Packing(runs, pack).all(to_train) if len(together) > 1]
+    lines += [f"pack of {len(together)}: {' '.join(run.name for run in together)}" for together in packs]
     counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     return [*lines, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train"]

@@ -213,3 +213,68 @@ def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", "s.yaml", f"--shard={part}"])
     assert "is not a part such as 1/4" in capsys.readouterr().err
+
+
+def test_a_pack_is_one_process_and_each_of_its_runs_is_told_of(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(base, grid=[FAILING, {"run.seed": [1, 2, 3]}, {"model.hidden_size": 7}], pack=3, processes=1)
+    failing, one, two, three, alone = load_sweep(path).runs
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert f"pack of 3: {failing.name} {one.name} {two.name}\n5 runs" in capsys.readouterr().out
+    assert main(["sweep", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.split()[0:2] for line in out.splitlines() if " in a pack of 3" in line] == [
+        ["started", run.name] for run in (failing, one, two)
+    ]
+    assert f"started      {three.name}\n" in out
+    assert err.startswith(f"rnnsparse: {failing.name}: step ")
+    assert len(err.splitlines()) == 1
+    for run in (one, two, three, alone):
+        bits = summary(base, run.name)["bits_per_character"]
+        assert f"finished     {run.name}: {bits:.4f} bits per character in " in out
+        assert f"validation: {bits:.4f} bits per character" in (base / "runs" / f"{run.name}.log").read_text()
+    assert "; 3 of 5" in out
+    assert out.splitlines()[-1] == f"4 of 5 runs are done, in {base / 'runs'}; 1 failed"
+
+
+def test_an_interrupted_pack_saves_all_its_runs_and_goes_on(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"training.steps": 400, "evaluation.interval": 400}
+    path = write(base, overrides=settings, grid={"run.seed": [1, 2]}, pack=2)
+    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweeping:
+        metrics = base / "runs" / "seed=2" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            assert sweeping.poll() is None
+            time.sleep(0.02)
+        sweeping.send_signal(signal.SIGTERM)
+        out, err = sweeping.communicate()
+    assert sweeping.returncode == 130, err
+    assert "stopped      seed=1\nstopped      seed=2" in out
+    assert all(3 <= checkpoint.load(base / "runs" / f"seed={seed}").step < 400 for seed in (1, 2))
+    assert main(["sweep", str(path)]) == 0
+    assert "resumed      seed=1 in a pack of 2\n" in capsys.readouterr().out
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 401))
+
+
+def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> None:
+    # A sweep packs no runs of two shapes; whoever does finds out.
+    given = [
+        {
+            "config": str(base / "base.yaml"),
+            "overrides": [f"model.hidden_size={size}", f"run.dir={base / str(size)}"],
+            "resume": False,
+            "log": str(base / f"{size}.log"),
+        }
+        for size in (6, 7)
+    ]
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        main(["train-pack", *map(json.dumps, given)])
+    for size in (6, 7):
+        last = (base / f"{size}.log").read_text().splitlines()[-1]
+        assert last.startswith("rnnsparse: RuntimeError in the pack of this run: stack expects")
+        assert lock.holder(base / str(size)) is None
+
+
+def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:
+    runs = load_sweep(write(base, grid={"run.seed": [1, 2, 3]})).runs
+    each = Estimator().cost(runs[0].config).memory_bytes
+    assert Estimator(program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each

@@ -1,0 +1,51 @@
+"""The command that `sweep` starts for each pack of runs; nobody types it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+from rnnsparse.cli.commands import closing_lines, writer_errors_told_once
+from rnnsparse.errors import one_line
+
+
+def train_pack(arguments: argparse.Namespace) -> int:
+    """Train the runs together; what each alone would print goes to its own log.
+
+    Each run is given as JSON: `config`, `overrides` and `resume` as for `train`, and the path of its `log`.
+    """
+    from rnnsparse.config import load_config
+    from rnnsparse.training.interrupts import Interrupted
+    from rnnsparse.training.pack import PackedRun, train_packed
+
+    with ExitStack() as logs:
+        runs = []
+        for text in arguments.runs:
+            given = json.loads(text)
+            log = logs.enter_context(Path(given["log"]).open("a", encoding="utf-8", buffering=1))
+            config = load_config(Path(given["config"]), given["overrides"])
+            for warning in config.warnings:
+                _tell(f"warning: {warning}", log)
+            runs.append(PackedRun(config, given["resume"], log))
+        try:
+            with writer_errors_told_once():
+                outcomes = train_packed(runs)
+        except BaseException as error:
+            for run in runs:
+                _tell(f"{type(error).__name__} in the pack of this run: {error}", run.stream)
+            raise
+        for run, outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _tell(str(outcome), run.stream)
+            else:
+                print(closing_lines(outcome, run.config), file=run.stream)
+    if any(isinstance(outcome, Interrupted) for outcome in outcomes):
+        return 130
+    return 1 if any(isinstance(outcome, Exception) for outcome in outcomes) else 0
+
+
+def _tell(text: str, stream: TextIO) -> None:
+    print(f"rnnsparse: {one_line(text)}", file=stream)

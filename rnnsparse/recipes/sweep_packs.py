@@ -1,0 +1,35 @@
+"""Which runs of a sweep are trained together, as one pack in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from rnnsparse.recipes.sweep import Run
+from rnnsparse.training.pack import pack_key
+
+
+class Packing:
+    """Puts runs of one shape together, at most `size` of them.
+
+    Raises:
+        UserError: a text is not there, whose characters are the symbols of a run.
+    """
+
+    def __init__(self, runs: Sequence[Run], size: int) -> None:
+        self._size = size
+        self._keys = {run.name: pack_key(run.config) for run in runs} if size > 1 else {}
+
+    def together(self, first: Run, others: Iterable[Run]) -> list[Run]:
+        """Return `first` and those of `others` that join it, in their order."""
+        key = self._keys.get(first.name)
+        alike = (run for run in others if self._keys[run.name] == key) if key is not None else ()
+        return [first, *islice(alike, self._size - 1)]
+
+    def all(self, runs: Iterable[Run]) -> list[list[Run]]:
+        """Return all packs, those of one run too."""
+        packs, left = [], list(runs)
+        while left:
+            packs.append(self.together(left[0], left[1:]))
+            left = [run for run in left if run not in packs[-1]]
+        return packs
