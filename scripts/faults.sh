@@ -7,6 +7,4 @@ bash scripts/setup.sh
 export OMP_NUM_THREADS=1
 
 .venv/bin/python -m tests.faults "$@"
-if [[ -d tests/fuzz ]]; then
-    .venv/bin/python -m tests.fuzz
-fi
+.venv/bin/python -m tests.fuzz --seconds 600
