@@ -26,7 +26,7 @@ def banner(
     basis = "" if config.budget.basis == "canonical" else f" in basis {config.budget.basis}"
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     extended = f" ({config.written_training.steps:,} x {training.multiplier:g})" if training.multiplier != 1 else ""
-    start = ", ".join(f"{key} of {path}" for key, path in vars(config.start).items() if path is not None)
+    start = ", ".join(f"{key} of {path}" for key, path in config.start.runs.items())
     taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",

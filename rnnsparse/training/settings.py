@@ -43,8 +43,20 @@ class StartConfig:
             "optimizer, step, place in the text, recurrent state, random numbers"
         ),
     ] = None
+    add: Annotated[
+        bool,
+        Doc(
+            "with start.weights: random connections are added, with values of zero, until the budgets of "
+            "sparsity.sparsity, distribution and overrides are met; at first the network computes what it did"
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
+        if self.add and (self.weights is None or self.topology is not None):
+            raise UserError(
+                "start.add: connections are added to those of start.weights, without start.topology; "
+                "name such a run, or set start.add to false"
+            )
         if self.weights is not None and self.rewind is not None:
             raise UserError(
                 "start.weights: start.rewind has values of its own to start with; set one of the two to null"
@@ -53,7 +65,13 @@ class StartConfig:
     @property
     def is_elsewhere(self) -> bool:
         """Whether a run starts from another one at all."""
-        return (self.topology, self.weights, self.rewind) != (None, None, None)
+        return bool(self.runs)
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The other runs, by what is taken from them."""
+        named = {"topology": self.topology, "weights": self.weights, "rewind": self.rewind}
+        return {key: path for key, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

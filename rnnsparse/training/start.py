@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rnnsparse.config import RunConfig
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis, same_basis
 from rnnsparse.nn.language_model import CharLM
+from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
-from rnnsparse.sparsity.topology import rewire
+from rnnsparse.sparsity.group import Group, weight_topologies
+from rnnsparse.sparsity.topology import draw_absent, rewire
 from rnnsparse.training.assembly import (
     Restored,
     empty_model,
@@ -76,11 +79,7 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
     require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
     _take_singular_vectors(config, model, tokenizer)
-    opened = {
-        key: _open(f"start.{key}", path, model, tokenizer)
-        for key, path in vars(config.start).items()
-        if path is not None
-    }
+    opened = {key: _open(f"start.{key}", path, model, tokenizer) for key, path in config.start.runs.items()}
     for key, other in opened.items():
         _change_basis(key, other, config, model)
     topology, values = opened.get("topology"), opened.get("weights") or opened.get("rewind")
@@ -100,6 +99,8 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
         if "rewind" in opened:
             state["optimizer"] = optimizer.state_dict()
         _copy(values.model, model)
+        if config.start.add:
+            _add_connections(config, budgets)
     budgets = follow_connections(config, model, budgets, device)
     _require_counts(config, budgets)
     return Start(model, budgets, state)
@@ -214,11 +215,34 @@ def _copy(source: CharLM, target: CharLM) -> None:
             ours.copy_(theirs)
 
 
+def _first_count(config: RunConfig, budget: Budget) -> int:
+    """Return how many connections of a group a run begins with, wherever they come from."""
+    return budget.group.positions if budget.dense else config.method.initial_connections(budget)
+
+
+def _add_connections(config: RunConfig, budgets: list[Budget]) -> None:
+    """Connect absent positions, drawn by `run.seed`, with values of zero, as many as each group lacks."""
+    wanted: list[tuple[Group, Tensor]] = []
+    for budget in budgets:
+        group, count = budget.group, _first_count(config, budget)
+        if group.connections > count:
+            raise UserError(
+                f"start.add: the other run has {group.connections:,} connections in {group.name}, and this one would "
+                f"begin with {count:,}; use a lower sparsity.sparsity, or set start.add to false"
+            )
+        numbers = generator_for(config.run.seed, "added", group.name)
+        present = group.indices()
+        added = draw_absent(count - group.connections, present, group.positions, numbers)
+        wanted.append((group, torch.cat([present, added]).sort().values))
+    for weight, indices in weight_topologies(wanted):
+        rewire(weight, indices, optimizer=None)
+
+
 def _require_counts(config: RunConfig, budgets: list[Budget]) -> None:
     """Make sure that every group has as many connections as its method begins with."""
     for budget in budgets:
         group = budget.group
-        wanted = group.positions if budget.dense else config.method.initial_connections(budget)
+        wanted = _first_count(config, budget)
         if group.connections != wanted:
             reason = (
                 "sparsity.dense names it" if budget.dense else f"method {config.method.name} begins with {wanted:,}"

@@ -231,6 +231,40 @@ def test_given_weights_may_be_restricted_to_a_topology(tmp_path: Path, others: P
     assert values(trainer.model) == expected
 
 
+@pytest.mark.parametrize("method", ["rigl", "prune", "dense"])
+def test_connections_are_added_to_given_weights_without_a_change_of_what_is_computed(
+    tmp_path: Path, others: Path, method: str
+) -> None:
+    settings = [f"sparsity.method={method}", "sparsity.sparsity=0.4", "start.add=true"]
+    trainer = Trainer(started(tmp_path, others, "run", *settings, weights="static"), stream=io.StringIO())
+    source = restore(others / "static", CPU)
+    first = {budget.group.name: trainer.config.method.initial_connections(budget) for budget in trainer.budgets}
+    assert {budget.group.name: budget.group.connections for budget in trainer.budgets} == first
+    assert sum(first.values()) > sum(budget.group.connections for budget in source.budgets)
+    for name, before in values(source.model).items():
+        after = values(trainer.model)[name]
+        assert {position: after[position] for position in before} == before
+        assert all(after[position] == 0 for position in after.keys() - before.keys())
+    assert biases(trainer.model) == biases(source.model)
+    tokens = torch.arange(10).view(5, 2)
+    with torch.no_grad():  # without dropout
+        for ours, theirs in zip(trainer.model.eval()(tokens), source.model.eval()(tokens), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    trainer.model.train()
+    trainer.train()
+    after = restore(trainer.config.folder, CPU)
+    assert [b.group.connections for b in after.budgets] == [b.connections for b in after.budgets]
+
+
+def test_added_connections_follow_the_seed(tmp_path: Path, others: Path) -> None:
+    settings = ["sparsity.sparsity=0.4", "start.add=true"]
+    found = [
+        topology(Trainer(started(tmp_path, others, run, *settings, f"run.seed={seed}", weights="static")).model)
+        for run, seed in [("a", 1), ("b", 1), ("c", 2)]
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 def test_rigl_goes_on_from_the_solution_of_a_static_run(tmp_path: Path, others: Path) -> None:
     trained(started(tmp_path, others, "undisturbed", weights="static"))
     shutil.copytree(others / "static", tmp_path / "static")
@@ -298,6 +332,11 @@ def test_inspect_counts_the_given_connections(tmp_path: Path, others: Path, caps
         ({"topology": "static"}, ["data.tokenizer=byte"], r"its embedding is .*, this run's is 256 x 4"),
         ({"topology": "static"}, ["sparsity.method=dense"], r"but method dense begins with 132"),
         ({"weights": "static"}, ["sparsity.method=prune"], r"but method prune begins with 132"),
+        (
+            {"weights": "static"},
+            ["start.add=true", "sparsity.sparsity=0.8"],
+            r"start\.add: the other run has \d+ connections in .*, and this one would begin with \d+; use a lower",
+        ),
         ({"topology": "static"}, ["sparsity.dense=[output]"], r"connections in output, but sparsity\.dense names it"),
         ({"topology": "other", "weights": "static"}, [], r"start\.topology: .*other: has \d+ conn.*static has not"),
         ({"topology": "other", "rewind": "static/step_3"}, [], r"start\.topology: .*that .*step_3 has not"),
@@ -320,6 +359,13 @@ def test_what_does_not_fit_is_refused_in_one_line(
 def test_two_sources_of_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"start\.weights: start\.rewind has values of its own") as error:
         config_in(tmp_path, "run", "start.weights=a", "start.rewind=b")
+    one_line(error)
+
+
+@pytest.mark.parametrize("start", [[], ["start.rewind=a"], ["start.weights=a", "start.topology=b"]])
+def test_there_must_be_weights_to_add_to(tmp_path: Path, start: list[str]) -> None:
+    with pytest.raises(UserError, match=r"start\.add: connections are added to those of start\.weights") as error:
+        config_in(tmp_path, "run", *start, "start.add=true")
     one_line(error)
 
 
