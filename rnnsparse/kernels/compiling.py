@@ -29,24 +29,15 @@ def _cache_folder() -> Path:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that other Python code calls; its machine code is cached where that is possible."""
-    return _compiled(function, fastmath=False)
-
-
-def vector_kernel(function: Callable[..., Any]) -> Any:
-    """Compile like `kernel`, and let sums be taken in the order that suits vector registers."""
-    return _compiled(function, fastmath={"reassoc", "contract", "nsz"})
-
-
-def _compiled(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
     previous = numba.config.CACHE_DIR
     try:
         folder = _cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)
-        return njit(nogil=True, cache=True, error_model="numpy", fastmath=fastmath)(function)
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
     except (OSError, RuntimeError):
         # No place to write: compile at every start, which takes seconds.
-        return njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+        return njit(nogil=True, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = previous
 

@@ -13,21 +13,21 @@ if TYPE_CHECKING or are_compiled():
         add_product,
         add_sampled_product,
         add_transposed_product,
-        add_vector_product,
         build_matrix,
         sum_by_symbol,
         tile_width,
     )
     from rnnsparse.kernels.recurrence import Input, OutputGradient
+    from rnnsparse.kernels.sliced import VectorProduct
 else:
     from rnnsparse.kernels.fallback import (
         Input,
         Matrix,
         OutputGradient,
+        VectorProduct,
         add_product,
         add_sampled_product,
         add_transposed_product,
-        add_vector_product,
         build_matrix,
         gru,
         lstm,
@@ -39,10 +39,10 @@ __all__ = [
     "Input",
     "Matrix",
     "OutputGradient",
+    "VectorProduct",
     "add_product",
     "add_sampled_product",
     "add_transposed_product",
-    "add_vector_product",
     "build_matrix",
     "gru",
     "lstm",

@@ -116,9 +116,15 @@ def add_transposed_product(matrix: Matrix, values: Tensor, g_MRB: Tensor, x_MCB:
         x_CB += w_CR @ g_RB
 
 
-def add_vector_product(matrix: Matrix, values: Tensor, x_C: Tensor, y_R: Tensor) -> None:
-    """y += W x for one vector."""
-    y_R += _sparse(matrix, values) @ x_C
+class VectorProduct:
+    """y += W x for one x at a time, with a copy of the values."""
+
+    def __init__(self, matrix: Matrix, values_N: Tensor) -> None:
+        self._w_RC = _sparse(matrix, values_N.detach().clone())
+
+    def add(self, x_C: Tensor, y_R: Tensor) -> None:
+        """y += W x; both contiguous."""
+        y_R += self._w_RC @ x_C
 
 
 def add_sampled_product(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnsparse.kernels import threads
-from rnnsparse.kernels.compiling import inlined, kernel, vector_kernel
+from rnnsparse.kernels.compiling import inlined, kernel
 from rnnsparse.kernels.dots import add_dots, add_few_dots
 from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, multiply_add, store, zero
 
@@ -26,8 +26,6 @@ TILE_BYTES = 128  # of batch: two AVX-512 registers; a wider batch is several ti
 FIRST_CACHE_BYTES = 32 * 1024
 FEWEST_CONNECTIONS = 16
 SECOND_CACHE_BYTES = 768 * 1024
-# A vector product is over before a second thread has woken up, unless it has more connections than this.
-ONE_THREAD_CONNECTIONS = 4_000_000
 SYMBOL_ROWS = 64
 OUTPUT_ROWS = 128
 
@@ -224,19 +222,6 @@ def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch):
                     table[row, tokens[t, b]] += g[g_0 + b]
 
 
-@vector_kernel
-def _vector_product(thread, threads, values, pointers, columns, x, y):
-    total = pointers[-1, -1]
-    start = np.searchsorted(pointers[:, 0], total * thread // threads)
-    stop = y.size if thread == threads - 1 else np.searchsorted(pointers[:, 0], total * (thread + 1) // threads)
-    for row in range(start, stop):
-        dot = y[row]
-        for k in range(pointers[row, 0], pointers[row, -1]):
-            # Only `at` becomes a gather: plain indexing looks for negative indices at every connection.
-            dot += at(values, k) * at(x, np.int64(at(columns, k)))
-        y[row] = dot
-
-
 def flat(x_TFB: Tensor) -> NDArray[np.floating]:
     """Return the memory of a tensor whose last two dimensions are contiguous, from its first element on."""
     times, features, batch = x_TFB.shape
@@ -290,15 +275,6 @@ def add_sampled_product(
         _sampled_product, matrix.row_pointers, matrix.columns, first, last, flat(g_TRB), g_TRB.stride(0),
         flat(x_TCB), x_TCB.stride(0), len(x_TCB), batch, parts, tile_times, out_N.numpy(),
     )  # fmt: skip
-
-
-def add_vector_product(matrix: Matrix, values: Tensor, x_C: Tensor, y_R: Tensor) -> None:
-    """y += W x for one vector."""
-    kernel_arguments = (values.detach().numpy(), matrix.row_pointers, matrix.columns, x_C.numpy(), y_R.numpy())
-    if values.numel() < ONE_THREAD_CONNECTIONS:
-        _vector_product(0, 1, *kernel_arguments)
-    else:
-        threads.run(_vector_product, *kernel_arguments)
 
 
 def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:

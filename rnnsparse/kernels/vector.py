@@ -61,6 +61,44 @@ def load(typing: Any, array: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def gather(typing: Any, array: Any, places: Any, offset: Any) -> Any:
+    """Return the vector of the elements of `array` at places[offset], places[offset + 1], ...; no bounds check."""
+    vector = Vector(array.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def start(i: int) -> Any:
+            return context.make_array(signature.args[i])(context, builder, arguments[i]).data
+
+        def lanes(element: ir.Type) -> ir.VectorType:
+            return ir.VectorType(element, vector.lanes)
+
+        bits, size = signature.args[1].dtype.bitwidth, array.dtype.bitwidth // 8
+        several = lanes(ir.IntType(bits)).as_pointer()
+        numbers = builder.load(builder.bitcast(builder.gep(start(1), [arguments[2]]), several))
+        numbers.align = bits // 8
+        # Pointers are made by hand, because llvmlite has no vectors of offsets from one.
+        wide = lanes(I64)
+        offsets = builder.mul(
+            builder.zext(numbers, wide) if bits < 64 else numbers, ir.Constant(wide, [size] * vector.lanes)
+        )
+        undefined = ir.Constant(wide, ir.Undefined)
+        first = builder.insert_element(undefined, builder.ptrtoint(start(0), I64), ir.Constant(I32, 0))
+        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(lanes(I32), [0] * vector.lanes))
+        kind, pointers = ir_type(vector), lanes(ir_type(vector).element.as_pointer())
+        masks = lanes(ir.IntType(1))
+        read = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(kind, [pointers, I32, masks, kind]),
+            f"llvm.masked.gather.v{vector.lanes}f{size * 8}.v{vector.lanes}p0",
+        )
+        all_of_them = ir.Constant(masks, [1] * vector.lanes)
+        where = builder.inttoptr(builder.add(everywhere, offsets), pointers)
+        return builder.call(read, [where, ir.Constant(I32, size), all_of_them, ir.Constant(kind, ir.Undefined)])
+
+    return vector(array, places, types.int64), generate
+
+
+@intrinsic
 def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     """Write a vector to a one-dimensional array from element `offset` on."""
 

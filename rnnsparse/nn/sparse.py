@@ -313,7 +313,7 @@ class _FrozenLinear:
     """x [C] -> W x + b [R], with copies of values and bias."""
 
     def __init__(self, weight: SparseWeight, bias_R: Tensor) -> None:
-        self._matrix, self._values = weight.matrix(), weight.values.detach().clone()
+        self._product = cpu.VectorProduct(weight.matrix(), weight.values.detach())
         self._bias_R = bias_R.detach().clone()
 
     def __call__(self, x_C: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ class _FrozenLinear:
 
     def add(self, x_C: Tensor, y_R: Tensor) -> Tensor:
         """Return y, to which W x has been added."""
-        cpu.add_vector_product(self._matrix, self._values, x_C.contiguous(), y_R)
+        self._product.add(x_C.contiguous(), y_R)
         return y_R
 
 

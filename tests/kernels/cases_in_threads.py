@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rnnsparse.kernels import cpu, matrix, threads
+from rnnsparse.kernels import cpu, matrix, sliced, threads
 
 SECONDS = 30
 # Two threads share these tiles and meet at every step; three take one each.
@@ -79,7 +79,7 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     cpu.add_transposed_product(LSTM, VALUES, g, found["transposed"])
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
     cpu.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
-    cpu.add_vector_product(LSTM, VALUES, X[0, :, 0].contiguous(), found["vector"])
+    cpu.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
     return found
 
 
@@ -253,8 +253,8 @@ CASES: list[Callable[[], None]] = [
 
 if __name__ == "__main__":
     # Even products of this size are to be shared out.
-    assert matrix.ONE_THREAD_CONNECTIONS > 0
-    matrix.ONE_THREAD_CONNECTIONS = 0
+    assert sliced.ONE_THREAD_CONNECTIONS > 0
+    sliced.ONE_THREAD_CONNECTIONS = 0
     torch.set_num_threads(1)
     EXPECTED = results()
     for case in CASES:

@@ -112,7 +112,7 @@ def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
     x_C, y_R = weight.normal(cols), weight.normal(rows)
     expected = y_R + weight.dense() @ x_C
-    kernels.add_vector_product(weight.matrix, weight.values, x_C, y_R)
+    kernels.VectorProduct(weight.matrix, weight.values).add(x_C, y_R)
     assert_close(y_R, expected)
 
 
@@ -171,7 +171,7 @@ def test_products_are_right_for_long_sides(kernels: Any, make_weight: Any, rows:
     kernels.add_sampled_product(weight.matrix, g, x, out)
     assert_close(out, (g[:, row] * x[:, col]).sum((0, 2)))
     y_R = torch.zeros(rows, dtype=F64)
-    kernels.add_vector_product(weight.matrix, weight.values, x[0, :, 0].contiguous(), y_R)
+    kernels.VectorProduct(weight.matrix, weight.values).add(x[0, :, 0].contiguous(), y_R)
     assert_close(y_R, torch.zeros(rows, dtype=F64).index_add_(0, row, weight.values * x[0, col, 0]))
 
 
