@@ -11,7 +11,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ from rnnsparse.errors import RunFailed, UserError
 
 LARGEST_META = 10_000
 FORMAT = 2  # raise it when the same text would give other files
+UNFINISHED, ABANDONED_SECONDS = ".making-", 24 * 3600
 DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
 
@@ -67,10 +70,20 @@ def tokenized(source: Source, tokenizer: Tokenizer | None, divide: bool, root: P
     if entry is None:
         with _disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".making-", dir=root) as work:
+            _remove_abandoned(root)
+            with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=root) as work:
                 fresh = _write_entry(source, tokenizer, divide, Path(work))
                 entry = _publish(fresh, folder)
     return entry
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove what processes that were killed have left: text unpacked, but not written to for a day."""
+    for work in root.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # another process was faster, or may not be disturbed
+            written = max(path.stat().st_mtime for path in (work, *work.rglob("*")))
+            if written < time.time() - ABANDONED_SECONDS:
+                shutil.rmtree(work)
 
 
 def read_entry(folder: Path) -> Entry | None:

@@ -9,6 +9,7 @@ import lzma
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -540,6 +541,18 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_behind(caches: Path) -> No
     with pytest.raises(RunFailed, match=r"no space left .*data\.cache"):
         cache.tokenized(source, Tokenizer.byte(), divide=True, root=caches)
     assert list(caches.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_after_a_day(text_file: Path, caches: Path) -> None:
+    old, half_old, new = (caches / f".making-{name}" for name in ("old", "half-old", "new"))
+    for work in (old, half_old, new):
+        (work / "entry").mkdir(parents=True)
+        (work / "text").write_text("abc")
+    yesterday = time.time() - 25 * 3600
+    for path in (old / "text", old / "entry", old, half_old / "entry", half_old):
+        os.utime(path, (yesterday, yesterday))
+    load_corpus(text_config(text_file))
+    assert {path.name for path in caches.glob(".making-*")} == {half_old.name, new.name}
 
 
 def test_meta_json_says_what_the_entry_holds(text_file: Path, caches: Path) -> None:
