@@ -70,9 +70,8 @@ def save(
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-        kept, again = "there is no earlier one", "train again"
-        if atomic.existing(folder) is not None:
-            kept, again = "the previous one is intact", "train again with --resume"
+        kept = "there is no earlier one" if atomic.existing(folder) is None else "the previous one is intact"
+        again = "train again" if atomic.existing(folder.parent / "last") is None else "train again with --resume"
         raise RunFailed(
             f"{folder}: the checkpoint of step {step} cannot be written: {reason}; {kept}; free some space "
             f"or make the folder writable, then {again}"

@@ -183,10 +183,12 @@ class Trainer:
         if shows and self.ranks.is_first:
             with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
-        if step % config.checkpoint.interval == 0:
+        saves = step % config.checkpoint.interval == 0
+        if saves or step in config.checkpoint.keep:
             self._records = logger.sync()
+        self._keep()  # before `last`: a run that goes on from there does not come to this step again
+        if saves:
             self.save()
-        self._keep()
 
     def _pace(self) -> float:
         """Return characters per second of training steps since the last call."""

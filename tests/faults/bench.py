@@ -37,7 +37,7 @@ sparsity: {{method: rigl, sparsity: 0.8, interval: 3, drop_fraction: 0.5, stop: 
 training: {{steps: {STEPS}, batch_size: 3, sequence_length: 5, learning_rate: 1.0e-2, threads: 1}}
 evaluation: {{interval: 4, lanes: 2, priming: 4, symbols: 100}}
 logging: {{interval: 1, tensorboard: false, pictures: null}}
-checkpoint: {{interval: 3}}
+checkpoint: {{interval: 3, keep: [{STEPS}]}}
 """
 # What differs from run to run; records are the sha256 of files that hold times.
 TIMES = {"records", "seconds", "timed_seconds", "characters_per_second", "validation_seconds", "peak_memory_bytes"}
@@ -214,7 +214,7 @@ def traces(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"the list of files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))}
     found["config.yaml"] = (folder / "config.yaml").read_text(encoding="utf-8")
     found["summary.json"] = _without_times(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-    for name in ("last", "best"):
+    for name in ("last", "best", f"step_{STEPS}"):
         try:
             saved = checkpoint.load(folder / name)
             state = _plain(saved.training_state()) if saved.has_training_state else None
