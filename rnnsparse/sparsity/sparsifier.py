@@ -53,8 +53,8 @@ class Sparsifier:
 
     def before_backward(self, step: int) -> None:
         """Arm or disarm the collection of dense gradients for the backward passes of this step."""
-        if self._due is None and self.method.makes_up_updates and self.method.updates_at(self._moment(step)):
-            self._due = step
+        if self.method.makes_up_updates and self.method.updates_at(self._moment(step, made_up=False)):
+            self._due = step  # it does the work of an earlier one, too
         moment = self._moment(step)
         collect = self.method.needs_dense_gradient(moment)
         probes = self.method.probe(self._groups, moment)
@@ -94,8 +94,9 @@ class Sparsifier:
         for weight in self._weights:
             weight.start_dense_gradient(False)
 
-    def _moment(self, step: int) -> Moment:
-        return Moment(self._due or step, self._total_steps, self._seed, self._optimizer)
+    def _moment(self, step: int, made_up: bool = True) -> Moment:
+        """Return when a method acts: at an earlier step whose update is `made_up` for now, or at this one."""
+        return Moment((made_up and self._due) or step, self._total_steps, self._seed, self._optimizer)
 
     def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
         """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""

@@ -83,6 +83,21 @@ def test_an_update_whose_step_overflowed_is_made_up_for(tiny_run: Any, method: A
     )
 
 
+@pytest.mark.parametrize("overflowed", [{8}, {9}, {4, 5, 6, 7, 8}, {8, 9}, {8, 9, 10}])
+@pytest.mark.parametrize("method", [Prune(interval=4, stop=0.75), GraNet(interval=4, stop=0.75)])
+def test_an_update_that_is_due_while_another_is_made_up_for_is_not_lost(
+    tiny_run: Any, method: Any, overflowed: set[int]
+) -> None:
+    run = tiny_run(method, total_steps=12)
+    assert [t for t in range(1, 13) if run.method.updates_at(Moment(t, 12, 1))][-2:] == [8, 9]
+    for step in range(1, 13):
+        if step in overflowed:
+            run.backward(step)
+        else:
+            run.step(step)
+    assert [b.group.connections for b in run.budgets] == [b.connections for b in run.budgets]
+
+
 # Trap: dense gradients leak into the optimizer's moments of inactive weights.
 
 
