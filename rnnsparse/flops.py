@@ -86,7 +86,8 @@ def training_flops(
     change = _basis_flops(model) * micro_batches / characters_per_step / 3
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     return TrainingFlops(
-        per_character=method.training_flops(sparse + change, dense + change, steps),
+        per_character=method.training_flops(sparse + change, dense + change, steps)
+        + _probe_flops(method, model, budgets),
         dense_per_character=3 * yardstick,
         characters=steps * characters_per_step,
     )
@@ -113,6 +114,17 @@ def _product_flops(model: CharLM, budgets: Sequence[Budget], connections: Sequen
         if weight in weights:
             flops += 2 * (budget.group.positions if weight.basis else count)
     return flops
+
+
+def _probe_flops(method: Method, model: CharLM, budgets: Sequence[Budget]) -> float:
+    """Return what gradients at probed positions cost per character; connections have theirs anyway."""
+    weights = _multiplied(model)
+    probed = 0
+    for budget in budgets:
+        weight = budget.group.parts[0].weight
+        if weight in weights and not weight.basis:  # coefficients in a basis all have theirs
+            probed += min(method.probed(budget), budget.group.positions - budget.connections)
+    return 2 * probed * method.probed_share
 
 
 def _basis_flops(model: CharLM) -> int:

@@ -20,6 +20,7 @@ from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.rigl import RigL
+from rnnsparse.sparsity.methods.scout import Scout
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
 from rnnsparse.sparsity.methods.static import Static
@@ -174,6 +175,21 @@ def test_training_costs_the_published_share_of_dense_training(method: Method, at
         model = model_with(density, embedding_dim=20, hidden_size=40)
         result = training_flops(method, model, budgets_of(model), steps=200_000, characters_per_step=64)
         assert result.ratio == pytest.approx(share, abs=6e-4 if isinstance(method, Prune) else 5e-5)
+
+
+@pytest.mark.parametrize(("pool", "window", "watched"), [(3.0, None, 20), (0.1, 25, 2), (None, 100, 300)])
+def test_watched_positions_cost_one_product_and_no_block_has_more_than_are_absent(
+    pool: float | None, window: int | None, watched: float
+) -> None:
+    model = CharLM(ModelConfig(cell="lstm", embedding_dim=4, hidden_size=5), VOCABULARY)
+    for weight in model.sparse_weights().values():
+        weight.connect(torch.arange(0))
+    # 20 of each gate's 25 positions, and none of the 4 x 20 of the inputs and the 200 of the output.
+    model.rnn[0].recurrent.connect(torch.arange(100).view(4, 25)[:, :20].flatten())
+    method = Scout(pool=pool, window=window, interval=100)
+    found = training_flops(method, model, budgets_of(model), steps=10, characters_per_step=64)
+    still = training_flops(Static(), model, budgets_of(model), steps=10, characters_per_step=64)
+    assert found.per_character - still.per_character == 2 * watched
 
 
 def test_totals_count_every_character_of_every_step() -> None:

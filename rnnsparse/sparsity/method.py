@@ -93,6 +93,11 @@ class Method(ABC):
         """Return at how many positions of a group gradients are summed over steps."""
         return 0
 
+    @property
+    def probed_share(self) -> float:
+        """The share of steps at which gradients are summed at the `probed` positions."""
+        return 0.0
+
     def earlier_runs(self, budgets: Sequence[Budget], steps: int) -> list[tuple[int, list[int]]]:
         """Return the runs that a recipe makes before the last one, each as its steps and the connections of its groups.
 
@@ -131,6 +136,8 @@ class Method(ABC):
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         """Return FLOPs of training per character, averaged over a run of `steps` steps (RigL, appendix H).
+
+        Without those of the gradients at the `probed` positions.
 
         Args:
             sparse, dense: FLOPs of one forward pass per character, with the budgeted and with all connections.

@@ -259,7 +259,6 @@ def test_whether_an_update_replaces_the_optimizer_step_can_be_chosen(tiny_run: A
         ("snip", 0.25, 0.1),
         ("low_rank", 0.25, 0.1),
         ("snfs", 0.5, 0.4),
-        ("scout", 0.5, 0.2),  # three watched positions per connection, in one of three products
     ],
 )
 def test_training_flops_are_those_of_the_formulas(name: str, at_75: float, at_90: float) -> None:

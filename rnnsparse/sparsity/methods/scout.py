@@ -62,6 +62,6 @@ class Scout(DropGrow):
         positions, total = group.probed()
         return best_among(positions, total.abs(), kept, count)
 
-    def training_flops(self, sparse: float, dense: float, steps: int) -> float:
-        watched = dense - sparse if self.pool is None else min(self.pool * sparse, dense - sparse)
-        return 3 * sparse + watched * self._window / self.interval
+    @property
+    def probed_share(self) -> float:
+        return self._window / self.interval
