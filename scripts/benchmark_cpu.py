@@ -274,6 +274,15 @@ def verdict(name: str, target: float, measured: float, unit: str = "x", at_most:
     return {"target": name, "wanted": target, "measured": measured, "unit": unit, "met": met}
 
 
+def verdicts(name: str, targets: dict[float, float], seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Return those on the sparsities that were measured."""
+    return [
+        verdict(f"{name}, {sparsity:.0%} sparse", target, seconds["dense"] / seconds[str(sparsity)])
+        for sparsity, target in targets.items()
+        if str(sparsity) in seconds
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -313,25 +322,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             rounds = max(2, arguments.rounds * 1024 // max(1024, hidden))
             seconds = layer_step(cell, hidden, sparsities, batch, times, rounds)
             report["layer_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
-            for sparsity, target in LAYER_TARGETS.items():
-                if hidden >= 1024 and str(sparsity) in seconds:
-                    ratio = seconds["dense"] / seconds[str(sparsity)]
-                    report["targets"].append(verdict(f"{cell} layer, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+            if hidden >= 1024:
+                report["targets"] += verdicts(f"{cell} layer, H={hidden}", LAYER_TARGETS, seconds)
             progress(f"layer step {cell} {hidden}")
     hidden = 1024 if arguments.quick else 2048
     report["training_step"], report["sampling"] = [], []
     for cell in ("lstm", "gru"):
         seconds = training_step(cell, hidden, sparsities, batch, times, max(2, arguments.rounds // 2))
         report["training_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
-        for sparsity, target in STEP_TARGETS.items():
-            ratio = seconds["dense"] / seconds[str(sparsity)]
-            report["targets"].append(verdict(f"{cell} training step, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+        report["targets"] += verdicts(f"{cell} training step, H={hidden}", STEP_TARGETS, seconds)
         progress(f"training step {cell}")
         seconds = sampling(cell, hidden, sparsities, 3 * arguments.rounds)
         report["sampling"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
-        for sparsity, target in SAMPLING_TARGETS.items():
-            ratio = seconds["dense"] / seconds[str(sparsity)]
-            report["targets"].append(verdict(f"{cell} sampling, H={hidden}, {sparsity:.0%} sparse", target, ratio))
+        report["targets"] += verdicts(f"{cell} sampling, H={hidden}", SAMPLING_TARGETS, seconds)
         progress(f"sampling {cell}")
     report["alternatives"] = {str(s): alternatives(1024, s, batch, 32, arguments.rounds) for s in (0.9, 0.99)}
     progress("alternatives")

@@ -228,7 +228,7 @@ def sampling(sizes: Sizes, device: torch.device) -> Iterator[Case]:
         yield case, lambda case=case: measure(**case)
 
 
-# Packed training, once there is some, has its section here.
+# Packed training has a script of its own, benchmark_packed.py.
 SECTIONS = {"ceilings": ceilings, "steps": steps, "layers": layers, "sampling": sampling, "graphs": graphs}
 
 # ---- all of it

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training.optim import build_optimizer, clip_gradients
+from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.settings import TrainingConfig
 
 VOCABULARY, EMBEDDING = 256, 128
@@ -128,7 +128,7 @@ def main() -> None:
     if arguments.memory_of:
         name, cell, hidden_size = arguments.memory_of
         trainer(methods(arguments.interval)[name], cell, int(hidden_size), arguments)()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_memory())
         return
     results = [compare(cell, size, arguments) for cell in arguments.cells for size in arguments.hidden_sizes]
     if arguments.json:

@@ -109,8 +109,8 @@ def masked_step(
     def step(number: int, inputs_TB: Tensor, targets_TB: Tensor) -> None:
         sparsifier.before_backward(number)
         backward(inputs_TB, targets_TB)
+        clip_gradients(model.parameters(), TRAINING.grad_clip)
         if sparsifier.after_backward(number):
-            clip_gradients(model.parameters(), TRAINING.grad_clip)
             optimizer.step()
         sparsifier.after_step(number)
         optimizer.zero_grad(set_to_none=True)

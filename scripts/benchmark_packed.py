@@ -1,9 +1,10 @@
 """What packing brings: a training step of M runs together against the same M runs one after another.
 
-A step is all that the trainer does for it: batch, forward, backward, clipping, Adam, and the topology updates of RigL
-that fall due. Both contenders are real learners in masked execution, on the text that comes with Python, and take turns
-in one process, so that whatever else the machine does falls on both. The ratio is that of the speeds of all M together,
-the median over rounds of (one after another / together) with its quartiles: above 1, packing is faster.
+A step is all that the trainer does for it: batch, forward, backward, clipping, Adam; topology updates are left out, as
+packing changes nothing about them. One after another, each run takes all its steps of a turn before the next begins.
+Both contenders are real learners in masked execution, on the text that comes with Python, and take turns in one
+process, so that whatever else the machine does falls on both. The ratio is that of the speeds of all M together, the
+median over rounds of (one after another / together) with its quartiles: above 1, packing is faster.
 
     python scripts/benchmark_packed.py --device cuda
 """
@@ -13,13 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from benchmark_masked import machine
 
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import Corpus, load_corpus
@@ -54,14 +55,12 @@ def learners(arguments: argparse.Namespace, count: int, corpus: Corpus) -> list[
     return made
 
 
-def seconds(step: Callable[[], None], steps: int, device: str) -> float:
-    """Return the mean time of a step."""
+def seconds(call: Callable[[], None], device: str) -> float:
     _synchronise(device)
     started = time.perf_counter()
-    for _ in range(steps):
-        step()
+    call()
     _synchronise(device)
-    return (time.perf_counter() - started) / steps
+    return time.perf_counter() - started
 
 
 def _synchronise(device: str) -> None:
@@ -76,20 +75,22 @@ def compare(arguments: argparse.Namespace, count: int, corpus: Corpus) -> dict[s
 
     def one_after_another() -> None:
         for learner in alone:
-            learner.take_step()
+            for _ in range(arguments.turn):
+                learner.take_step()
 
     def together() -> None:
-        for rest in take_steps(packed, random_numbers):
-            rest()
+        for _ in range(arguments.turn):
+            for rest in take_steps(packed, random_numbers):
+                rest()
 
     contenders = {"one after another": one_after_another, "together": together}
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(-arguments.warm_up, arguments.rounds):
         # Each goes first equally often, so that none always follows the other.
         for name in sorted(contenders, reverse=bool(round_number % 2)):
-            spent = seconds(contenders[name], arguments.turn, arguments.device)
+            spent = seconds(contenders[name], arguments.device)
             if round_number >= 0:
-                times[name].append(spent)
+                times[name].append(spent / arguments.turn)
     ratios = [a / b for a, b in zip(times["one after another"], times["together"], strict=True)]
     return {
         "runs": count,
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--sparsity", type=float, default=0.75)
     parser.add_argument("--rounds", type=int, default=10, help="turns of each contender, at least 2")
-    parser.add_argument("--turn", type=int, default=2, help="steps in a turn")
+    parser.add_argument("--turn", type=int, default=3, help="steps in a turn")
     parser.add_argument("--warm-up", type=int, default=1, help="rounds that do not count")
     parser.add_argument("--threads", type=int, help="CPU threads; by default PyTorch's choice")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -122,8 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     corpus = load_corpus(config_of(arguments, 0).data)
-    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "CPU"
-    title = f"{machine}, {torch.get_num_threads()} threads; torch {torch.__version__}; {arguments.cell}"
+    title = f"{machine(arguments.device)}; torch {torch.__version__}; {arguments.cell}"
     lanes = f"{arguments.hidden_size} units, {arguments.batch_size} x {arguments.sequence_length} symbols"
     if not arguments.json:
         print(f"{title}, {lanes}\n{'runs':>4} {'one after another':>18} {'together':>10}  ratio (quartiles)")
