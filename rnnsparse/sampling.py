@@ -21,7 +21,7 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 
-PROMPT_CHUNK = 512
+PROMPT_CHUNK = 32  # symbols of a prompt that are read together; all of their gates are in memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -332,17 +332,21 @@ class _LayerStepper:
         self._is_lstm = isinstance(layer, LSTM)
         bias_R = (layer.bias_ih + layer.bias_hh if self._is_lstm else layer.bias_ih).detach()
         self._recurrent = _FrozenLinear(layer.recurrent, layer.bias_hh)
-        self._input = _FrozenLinear(layer.input, bias_R)
-        self._embedding_VE, self._table_VR = embedding_VE, None
+        self._embedding_VE = embedding_VE
+        self._table_VR: Tensor | None = None
+        self._input: _FrozenLinear | None = None
         if embedding_VE is not None and len(embedding_VE) * len(bias_R) <= LARGEST_TABLE:
             self._table_VR = _input_table(layer.input, bias_R, embedding_VE)
+        else:
+            self._input = _FrozenLinear(layer.input, bias_R)
 
     def step(self, x: Tensor | int, state_SH: Tensor) -> Tensor:
         """Return the next state [S, H] for an input [I], or a symbol."""
-        if isinstance(x, Tensor):
-            from_input_R = self._input(x)
-        elif self._table_VR is not None:
+        if self._input is None:
+            assert self._table_VR is not None
             from_input_R = self._table_VR[x].clone()
+        elif isinstance(x, Tensor):
+            from_input_R = self._input(x)
         else:
             assert self._embedding_VE is not None, "only the first layer reads symbols"
             from_input_R = self._input(self._embedding_VE[x])

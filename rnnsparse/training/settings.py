@@ -46,8 +46,8 @@ class StartConfig:
     add: Annotated[
         bool,
         Doc(
-            "with start.weights: random connections are added, with values of zero, until the budgets of "
-            "sparsity.sparsity, distribution and overrides are met; at first the network computes what it did"
+            "with start.weights: random connections are added, with values of zero, until there are as many as "
+            "sparsity.method begins with; at first the network computes what it did"
         ),
     ] = False
 
