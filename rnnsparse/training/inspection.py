@@ -21,7 +21,8 @@ def inspect(
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
     Training FLOPs are those of a whole run: with all runs that a recipe makes, and with the forward passes of the
-    `teacher` that the configuration names, but without what another run cost that this one starts from.
+    `teacher` that the configuration names, but without what another run cost that this one starts from; a run that is
+    rewound counts as one of its whole length.
     """
     blocks = []
     for weight in model.sparse_weights().values():

@@ -17,6 +17,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
+from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.topology import draw_absent, rewire
 from rnnsparse.training.assembly import (
     Restored,
@@ -33,6 +34,8 @@ from rnnsparse.training.optim import build_optimizer
 CPU = torch.device("cpu")
 # What the training state of a rewound run takes over; the rest, such as what was best, is the new run's own.
 REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus", "characters_seen", "seconds")
+# And its topology's history, if it has all the connections and the method goes on.
+TOPOLOGY_STATE = "sparsifier"
 # Settings without which those mean something else.
 KEPT = ("optimizer", "connection_steps", "batch_size", "precision")
 
@@ -103,6 +106,8 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
             _add_connections(config, budgets)
     budgets = follow_connections(config, model, budgets, device)
     _require_counts(config, budgets)
+    if "rewind" in opened:
+        _require_updates(config, budgets, opened["rewind"])
     return Start(model, budgets, state)
 
 
@@ -188,7 +193,8 @@ def _training_state(config: RunConfig, rewind: Restored, optimizer: torch.optim.
     try:
         state = rewind.saved.training_state()
         optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
-        return {key: state[key] for key in REWOUND}
+        goes_on = config.start.topology is None and config.method == rewind.config.method
+        return {key: state[key] for key in (*REWOUND, *([TOPOLOGY_STATE] if goes_on else []))}
     except UserError as error:
         raise UserError(f"start.rewind: {error}") from None
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -213,6 +219,19 @@ def _copy(source: CharLM, target: CharLM) -> None:
     with torch.no_grad():
         for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
             ours.copy_(theirs)
+
+
+def _require_updates(config: RunConfig, budgets: list[Budget], rewind: Restored) -> None:
+    """Make sure that a method whose counts change has an update to change them at after the step of the checkpoint."""
+    if all(budget.group.connections == budget.connections for budget in budgets if not budget.dense):
+        return
+    steps = range(rewind.step + 1, config.training.steps + 1)
+    if not any(config.method.updates_at(Moment(step, config.training.steps, config.run.seed)) for step in steps):
+        raise UserError(
+            f"start.rewind: {rewind.folder}: was saved after step {rewind.step}, when all updates of method "
+            f"{config.method.name} are past, so it would never have its sparsity; rewind to an earlier one, or use "
+            f"start.weights, which begins with step 1"
+        )
 
 
 def _first_count(config: RunConfig, budget: Budget) -> int:

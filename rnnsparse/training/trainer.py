@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -90,7 +91,9 @@ class Trainer:
         if saved:
             self._resume_from(saved)
         elif first and first.training_state:
-            self._load_state(self._training_state() | first.training_state | {"records": {}})
+            assert config.start.rewind is not None
+            state = self._training_state() | first.training_state | {"records": {}}
+            self._load_fitting(state, first.training_state["step"], Path(config.start.rewind))
         self._told = self.learner.seconds, self.learner.characters_seen
 
     @property
@@ -345,16 +348,18 @@ class Trainer:
         return self.learner.state_dict() | own | {"records": self._records}
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
+        self._load_fitting(saved.training_state(), saved.step, saved.folder)
+
+    def _load_fitting(self, state: dict[str, Any], step: int, folder: Path) -> None:
         try:
-            state = saved.training_state()
             require_fitting(state, self._training_state(), list(self.model.parameters()), self.model.sparse_weights())
-            if not state["step"] == saved.step <= self.config.training.steps:
+            if not state["step"] == step <= self.config.training.steps:
                 raise ValueError("step does not fit")
             self._load_state(state)
         except UserError:
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise damaged(saved.folder / checkpoint.STATE, "does not fit this run") from error
+            raise damaged(folder / checkpoint.STATE, "does not fit this run") from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
         try:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,13 @@ AVERAGING = [
 ]
 
 
-@pytest.mark.parametrize("method", ["dense", "static"])
-@pytest.mark.parametrize("optimizer", [[], ["training.connection_steps=true"], AVERAGING])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        *product(["dense", "static"], [[], ["training.connection_steps=true"], AVERAGING]),
+        *product(["set", "rigl", "snfs", "scout"], [["sparsity.interval=3"]]),
+    ],
+)
 def test_a_run_rewound_with_all_its_connections_ends_as_it_did(
     tmp_path: Path, method: str, optimizer: list[str]
 ) -> None:
@@ -179,6 +185,21 @@ def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
     assert first["step"] == step + 1
     assert first["learning_rate"] == learning_rate(config.training, step)
     assert json.loads((config.folder / "summary.json").read_text())["steps"] == STEPS
+
+
+def test_a_run_that_is_rewound_into_a_window_watches_for_the_rest_of_it(tmp_path: Path, others: Path) -> None:
+    settings = ["sparsity.method=scout", "sparsity.interval=5", "sparsity.stop=1"]
+    trained(started(tmp_path, others, "run", *settings, rewind="static/step_3"))
+    assert max(line["moved"] for line in metrics(tmp_path / "run")) > 0
+
+
+@pytest.mark.parametrize(
+    "method", [["snip"], ["low_rank"], ["prune", "sparsity.stop=0.4"], ["granet", "sparsity.stop=0.4"]]
+)
+def test_a_run_rewound_past_all_that_would_prune_it_is_refused(tmp_path: Path, others: Path, method: list[str]) -> None:
+    config = started(tmp_path, others, "run", f"sparsity.method={method[0]}", *method[1:], rewind="dense/step_3")
+    with pytest.raises(UserError, match=r"step_3: was saved after step 3, when all updates of method .* are past"):
+        Trainer(config)
 
 
 def test_the_optimizer_of_a_rewound_run_has_the_settings_of_the_new_one(tmp_path: Path, others: Path) -> None:

@@ -47,7 +47,11 @@ class Scout(DropGrow):
 
     def probe(self, groups: Sequence[Group], moment: Moment) -> list[Tensor] | None:
         last_step = -(-moment.step // self.interval) * self.interval
-        if moment.step != last_step - self._window + 1 or not self.is_before_stop(moment.at(last_step)):
+        first_step = last_step - self._window + 1
+        if moment.step < first_step or not self.is_before_stop(moment.at(last_step)):
+            return None
+        # A run that was rewound into a window watches for the rest of it.
+        if moment.step > first_step and all(part.weight.probe for group in groups for part in group.parts):
             return None
         return [self._pool(group, moment) for group in groups]
 
