@@ -33,11 +33,6 @@ def _warn() -> None:
     )
 
 
-def lanes(dtype: torch.dtype) -> int:
-    """Return what the batch of a tile must be a multiple of: nothing in particular."""
-    return 1
-
-
 def tile_width(dtype: torch.dtype, batch: int) -> int:
     """Return the width of batch tiles: the whole batch is one."""
     return max(1, batch)
@@ -84,27 +79,17 @@ def _compressed(pointers: Tensor, others: Tensor, values: Tensor, column_count: 
         )
 
 
-def _some_rows(matrix: Matrix, first: int, last: int | None) -> tuple[Tensor, slice]:
-    """Return the pointers of rows `first` to `last`, from zero on, and which connections those are."""
-    pointers = matrix.row_pointers[first : None if last is None else last + 1]
-    return pointers - pointers[0], slice(int(pointers[0]), int(pointers[-1]))
-
-
-def _sparse(matrix: Matrix, values: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-    """Return rows `first` to `last` of W as a sparse tensor."""
-    pointers, some = _some_rows(matrix, first, last)
-    return _compressed(pointers, matrix.columns[some], values.detach()[some], matrix.column_count)
+def _sparse(matrix: Matrix, values: Tensor) -> Tensor:
+    return _compressed(matrix.row_pointers, matrix.columns, values.detach(), matrix.column_count)
 
 
 def _transposed(matrix: Matrix, values: Tensor) -> Tensor:
     return _compressed(matrix.column_pointers, matrix.rows, values.detach()[matrix.order], matrix.row_count)
 
 
-def add_product(
-    matrix: Matrix, values: Tensor, x_MCB: Tensor, y_MRB: Tensor, first: int = 0, last: int | None = None
-) -> None:
-    """y += W x at every moment; with `first` and `last` only those rows of W, which are then all rows of y."""
-    w_RC = _sparse(matrix, values, first, last)
+def add_product(matrix: Matrix, values: Tensor, x_MCB: Tensor, y_MRB: Tensor) -> None:
+    """y += W x at every moment."""
+    w_RC = _sparse(matrix, values)
     for x_CB, y_RB in zip(x_MCB, y_MRB, strict=True):
         y_RB += w_RC @ x_CB
 
@@ -127,14 +112,11 @@ class VectorProduct:
         y_R += self._w_RC @ x_C
 
 
-def add_sampled_product(
-    matrix: Matrix, g_MRB: Tensor, x_MCB: Tensor, out_N: Tensor, first: int = 0, last: int | None = None
-) -> None:
+def add_sampled_product(matrix: Matrix, g_MRB: Tensor, x_MCB: Tensor, out_N: Tensor) -> None:
     """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
-    pointers, some = _some_rows(matrix, first, last)
-    rows = torch.arange(len(pointers) - 1).repeat_interleave(pointers.diff())
+    rows = torch.arange(matrix.row_count).repeat_interleave(matrix.row_pointers.diff())
     chunk = max(1, GATHERED // max(1, x_MCB[:, 0].numel()))
-    pieces = (rows.split(chunk), matrix.columns[some].split(chunk), out_N[some].split(chunk))
+    pieces = (rows.split(chunk), matrix.columns.split(chunk), out_N.split(chunk))
     for row, column, out in zip(*pieces, strict=True):
         out += (g_MRB[:, row] * x_MCB[:, column]).sum((0, 2))
 

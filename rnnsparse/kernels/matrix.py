@@ -160,14 +160,15 @@ def accumulate(values, neighbours, start, stop, x, x_0, batch, y, y_0):
 
 
 @kernel
-def _product(thread, threads, values, pointers, columns, first, last, x, x_step, y, y_step, times, batch):
-    start, stop = first + (last - first) * thread // threads, first + (last - first) * (thread + 1) // threads
+def _product(thread, threads, values, pointers, columns, x, x_step, y, y_step, times, batch):
+    row_count = pointers.shape[0]
+    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
     for t in range(times):
         for low in range(start, stop, OUTPUT_ROWS):
             for part in range(pointers.shape[1] - 1):
                 for row in range(low, min(low + OUTPUT_ROWS, stop)):
                     k, end = pointers[row, part], pointers[row, part + 1]
-                    accumulate(values, columns, k, end, x, t * x_step, batch, y, t * y_step + (row - first) * batch)
+                    accumulate(values, columns, k, end, x, t * x_step, batch, y, t * y_step + row * batch)
 
 
 @kernel
@@ -183,15 +184,12 @@ def _transposed_product(thread, threads, values, pointers, rows, g, g_step, x, x
 
 
 @kernel
-def _sampled_product(
-    thread, threads, pointers, columns, first, last, g, g_step, x, x_step, times, batch, parts, tile_times, out
-):
+def _sampled_product(thread, threads, pointers, columns, g, g_step, x, x_step, times, batch, parts, tile_times, out):
     # Rows are shared out by connections, so that threads finish together whatever the densities.
-    low, total = pointers[first, 0], pointers[last - 1, -1] - pointers[first, 0]
-    start = first + np.searchsorted(pointers[first:last, 0], low + total * thread // threads)
-    stop = last if thread == threads - 1 else 0
+    start = np.searchsorted(pointers[:, 0], out.size * thread // threads)
+    stop = pointers.shape[0]
     if thread < threads - 1:
-        stop = first + np.searchsorted(pointers[first:last, 0], low + total * (thread + 1) // threads)
+        stop = np.searchsorted(pointers[:, 0], out.size * (thread + 1) // threads)
     width = VECTOR_BYTES // out.itemsize
     ranges = pointers.shape[1] - 1
     for t in range(0, times, tile_times):
@@ -199,7 +197,7 @@ def _sampled_product(
         for part in range(0, ranges, parts):
             for row in range(start, stop):
                 k, end = pointers[row, part], pointers[row, min(part + parts, ranges)]
-                g_0 = t * g_step + (row - first) * batch
+                g_0 = t * g_step + row * batch
                 while k < end:
                     count = min(end - k, width)
                     if count > 4:
@@ -232,13 +230,10 @@ def flat(x_TFB: Tensor) -> NDArray[np.floating]:
     return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
 
 
-def add_product(
-    matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor, first: int = 0, last: int | None = None
-) -> None:
-    """y += W x at every moment; with `first` and `last` only those rows of W, which are then all rows of y."""
-    last = matrix.row_count if last is None else last
+def add_product(matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor) -> None:
+    """y += W x at every moment."""
     threads.run(
-        _product, values.detach().numpy(), matrix.row_pointers, matrix.columns, first, last,
+        _product, values.detach().numpy(), matrix.row_pointers, matrix.columns,
         flat(x_TCB), x_TCB.stride(0), flat(y_TRB), y_TRB.stride(0), len(x_TCB), x_TCB.shape[2],
     )  # fmt: skip
 
@@ -258,11 +253,8 @@ def by_column(matrix: Matrix, values: Tensor) -> NDArray[np.floating]:
     return numbers
 
 
-def add_sampled_product(
-    matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor, first: int = 0, last: int | None = None
-) -> None:
+def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor) -> None:
     """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
-    last = matrix.row_count if last is None else last
     if out_N.numel() == 0:
         return
     batch = x_TCB.shape[2]
@@ -272,7 +264,7 @@ def add_sampled_product(
     parts = max(1, min(ranges, SECOND_CACHE_BYTES // range_bytes))
     tile_times = max(1, SECOND_CACHE_BYTES // (parts * range_bytes))
     threads.run(
-        _sampled_product, matrix.row_pointers, matrix.columns, first, last, flat(g_TRB), g_TRB.stride(0),
+        _sampled_product, matrix.row_pointers, matrix.columns, flat(g_TRB), g_TRB.stride(0),
         flat(x_TCB), x_TCB.stride(0), len(x_TCB), batch, parts, tile_times, out_N.numpy(),
     )  # fmt: skip
 

@@ -24,7 +24,6 @@ SHAPES: dict[str, Any] = {
     "vectors": st.integers(1, 5),
     "dtype": st.sampled_from([F64, F32]),
     "seed": st.integers(0, 999),
-    "data": st.data(),
 }
 
 
@@ -52,16 +51,14 @@ def assert_untouched(around: Tensor) -> None:
 @given(**SHAPES)
 def test_the_product_adds_that_of_the_dense_matrix(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int, data: st.DataObject,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
-    first = data.draw(st.integers(0, rows), "first row")
-    last = data.draw(st.integers(first, rows), "row after the last")
     batch = vectors * kernels.lanes(dtype)
     x, x_around = guarded(weight.normal(times, cols, batch))
-    y, y_around = guarded(weight.normal(times, last - first, batch))
-    expected = y + weight.dense()[first:last] @ x
-    kernels.add_product(weight.matrix, weight.values, x, y, first, last)
+    y, y_around = guarded(weight.normal(times, rows, batch))
+    expected = y + weight.dense() @ x
+    kernels.add_product(weight.matrix, weight.values, x, y)
     assert_close(y, expected)
     assert_untouched(x_around)
     assert_untouched(y_around)
@@ -70,7 +67,7 @@ def test_the_product_adds_that_of_the_dense_matrix(
 @given(**SHAPES)
 def test_the_transposed_product_adds_that_of_the_dense_matrix(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int, data: st.DataObject,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
     batch = vectors * kernels.lanes(dtype)
@@ -86,19 +83,16 @@ def test_the_transposed_product_adds_that_of_the_dense_matrix(
 @given(**SHAPES)
 def test_the_sampled_product_adds_the_gradient_of_the_connections(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int, data: st.DataObject,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
-    first = data.draw(st.integers(0, rows), "first row")
-    last = data.draw(st.integers(first, rows), "row after the last")
     batch = vectors * kernels.lanes(dtype)
     x, x_around = guarded(weight.normal(times, cols, batch))
-    g, g_around = guarded(weight.normal(times, last - first, batch))
+    g, g_around = guarded(weight.normal(times, rows, batch))
     out = weight.normal(weight.indices.numel())
-    dense = torch.zeros(rows, cols, dtype=dtype)
-    dense[first:last] = torch.einsum("trb,tcb->rc", g, x)
+    dense = torch.einsum("trb,tcb->rc", g, x)
     expected = out + dense.flatten()[weight.indices]
-    kernels.add_sampled_product(weight.matrix, g, x, out, first, last)
+    kernels.add_sampled_product(weight.matrix, g, x, out)
     assert_close(out, expected)
     assert_untouched(x_around)
     assert_untouched(g_around)
@@ -107,7 +101,7 @@ def test_the_sampled_product_adds_the_gradient_of_the_connections(
 @given(**SHAPES)
 def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int, data: st.DataObject,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
     x_C, y_R = weight.normal(cols), weight.normal(rows)
@@ -119,7 +113,7 @@ def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
 @given(**SHAPES)
 def test_gradients_are_summed_by_symbol(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int, data: st.DataObject,
+    dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(cols, (times, vectors * kernels.lanes(dtype)), generator=generator, dtype=torch.int32)
