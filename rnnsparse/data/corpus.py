@@ -31,8 +31,9 @@ class DataConfig:
     path: Annotated[
         str | None,
         Doc(
-            "text: a UTF-8 file or a folder of them (.gz and .xz too); files named train*, valid* and test* "
-            "are those splits, anything else is divided 90/5/5. wikitext*: a local folder in the hub's layout"
+            "text: a UTF-8 file or a folder of them (.gz and .xz too); files or folders in it named train, valid and "
+            "test (train-1.txt too) are those splits, anything else is divided 90/5/5. wikitext*: a local folder in "
+            "the hub's layout"
         ),
     ] = None
     tokenizer: Annotated[

@@ -13,7 +13,7 @@ import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from rnnsparse.errors import RunFailed, UserError
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 SPLITS = ("train", "validation", "test")
+SPLIT_WORDS = ("train", "val", "test")  # which their names begin with
 CHUNK_BYTES = 1 << 22
 CHUNK_ROWS = 1000
 # Text packs to a third or a tenth, of which a few kilobytes may fill a disk; a small file may repeat one word.
@@ -60,9 +61,9 @@ class Source:
 def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     """A UTF-8 file, or all files below a folder in the order of their names; .gz and .xz are unpacked.
 
-    With `find_splits`, a folder with names in train*, valid* and test* has those splits (other files are left
-    out). `key` is what errors call the setting. A missing path, a folder without files, or with some of the
-    splits only, raises a UserError.
+    With `find_splits`, a folder in which names announce splits (SPLIT_NAME) has those splits; other files are left
+    out. `key` is what errors call the setting. A missing path, a folder without files, with some of the splits only,
+    or with names that look like splits but announce none, raises a UserError.
     """
     label = f"{key}={path}"
     root = Path(path).expanduser()
@@ -79,12 +80,14 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     if not names:
         raise UserError(f"{label}: the folder holds no files; put UTF-8 text files (.gz and .xz too) into it")
     groups = {split: [name for name in names if _split_of(name) == split] for split in SPLITS}
+    if find_splits:
+        _refuse_lookalikes(names, groups, label)
     if not find_splits or not groups["train"]:
         groups = {"text": names}
     elif missing := [split for split, members in groups.items() if not members]:
         raise UserError(
-            f"{label}: the folder has train* files but none for {' and '.join(missing)}; add them, "
-            "or rename the train* files, and all files together are divided 90/5/5"
+            f"{label}: the folder has files for train ({groups['train'][0]}) but none for {' and '.join(missing)}; "
+            "add them, or rename those for train, and all files together are divided 90/5/5"
         )
     parts = {
         part: tuple(_file_piece(root / name, f"{key}: {root / name}") for name in members)
@@ -173,6 +176,25 @@ def _require_plain_tables(builder: Any, root: Path) -> None:
         for name in files:
             if not Path(name).resolve().is_relative_to(root):
                 raise ValueError(f"it names {name}, which is not in it")
+
+
+def _refuse_lookalikes(names: Sequence[Path], groups: Mapping[str, Sequence[Path]], label: str) -> None:
+    """Refuse trainset.txt beside testset.txt: as one text, it would be trained on what is meant for the test.
+
+    One such name alone is no reason: a novel may be called testament.txt.
+    """
+    alike = {
+        split: name
+        for split, word in zip(SPLITS, SPLIT_WORDS, strict=True)
+        for name in reversed(names)
+        if not groups[split] and name.parts[0].lower().startswith(word)
+    }
+    announced = alike.keys() | {split for split in SPLITS if groups[split]}
+    if alike and "train" in announced and len(announced) > 1:
+        raise UserError(
+            f"{label}: {', '.join(map(str, alike.values()))}: no names of splits, as a letter follows the word; rename "
+            "them like train.txt, valid-1.txt, test/, or move all files into one folder in there to divide them 90/5/5"
+        )
 
 
 def _split_of(name: Path) -> str | None:
