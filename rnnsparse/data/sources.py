@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rnnsparse.data.tokenizer import Chunk
 from rnnsparse.errors import RunFailed, UserError
@@ -205,27 +205,48 @@ def _split_of(name: Path) -> str | None:
 def _file_piece(file: Path, label: str) -> Piece:
     try:
         with file.open("rb") as stored:
-            digest = hashlib.file_digest(stored, "sha256").hexdigest()
-        if file.suffix.lower() in PACKED:
-            digest += file.suffix.lower()  # the same bytes, but another text
+            sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{label}: cannot be read ({error.strerror})") from None
-    return Piece(label, digest, lambda: _file_chunks(file, label))
+    suffix = file.suffix.lower()
+    # Packed and unpacked, the same bytes are other texts.
+    digest = sha256 + suffix if suffix in PACKED else sha256
+    return Piece(label, digest, lambda: _file_chunks(file, sha256, label))
 
 
-def _file_chunks(file: Path, label: str) -> Iterator[Chunk]:
+class _Hashed:
+    """A file that hashes what is read of it."""
+
+    def __init__(self, stored: BinaryIO) -> None:
+        self._stored, self.sha256 = stored, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stored.read(size)
+        self.sha256.update(data)
+        return data
+
+
+def _file_chunks(file: Path, sha256: str, label: str) -> Iterator[Chunk]:
     # Binary: text mode, and datasets' reader, would change line ends.
+    suffix = file.suffix.lower()
     try:
-        with PACKED.get(file.suffix.lower(), open)(file, "rb") as stream:
+        with file.open("rb") as stored:
+            hashed = _Hashed(stored)
+            stream = PACKED[suffix](hashed) if suffix in PACKED else hashed
             unpacked, most = 0, max(UNPACKED_FREELY, LARGEST_RATIO * file.stat().st_size)
             while chunk := stream.read(CHUNK_BYTES):
                 unpacked += len(chunk)
-                if file.suffix.lower() in PACKED and unpacked > most:
+                if suffix in PACKED and unpacked > most:
                     raise UserError(
                         f"{label}: unpacks to more than {LARGEST_RATIO} times its size, which no text does; "
                         "unpack it yourself if it is right"
                     )
                 yield chunk
+            while hashed.read(CHUNK_BYTES):
+                pass  # what may stand behind the end of a packed text
+        if hashed.sha256.hexdigest() != sha256:
+            # The cache would give this text for that of the digest ever after.
+            raise UserError(f"{label}: changed while it was read; run again when it is complete")
     except MemoryError:
         raise UserError(f"{label}: takes more memory to unpack than there is; unpack it yourself") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:

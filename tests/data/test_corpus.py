@@ -466,6 +466,26 @@ def test_changed_content_is_tokenized_anew(text_file: Path, caches: Path) -> Non
     assert len(entries(caches)) == 2
 
 
+@pytest.mark.parametrize(("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize("changed", [TEXT.replace("one", "two"), TEXT * 2, TEXT[:-1]])
+def test_a_text_that_changes_between_its_digest_and_its_tokens_is_not_cached(
+    suffix: str, pack: Callable[[bytes], bytes], changed: str, text_file: Path, caches: Path
+) -> None:
+    file = text_file.with_suffix(suffix)
+    file.write_bytes(pack(TEXT.encode()))
+    source = sources.text_source(file, "data.path")
+    file.write_bytes(pack(changed.encode()))
+    with pytest.raises(UserError, match=rf"data\.path=.*{file.name}: changed while it was read; run again"):
+        cache.tokenized(source, Tokenizer.byte(), divide=True, root=caches)
+    assert list(caches.iterdir()) == []
+
+
+def test_bytes_behind_a_packed_text_belong_to_its_digest(text_file: Path) -> None:
+    packed = text_file.with_suffix(".xz")
+    packed.write_bytes(lzma.compress(TEXT.encode()) + b"no xz" * 100_000)
+    assert "".join(texts_of(load_corpus(text_config(packed))).values()) == TEXT
+
+
 def test_tokenizers_and_divisions_have_entries_of_their_own(text_file: Path, caches: Path) -> None:
     byte = load_corpus(text_config(text_file))
     char = load_corpus(text_config(text_file, tokenizer="char"))
