@@ -285,6 +285,13 @@ def test_the_global_form_keeps_the_exact_total_across_weights() -> None:
 
 
 @pytest.mark.parametrize("scope", ["block", "global"])
+def test_snip_of_a_network_that_is_dense_by_name_prunes_nothing(tiny_run: Any, scope: Any) -> None:
+    run = tiny_run(SNIP(scope=scope), budget=BudgetConfig(dense=("*",)))
+    run.step(1)
+    assert all(weight.is_full for weight in run.weights.values())
+
+
+@pytest.mark.parametrize("scope", ["block", "global"])
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 def test_snip_prunes_once_by_the_first_batch_which_makes_no_step(tiny_run: Any, scope: Any, execution: Any) -> None:
     run = tiny_run(SNIP(scope=scope), "lstm", budget=BudgetConfig(sparsity=0.8, dense=("embedding",)))
