@@ -22,6 +22,7 @@ from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.evaluation import EvaluationConfig
 from rnnsparse.nn.language_model import ModelConfig
+from rnnsparse.paths import PathName
 from rnnsparse.sparsity.allocation import BudgetConfig
 from rnnsparse.sparsity.method import METHODS, Method, method_class
 from rnnsparse.steps import extended
@@ -33,7 +34,7 @@ class RunSettings:
     """What the run is called, where it goes, and its seed."""
 
     name: Annotated[str | None, Doc("name of the run; the configuration's file name by default")] = None
-    dir: Annotated[str | None, Doc("folder of the run; checkpoints/NAME by default")] = None
+    dir: Annotated[PathName | None, Doc("folder of the run; checkpoints/NAME by default")] = None
     seed: Annotated[int, Ge(0), Lt(2**63), Doc("decides topology, initial values and everything random")] = 0
 
 

@@ -88,6 +88,26 @@ def test_values_arrive_with_their_type(text: str, section: str, key: str, value:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        *(("run", "dir"), ("data", "path"), ("data", "cache"), ("sparsity", "basis_from"), ("training", "teacher")),
+        *(("start", "topology"), ("start", "weights"), ("start", "rewind")),
+    ],
+)
+def test_the_home_folder_is_expanded_wherever_a_path_is_a_setting(
+    section: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    for written, expanded in (
+        ("~/a", "/home/x/a"),
+        ("b/~", "b/~"),
+        ("~nobody-of-that-name/a", "~nobody-of-that-name/a"),
+    ):
+        config = config_of("data: {source: text, path: x}", f"{section}.{key}={written}")
+        assert config.to_dict()[section][key] == expanded
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_may_be_empty(section: str) -> None:
     assert config_of(f"{section}:") == config_of("")

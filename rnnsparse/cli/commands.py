@@ -112,7 +112,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device(arguments.device))
     if arguments.data is not None:
-        split = load_text_split(arguments.data, restored.tokenizer, cache=restored.config.data.cache)
+        split = load_text_split(
+            os.path.expanduser(arguments.data), restored.tokenizer, cache=restored.config.data.cache
+        )
         name = str(arguments.data)
     else:
         corpus = load_corpus(restored.config.data, tokenizer=restored.tokenizer)

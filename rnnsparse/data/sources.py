@@ -66,7 +66,7 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     or with names that look like splits but announce none, raises a UserError.
     """
     label = f"{key}={path}"
-    root = Path(path).expanduser()
+    root = Path(path)
     if root.is_file():
         return Source(f"text {path}", {"text": (_file_piece(root, label),)})
     if not root.is_dir():
@@ -104,7 +104,7 @@ def wikitext_source(source: str, path: str | None) -> Source:
     UserError.
     """
     label = f"data.source={source}" if path is None else f"data.path={path}"
-    if path is not None and not Path(path).expanduser().is_dir():
+    if path is not None and not Path(path).is_dir():
         raise UserError(f"{label}: not a folder in the hub's layout; for a text file set data.source=text")
     splits = _load_splits(source, path, label)
     if any(dataset.builder_name == "text" for dataset in splits.values()):
@@ -142,9 +142,9 @@ def _load_splits(source: str, path: str | None, label: str) -> Mapping[str, Any]
         import datasets
 
         try:
-            place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (str(Path(path).expanduser()),)
+            place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (path,)
             if path is not None:
-                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).expanduser().resolve())
+                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).resolve())
             splits: Mapping[str, Any] = datasets.load_dataset(*place)
             return splits
         except Exception as error:  # the library's own errors share no base class
