@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,7 +204,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Return the key and the value of one `section.key=value`.
 
     Raises:
-        UserError: it is none, there is no such section, or the value is not YAML.
+        UserError: it is none, there is no such section, the value is not YAML, or a part of it would be a comment.
     """
     path, equals, text = override.partition("=")
     section, _, key = path.partition(".")
@@ -214,9 +215,13 @@ def parse_override(override: str) -> tuple[str, Any]:
             f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
         )
     try:
-        return path, yaml12.read(text)
+        value = yaml12.read(text)
     except ValueError as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
+    if yaml12.ends_in_comment(text):
+        quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
+        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or quote the value: {quoted}")
+    return path, value
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
