@@ -38,10 +38,6 @@ class TrainingFlops:
         return self.per_character * self.characters
 
     @property
-    def dense_total(self) -> float:
-        return self.dense_per_character * self.characters
-
-    @property
     def ratio(self) -> float:
         """Share of what dense training of the same shape costs."""
         return self.per_character / self.dense_per_character
