@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.evaluation import EvaluationConfig
 from rnnsparse.nn.language_model import ModelConfig
+from rnnsparse.paths import PathName
 from rnnsparse.sparsity.allocation import BudgetConfig
 from rnnsparse.sparsity.method import METHODS, Method, method_class
 from rnnsparse.steps import extended
@@ -33,7 +35,7 @@ class RunSettings:
     """What the run is called, where it goes, and its seed."""
 
     name: Annotated[str | None, Doc("name of the run; the configuration's file name by default")] = None
-    dir: Annotated[str | None, Doc("folder of the run; checkpoints/NAME by default")] = None
+    dir: Annotated[PathName | None, Doc("folder of the run; checkpoints/NAME by default")] = None
     seed: Annotated[int, Ge(0), Lt(2**63), Doc("decides topology, initial values and everything random")] = 0
 
 
@@ -202,7 +204,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Return the key and the value of one `section.key=value`.
 
     Raises:
-        UserError: it is none, there is no such section, or the value is not YAML.
+        UserError: it is none, there is no such section, the value is not YAML, or a part of it would be a comment.
     """
     path, equals, text = override.partition("=")
     section, _, key = path.partition(".")
@@ -213,9 +215,13 @@ def parse_override(override: str) -> tuple[str, Any]:
             f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
         )
     try:
-        return path, yaml12.read(text)
+        value = yaml12.read(text)
     except ValueError as error:
         raise UserError(f"{override}: the value is not YAML: {error}") from None
+    if yaml12.ends_in_comment(text):
+        quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
+        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or quote the value: {quoted}")
+    return path, value
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:

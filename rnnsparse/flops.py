@@ -38,10 +38,6 @@ class TrainingFlops:
         return self.per_character * self.characters
 
     @property
-    def dense_total(self) -> float:
-        return self.dense_per_character * self.characters
-
-    @property
     def ratio(self) -> float:
         """Share of what dense training of the same shape costs."""
         return self.per_character / self.dense_per_character
@@ -72,24 +68,27 @@ def training_flops(
     characters_per_step: int,
     reference: ModelConfig | None = None,
     micro_batches: int = 1,
+    taken: int | None = None,
 ) -> TrainingFlops:
-    """Return the cost of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
+    """Return the cost of a run of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
 
     Args:
         characters_per_step: symbols per optimizer step, over all lanes, ranks and accumulated micro-batches.
         reference: the dense model to compare with, by default one of this model's shape.
         micro_batches: into how many parts the characters of a step are divided.
+        taken: after how many of the steps the run was stopped, by default at its end.
     """
     sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
     dense = forward_flops(model).dense
     # Methods count passes, three to a step: each bears its share of getting out of a basis and back into it.
     change = _basis_flops(model) * micro_batches / characters_per_step / 3
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
+    taken = steps if taken is None else taken
+    mean = method.mean_forward_flops(sparse + change, dense + change, steps, taken)
     return TrainingFlops(
-        per_character=method.training_flops(sparse + change, dense + change, steps)
-        + _probe_flops(method, model, budgets),
+        per_character=method.training_flops(mean, dense + change, steps) + _probe_flops(method, model, budgets),
         dense_per_character=3 * yardstick,
-        characters=steps * characters_per_step,
+        characters=taken * characters_per_step,
     )
 
 

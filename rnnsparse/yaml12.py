@@ -98,6 +98,12 @@ def read(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def ends_in_comment(text: str) -> bool:
+    """Return whether `read` leaves out the end of a text that it can read, from a # on."""
+    tokens = (token for token in yaml.scan(text, _Loader) if token.start_mark.index < token.end_mark.index)
+    return "#" in text[max((token.end_mark.index for token in tokens), default=0) :]
+
+
 def read_file(path: Path, pipes: bool = False) -> Any:
     """Return the data in a YAML file; `pipes` as in `files.read`.
 

@@ -88,6 +88,26 @@ def test_values_arrive_with_their_type(text: str, section: str, key: str, value:
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        *(("run", "dir"), ("data", "path"), ("data", "cache"), ("sparsity", "basis_from"), ("training", "teacher")),
+        *(("start", "topology"), ("start", "weights"), ("start", "rewind")),
+    ],
+)
+def test_the_home_folder_is_expanded_wherever_a_path_is_a_setting(
+    section: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    for written, expanded in (
+        ("~/a", "/home/x/a"),
+        ("b/~", "b/~"),
+        ("~nobody-of-that-name/a", "~nobody-of-that-name/a"),
+    ):
+        config = config_of("data: {source: text, path: x}", f"{section}.{key}={written}")
+        assert config.to_dict()[section][key] == expanded
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_may_be_empty(section: str) -> None:
     assert config_of(f"{section}:") == config_of("")
@@ -303,6 +323,14 @@ def test_an_override_replaces_one_value(override: str, section: str, key: str, v
         assert config.training.steps == 5
 
 
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [("a#1.txt", "a#1.txt"), ('"a #1.txt"', "a #1.txt"), ("'#1'", "#1"), ("|\n  a #1", "a #1"), ("", None)],
+)
+def test_a_hash_within_a_value_is_part_of_it(value: str, path: str | None) -> None:
+    assert config_of("data: {source: wikitext2}", f"data.path={value}").data.path == path
+
+
 def test_overrides_also_reach_sections_that_the_file_leaves_out_or_empty() -> None:
     assert config_of("", "training.steps=3").training.steps == 3
     assert config_of("sparsity:", "sparsity.overrides.output=0.5").budget.overrides == {"output": 0.5}
@@ -334,6 +362,13 @@ def test_the_last_override_wins_and_the_data_given_stays_as_it_was() -> None:
         ("training.steps={a: 1, a: 2}", "appears twice"),
         ("training.steps=&a [*a]", "aliases"),
         ("training.steps=\udcff", "the value is not YAML"),
+        (
+            "data.path=a #1.txt",
+            r"""comment begins at the #; leave it out, or quote the value: 'data\.path="a #1\.txt"'$""",
+        ),
+        ("data.path=#1.txt", r"""'data\.path="#1\.txt"'$"""),
+        ("training.steps=5 # five", "comment begins at the #"),
+        ("sparsity.dense=[embedding] #, output]", "comment begins at the #"),
         ("sparsity.overrides.output=x", r'sparsity\.overrides\.output: "x"'),
         ("sparsity.overrides=5", r"sparsity\.overrides: 5: .*object"),
     ],

@@ -196,7 +196,7 @@ def test_totals_count_every_character_of_every_step() -> None:
     model = model_with(0.25, embedding_dim=20, hidden_size=40)
     result = training_flops(Static(), model, budgets_of(model), steps=10, characters_per_step=64)
     assert result.total == 3 * forward_flops(model).sparse * 640
-    assert result.dense_total == 3 * forward_flops(model).dense * 640
+    assert result.ratio == forward_flops(model).sparse / forward_flops(model).dense
 
 
 @pytest.mark.parametrize("kind", ["dct", "svd"])

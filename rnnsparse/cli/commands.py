@@ -76,8 +76,11 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
 
 def closing_lines(summary: dict[str, Any], config: RunConfig) -> str:
     """Return what a run says at its end."""
-    rate = summary["characters_per_second"]
+    rate, steps, planned = summary["characters_per_second"], summary["steps"], config.training.steps
+    # A method that prunes gradually may then be far from the sparsity that it was to end with.
+    early = f"stopped early, after step {steps} of {planned}, with a sparsity of {summary['sparsity']:.4f}\n"
     return (
+        f"{early if steps < planned else ''}"
         f"validation: {summary['bits_per_character']:.4f} bits per character, {summary['bits_per_byte']:.4f} per byte, "
         f"best {summary['best_bits_per_character']:.4f}\n"
         f"training: {summary['characters_seen']:,} characters in {summary['seconds']:,.0f} s"
@@ -109,7 +112,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device(arguments.device))
     if arguments.data is not None:
-        split = load_text_split(arguments.data, restored.tokenizer, cache=restored.config.data.cache)
+        split = load_text_split(
+            os.path.expanduser(arguments.data), restored.tokenizer, cache=restored.config.data.cache
+        )
         name = str(arguments.data)
     else:
         corpus = load_corpus(restored.config.data, tokenizer=restored.tokenizer)

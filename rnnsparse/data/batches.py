@@ -64,15 +64,9 @@ class Lanes:
         assert position >= 0
         self.position = position
         self._tokens = np.asarray(tokens)  # drops the memmap class, which costs time at every look-up
-        self._batch_size = batch_size
         self._sequence_length = sequence_length
         lanes_B = np.arange(batch_size, dtype=np.int64).reshape(world_size, -1)[rank]
         self._starts_B = lanes_B * len(tokens) // batch_size
-
-    @property
-    def epoch(self) -> float:
-        """How often the text has been read, by all lanes together."""
-        return self.position * self._batch_size / len(self._tokens)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self

@@ -13,6 +13,7 @@ from rnnsparse.data.sources import Source, python_docs_source, text_source, wiki
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
+from rnnsparse.paths import PathName
 
 __all__ = ["Corpus", "DataConfig", "Split", "load_corpus", "load_text_split"]
 
@@ -29,10 +30,11 @@ class DataConfig:
         ),
     ] = "python_docs"
     path: Annotated[
-        str | None,
+        PathName | None,
         Doc(
-            "text: a UTF-8 file or a folder of them (.gz and .xz too); files named train*, valid* and test* "
-            "are those splits, anything else is divided 90/5/5. wikitext*: a local folder in the hub's layout"
+            "text: a UTF-8 file or a folder of them (.gz and .xz too); files or folders in it named train, valid and "
+            "test (train-1.txt too) are those splits, anything else is divided 90/5/5. wikitext*: a local folder in "
+            "the hub's layout"
         ),
     ] = None
     tokenizer: Annotated[
@@ -40,7 +42,7 @@ class DataConfig:
         Doc("byte (256 symbols, reads every text) or char (the characters of the training text)"),
     ] = "byte"
     cache: Annotated[
-        str | None,
+        PathName | None,
         Doc(
             "folder for tokenized texts; by default $RNNSPARSE_CACHE, else $XDG_CACHE_HOME/rnnsparse, "
             "else ~/.cache/rnnsparse"
@@ -123,4 +125,4 @@ def _setting(config: DataConfig) -> str:
 
 
 def _cache_root(cache: str | None) -> Path:
-    return Path(cache).expanduser() if cache else default_root()
+    return Path(cache) if cache else default_root()

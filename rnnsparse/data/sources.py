@@ -13,17 +13,18 @@ import lzma
 import re
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rnnsparse.data.tokenizer import Chunk
 from rnnsparse.errors import RunFailed, UserError
 
 PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 SPLITS = ("train", "validation", "test")
+SPLIT_WORDS = ("train", "val", "test")  # which their names begin with
 CHUNK_BYTES = 1 << 22
 CHUNK_ROWS = 1000
 # Text packs to a third or a tenth, of which a few kilobytes may fill a disk; a small file may repeat one word.
@@ -60,12 +61,12 @@ class Source:
 def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     """A UTF-8 file, or all files below a folder in the order of their names; .gz and .xz are unpacked.
 
-    With `find_splits`, a folder with names in train*, valid* and test* has those splits (other files are left
-    out). `key` is what errors call the setting. A missing path, a folder without files, or with some of the
-    splits only, raises a UserError.
+    With `find_splits`, a folder in which names announce splits (SPLIT_NAME) has those splits; other files are left
+    out. `key` is what errors call the setting. A missing path, a folder without files, with some of the splits only,
+    or with names that look like splits but announce none, raises a UserError.
     """
     label = f"{key}={path}"
-    root = Path(path).expanduser()
+    root = Path(path)
     if root.is_file():
         return Source(f"text {path}", {"text": (_file_piece(root, label),)})
     if not root.is_dir():
@@ -79,12 +80,14 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     if not names:
         raise UserError(f"{label}: the folder holds no files; put UTF-8 text files (.gz and .xz too) into it")
     groups = {split: [name for name in names if _split_of(name) == split] for split in SPLITS}
+    if find_splits:
+        _refuse_lookalikes(names, groups, label)
     if not find_splits or not groups["train"]:
         groups = {"text": names}
     elif missing := [split for split, members in groups.items() if not members]:
         raise UserError(
-            f"{label}: the folder has train* files but none for {' and '.join(missing)}; add them, "
-            "or rename the train* files, and all files together are divided 90/5/5"
+            f"{label}: the folder has files for train ({groups['train'][0]}) but none for {' and '.join(missing)}; "
+            "add them, or rename those for train, and all files together are divided 90/5/5"
         )
     parts = {
         part: tuple(_file_piece(root / name, f"{key}: {root / name}") for name in members)
@@ -101,7 +104,7 @@ def wikitext_source(source: str, path: str | None) -> Source:
     UserError.
     """
     label = f"data.source={source}" if path is None else f"data.path={path}"
-    if path is not None and not Path(path).expanduser().is_dir():
+    if path is not None and not Path(path).is_dir():
         raise UserError(f"{label}: not a folder in the hub's layout; for a text file set data.source=text")
     splits = _load_splits(source, path, label)
     if any(dataset.builder_name == "text" for dataset in splits.values()):
@@ -139,9 +142,9 @@ def _load_splits(source: str, path: str | None, label: str) -> Mapping[str, Any]
         import datasets
 
         try:
-            place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (str(Path(path).expanduser()),)
+            place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (path,)
             if path is not None:
-                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).expanduser().resolve())
+                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).resolve())
             splits: Mapping[str, Any] = datasets.load_dataset(*place)
             return splits
         except Exception as error:  # the library's own errors share no base class
@@ -175,6 +178,25 @@ def _require_plain_tables(builder: Any, root: Path) -> None:
                 raise ValueError(f"it names {name}, which is not in it")
 
 
+def _refuse_lookalikes(names: Sequence[Path], groups: Mapping[str, Sequence[Path]], label: str) -> None:
+    """Refuse trainset.txt beside testset.txt: as one text, it would be trained on what is meant for the test.
+
+    One such name alone is no reason: a novel may be called testament.txt.
+    """
+    alike = {
+        split: name
+        for split, word in zip(SPLITS, SPLIT_WORDS, strict=True)
+        for name in reversed(names)
+        if not groups[split] and name.parts[0].lower().startswith(word)
+    }
+    announced = alike.keys() | {split for split in SPLITS if groups[split]}
+    if alike and "train" in announced and len(announced) > 1:
+        raise UserError(
+            f"{label}: {', '.join(map(str, alike.values()))}: no names of splits, as a letter follows the word; rename "
+            "them like train.txt, valid-1.txt, test/, or move all files into one folder in there to divide them 90/5/5"
+        )
+
+
 def _split_of(name: Path) -> str | None:
     match = SPLIT_NAME.match(name.parts[0])
     return next((split for split in SPLITS if match and split[:3] == match[1][:3].lower()), None)
@@ -183,27 +205,48 @@ def _split_of(name: Path) -> str | None:
 def _file_piece(file: Path, label: str) -> Piece:
     try:
         with file.open("rb") as stored:
-            digest = hashlib.file_digest(stored, "sha256").hexdigest()
-        if file.suffix.lower() in PACKED:
-            digest += file.suffix.lower()  # the same bytes, but another text
+            sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{label}: cannot be read ({error.strerror})") from None
-    return Piece(label, digest, lambda: _file_chunks(file, label))
+    suffix = file.suffix.lower()
+    # Packed and unpacked, the same bytes are other texts.
+    digest = sha256 + suffix if suffix in PACKED else sha256
+    return Piece(label, digest, lambda: _file_chunks(file, sha256, label))
 
 
-def _file_chunks(file: Path, label: str) -> Iterator[Chunk]:
+class _Hashed:
+    """A file that hashes what is read of it."""
+
+    def __init__(self, stored: BinaryIO) -> None:
+        self._stored, self.sha256 = stored, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._stored.read(size)
+        self.sha256.update(data)
+        return data
+
+
+def _file_chunks(file: Path, sha256: str, label: str) -> Iterator[Chunk]:
     # Binary: text mode, and datasets' reader, would change line ends.
+    suffix = file.suffix.lower()
     try:
-        with PACKED.get(file.suffix.lower(), open)(file, "rb") as stream:
+        with file.open("rb") as stored:
+            hashed = _Hashed(stored)
+            stream = PACKED[suffix](hashed) if suffix in PACKED else hashed
             unpacked, most = 0, max(UNPACKED_FREELY, LARGEST_RATIO * file.stat().st_size)
             while chunk := stream.read(CHUNK_BYTES):
                 unpacked += len(chunk)
-                if file.suffix.lower() in PACKED and unpacked > most:
+                if suffix in PACKED and unpacked > most:
                     raise UserError(
                         f"{label}: unpacks to more than {LARGEST_RATIO} times its size, which no text does; "
                         "unpack it yourself if it is right"
                     )
                 yield chunk
+            while hashed.read(CHUNK_BYTES):
+                pass  # what may stand behind the end of a packed text
+        if hashed.sha256.hexdigest() != sha256:
+            # The cache would give this text for that of the digest ever after.
+            raise UserError(f"{label}: changed while it was read; run again when it is complete")
     except MemoryError:
         raise UserError(f"{label}: takes more memory to unpack than there is; unpack it yourself") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:

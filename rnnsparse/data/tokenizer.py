@@ -192,10 +192,6 @@ class StreamDecoder:
         """Return the text that this id completes, often none."""
         return self._utf8.decode(self._symbols[identity])
 
-    def flush(self) -> str:
-        """Return what is left at the end: U+FFFD for a character that was never completed, else nothing."""
-        return self._utf8.decode(b"", final=True)
-
 
 def code_points(utf8: Chunk) -> NDArray[np.uint32]:
     """Return the code points of valid UTF-8 as an array, one number per character."""

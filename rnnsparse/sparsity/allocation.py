@@ -16,6 +16,7 @@ from typing_extensions import Doc
 
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.paths import PathName
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
 from rnnsparse.sparsity.topology import draw_positions
@@ -50,7 +51,7 @@ class BudgetConfig:
         ),
     ] = "canonical"
     basis_from: Annotated[
-        str | None,
+        PathName | None,
         Doc(
             "svd: run or checkpoint whose singular vectors are taken, or those that it is in itself; its values are "
             "not (start.weights)"

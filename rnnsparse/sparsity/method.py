@@ -134,13 +134,21 @@ class Method(ABC):
         """Return the new sorted positions of each group."""
         return [budget.group.indices() for budget in budgets]
 
+    def mean_forward_flops(self, sparse: float, dense: float, steps: int, taken: int) -> float:
+        """Return FLOPs of one forward pass per character, averaged over the first `taken` steps of a run of `steps`.
+
+        Args:
+            sparse, dense: FLOPs of one forward pass per character, with the budgeted and with all connections.
+        """
+        return sparse
+
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         """Return FLOPs of training per character, averaged over a run of `steps` steps (RigL, appendix H).
 
         Without those of the gradients at the `probed` positions.
 
         Args:
-            sparse, dense: FLOPs of one forward pass per character, with the budgeted and with all connections.
+            sparse, dense: FLOPs of one forward pass per character, by `mean_forward_flops` and with all connections.
         """
         return 3 * sparse
 

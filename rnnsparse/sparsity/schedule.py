@@ -72,11 +72,13 @@ class GradualPruning:
             return 1.0
         return (1 - (step - self.first_step) / (self.last_step - self.first_step)) ** 3
 
-    def mean_share_to_go(self) -> float:
-        """Return the average of what is still there over all steps; updates follow the optimizer's step."""
+    def mean_share_to_go(self, taken: int) -> float:
+        """Return the average of what is still there over the first `taken` steps; updates follow the optimizer's."""
         total, share, since = 0.0, 1.0, 0
         steps = range(self.interval, self.last_step, self.interval)
         for step in [*(step for step in steps if step >= self.first_step), self.last_step]:
+            if step >= taken:
+                break
             total += share * (step - since)
             share, since = self.share_to_go(step), step
-        return (total + share * (self.total_steps - since)) / self.total_steps
+        return (total + share * (taken - since)) / taken

@@ -16,13 +16,17 @@ OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sntasgd": 2}
 
 
 def inspect(
-    config: RunConfig, model: CharLM, budgets: Sequence[Budget], teacher: CharLM | None = None
+    config: RunConfig,
+    model: CharLM,
+    budgets: Sequence[Budget],
+    teacher: CharLM | None = None,
+    taken: int | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
-    Training FLOPs are those of a whole run: with all runs that a recipe makes, and with the forward passes of the
-    `teacher` that the configuration names, but without what another run cost that this one starts from; a run that is
-    rewound counts as one of its whole length.
+    Training FLOPs are those of a whole run, or of its first `taken` steps: with all runs that a recipe makes, and with
+    the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
+    starts from; a run that is rewound counts as one of its whole length.
     """
     blocks = []
     for weight in model.sparse_weights().values():
@@ -45,7 +49,14 @@ def inspect(
     forward = forward_flops(model)
     symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate
     training = training_flops(
-        config.method, model, budgets, config.training.steps, symbols * micro_batches, config.model, micro_batches
+        config.method,
+        model,
+        budgets,
+        config.training.steps,
+        symbols * micro_batches,
+        config.model,
+        micro_batches,
+        taken,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Interval, Le
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
+from rnnsparse.paths import PathName
 from rnnsparse.steps import Steps
 
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
@@ -26,18 +27,18 @@ class StartConfig:
     """What a new run takes over from other runs: each the folder of a run (its last checkpoint) or of a checkpoint."""
 
     topology: Annotated[
-        str | None,
+        PathName | None,
         Doc(
             "run or checkpoint whose connections the run starts with, in the place of random ones; they decide the "
             "budgets, and sparsity.sparsity, distribution and overrides do not"
         ),
     ] = None
     weights: Annotated[
-        str | None,
+        PathName | None,
         Doc("run or checkpoint whose values it starts with; its connections too, unless start.topology has fewer"),
     ] = None
     rewind: Annotated[
-        str | None,
+        PathName | None,
         Doc(
             "checkpoint to go on from as that run did, but with the connections of start.topology only: values, "
             "optimizer, step, place in the text, recurrent state, random numbers"
@@ -142,7 +143,8 @@ class TrainingConfig:
     ] = "fp32"
     accumulate: Annotated[int, Ge(1), Doc("micro-batches whose gradients are averaged into one optimizer step")] = 1
     teacher: Annotated[
-        str | None, Doc("run or checkpoint whose predictions are learned beside the text (distillation), null for none")
+        PathName | None,
+        Doc("run or checkpoint whose predictions are learned beside the text (distillation), null for none"),
     ] = None
     teacher_weight: Annotated[
         float, Interval(ge=0, le=1), Doc("share a of the teacher in the loss a T^2 KL(teacher, model) + (1 - a) CE")

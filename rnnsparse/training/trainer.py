@@ -245,8 +245,7 @@ class Trainer:
         """Evaluate the whole validation text at the end of training, and write the summary."""
         with averaged(self.learner.optimizer):
             evaluation = self._evaluate(self.corpus.validation)
-        learner, report = self.learner, self._inspect()
-        share = self.step / self.config.training.steps
+        learner, report = self.learner, self._inspect(taken=self.step)
         summary = {
             "bits_per_character": evaluation.bits_per_character,
             "bits_per_byte": evaluation.bits_per_byte,
@@ -258,7 +257,7 @@ class Trainer:
             "sparsity": report["sparsity"],
             "ever_active": learner.sparsifier.ever_active.share,
             "flops_per_character": report["flops_per_character"],
-            "training_flops": report["training_flops"] * share,
+            "training_flops": report["training_flops"],
             "training_flops_vs_dense": report["training_flops_vs_dense"],
             "seconds": learner.seconds,
             "characters_per_second": learner.timed_characters / learner.timed_seconds
@@ -273,7 +272,7 @@ class Trainer:
             run_folder.write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _inspect(self) -> dict[str, Any]:
+    def _inspect(self, taken: int | None = None) -> dict[str, Any]:
         # A recipe knows itself what the teacher costs that it gives to its last run.
         named = self.recorded.training.teacher is not None
         return inspect(
@@ -281,6 +280,7 @@ class Trainer:
             self.model,
             self.budgets,
             self.learner.teacher.model if self.learner.teacher and named else None,
+            taken,
         )
 
     # ---- logging

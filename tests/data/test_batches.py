@@ -76,16 +76,6 @@ def test_position_is_all_that_a_resumed_run_needs() -> None:
             assert torch.equal(one, other)
 
 
-def test_epoch_counts_how_often_the_text_was_read() -> None:
-    lanes = Lanes(np.arange(30), batch_size=3, sequence_length=5)
-    assert lanes.epoch == 0
-    next(lanes)
-    assert lanes.epoch == 0.5
-    next(lanes)
-    next(lanes)
-    assert lanes.epoch == 1.5
-
-
 def test_ranks_share_the_lanes_of_one_run() -> None:
     tokens = np.arange(100)
     together = Lanes(tokens, batch_size=6, sequence_length=4)
@@ -95,7 +85,7 @@ def test_ranks_share_the_lanes_of_one_run() -> None:
         shares = [next(lanes) for lanes in ranks]
         assert torch.equal(torch.cat([inputs for inputs, _ in shares], dim=1), inputs_TB)
         assert torch.equal(torch.cat([targets for _, targets in shares], dim=1), targets_TB)
-    assert {lanes.epoch for lanes in ranks} == {together.epoch}
+    assert {lanes.position for lanes in ranks} == {together.position}
 
 
 def test_lanes_read_tokens_mapped_from_disk(tmp_path: Path) -> None:

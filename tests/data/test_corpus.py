@@ -152,6 +152,43 @@ def test_a_folder_with_split_names_has_those_splits(validation: str, tmp_path: P
     }
 
 
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (["testset.txt", "trainset.txt", "validset.txt"], "trainset.txt, validset.txt, testset.txt"),
+        (["test.txt", "trainA.txt", "trainB.txt", "val.txt"], "trainA.txt"),
+        (["train.txt", "valid.txt", "tests.txt"], "tests.txt"),
+        (["Testing/a.txt", "trainset.txt", "b.txt"], "trainset.txt, Testing/a.txt"),
+    ],
+)
+def test_a_folder_whose_names_only_look_like_splits_is_a_user_error(
+    names: list[str], alike: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text("text " * 10)
+    with pytest.raises(UserError, match=rf"folder: {alike}: no names of splits"):
+        load_corpus(text_config(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize("names", [["a.txt", "testament.txt"], ["a.txt", "trainspotting.txt"], ["tests.txt", "value"]])
+def test_names_that_look_like_no_split_beside_each_other_are_one_text(names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in names:
+        (tmp_path / "folder" / name).write_text(f"{name} " * 10)
+    assert "".join(texts_of(load_corpus(text_config(tmp_path / "folder"))).values()) == "".join(
+        f"{name} " * 10 for name in names
+    )
+
+
+def test_names_that_look_like_splits_are_left_out_beside_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("train.txt", "valid.txt", "test.txt", "testament.txt"):
+        (tmp_path / "folder" / name).write_text(name)
+    texts = texts_of(load_corpus(text_config(tmp_path / "folder")))
+    assert texts == {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+
+
 def test_evaluation_text_is_one_split_whatever_the_files_are_called(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     folder.mkdir()
@@ -349,7 +386,7 @@ def test_a_folder_with_some_of_the_splits_only_is_a_user_error(tmp_path: Path) -
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "train.txt").write_text("text")
-    with pytest.raises(UserError, match=r"train\* files but none for validation and test"):
+    with pytest.raises(UserError, match=r"files for train \(train\.txt\) but none for validation and test"):
         load_corpus(text_config(folder))
 
 
@@ -427,6 +464,26 @@ def test_changed_content_is_tokenized_anew(text_file: Path, caches: Path) -> Non
     assert "two" in texts_of(corpus)["train"]
     assert corpus.fingerprint != before
     assert len(entries(caches)) == 2
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])
+@pytest.mark.parametrize("changed", [TEXT.replace("one", "two"), TEXT * 2, TEXT[:-1]])
+def test_a_text_that_changes_between_its_digest_and_its_tokens_is_not_cached(
+    suffix: str, pack: Callable[[bytes], bytes], changed: str, text_file: Path, caches: Path
+) -> None:
+    file = text_file.with_suffix(suffix)
+    file.write_bytes(pack(TEXT.encode()))
+    source = sources.text_source(file, "data.path")
+    file.write_bytes(pack(changed.encode()))
+    with pytest.raises(UserError, match=rf"data\.path=.*{file.name}: changed while it was read; run again"):
+        cache.tokenized(source, Tokenizer.byte(), divide=True, root=caches)
+    assert list(caches.iterdir()) == []
+
+
+def test_bytes_behind_a_packed_text_belong_to_its_digest(text_file: Path) -> None:
+    packed = text_file.with_suffix(".xz")
+    packed.write_bytes(lzma.compress(TEXT.encode()) + b"no xz" * 100_000)
+    assert "".join(texts_of(load_corpus(text_config(packed))).values()) == TEXT
 
 
 def test_tokenizers_and_divisions_have_entries_of_their_own(text_file: Path, caches: Path) -> None:

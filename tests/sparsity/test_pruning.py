@@ -105,16 +105,21 @@ def test_the_schedule_is_zhu_and_guptas_formula(
     interval=st.integers(1, 40),
     total=st.integers(1, 300),
     shares=st.tuples(st.integers(0, 100), st.integers(0, 100)),
+    taken=st.integers(1, 300),
 )
-def test_the_mean_that_is_left_is_the_mean_over_all_steps(interval: int, total: int, shares: tuple[int, int]) -> None:
+def test_the_mean_that_is_left_is_the_mean_over_the_steps_taken(
+    interval: int, total: int, shares: tuple[int, int], taken: int
+) -> None:
     start, stop = sorted(share / 100 for share in shares)
     schedule = GradualPruning(interval, start, stop, total)
-    left, summed = 1.0, 0.0
+    left, before = 1.0, []
     for step in range(1, total + 1):
-        summed += left  # a step is made with what the last update left, and then comes its own
+        before.append(left)  # a step is made with what the last update left, and then comes its own
         if schedule.updates_at(step):
             left = schedule.share_to_go(step)
-    assert schedule.mean_share_to_go() == pytest.approx(summed / total, rel=1e-9)
+    assert schedule.mean_share_to_go(total) == pytest.approx(sum(before) / total, rel=1e-9)
+    taken = min(taken, total)
+    assert schedule.mean_share_to_go(taken) == pytest.approx(sum(before[:taken]) / taken, rel=1e-9)
     assert left == 0
 
 
@@ -122,7 +127,7 @@ def test_the_mean_that_is_left_gives_the_published_costs() -> None:
     # RigL, appendix H, where pruning goes on at every step: from 50,000 to 150,000 of 200,000. With an update every
     # 1,000 connections stay for half an interval longer on average.
     for interval, difference in ((1, 1e-5), (1000, 1000 / 200_000 / 2)):
-        left = GradualPruning(interval, 0.25, 0.75, 200_000).mean_share_to_go()
+        left = GradualPruning(interval, 0.25, 0.75, 200_000).mean_share_to_go(200_000)
         assert left == pytest.approx(0.375 + difference, abs=2e-5)
         assert 0.25 + 0.75 * left == pytest.approx(0.531, abs=3e-4 + difference)
         assert 0.1 + 0.9 * left == pytest.approx(0.4375, abs=1e-5 + difference)
@@ -277,6 +282,13 @@ def test_the_global_form_keeps_the_exact_total_across_weights() -> None:
         chosen = kept(SNIP(scope="global"), groups, [total, 0, 0])
         assert sum(map(len, chosen)) == total
     assert kept(SNIP(scope="global"), groups, [3, 1, 1]) == [[0, 1, 3], [], [0, 2]]
+
+
+@pytest.mark.parametrize("scope", ["block", "global"])
+def test_snip_of_a_network_that_is_dense_by_name_prunes_nothing(tiny_run: Any, scope: Any) -> None:
+    run = tiny_run(SNIP(scope=scope), budget=BudgetConfig(dense=("*",)))
+    run.step(1)
+    assert all(weight.is_full for weight in run.weights.values())
 
 
 @pytest.mark.parametrize("scope", ["block", "global"])

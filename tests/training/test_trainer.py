@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from rnnsparse.cli.commands import closing_lines
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
@@ -528,6 +529,17 @@ def test_early_stopping_ends_a_run_that_gets_worse(tmp_path: Path) -> None:
     assert checkpoint.load(config.folder / "last").step == best + 2
     assert summary["training_flops"] == pytest.approx(flops_of(config) * summary["steps"] / 50)
     assert trained(config, resume=True)["steps"] == summary["steps"]
+
+
+def test_a_run_that_stops_before_it_prunes_has_cost_what_dense_training_costs_and_says_so(tmp_path: Path) -> None:
+    settings = ["sparsity.method=prune", "sparsity.start=0.9", "training.steps=50", "training.early_stopping=2"]
+    config = overfitting(tmp_path, *settings)
+    summary = trained(config)
+    assert summary["steps"] < 45
+    assert summary["training_flops_vs_dense"] == 1
+    assert summary["training_flops"] == 3 * summary["flops_per_character"] * summary["characters_seen"]
+    told = closing_lines(summary, config)
+    assert told.startswith(f"stopped early, after step {summary['steps']} of 50, with a sparsity of 0.0000\n")
 
 
 def test_early_stopping_counts_on_after_a_resume(tmp_path: Path) -> None:

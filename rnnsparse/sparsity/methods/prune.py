@@ -47,5 +47,5 @@ class Prune(Method):
             for budget, count in zip(budgets, counts, strict=True)
         ]
 
-    def training_flops(self, sparse: float, dense: float, steps: int) -> float:
-        return 3 * (sparse + (dense - sparse) * self._schedule(steps).mean_share_to_go())
+    def mean_forward_flops(self, sparse: float, dense: float, steps: int, taken: int) -> float:
+        return sparse + (dense - sparse) * self._schedule(steps).mean_share_to_go(taken)

@@ -38,7 +38,7 @@ class SNIP(Method):
     def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
         groups = [budget.group for budget in budgets]
         scores = [(group.values() * group.gradients()).abs() for group in groups]
-        if self.scope == "block":
+        if self.scope == "block" or not budgets:
             return [
                 keep_largest(budget.group.indices(), score, budget.connections)
                 for budget, score in zip(budgets, scores, strict=True)
