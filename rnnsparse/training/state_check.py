@@ -68,6 +68,8 @@ def require_fitting(
     _require_communication(state.get("communication", (0, 0)))
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
     _require_sparsifier(state["sparsifier"], weights)
+    counts = state.get("budgets", fresh["budgets"])
+    _require(len(counts) == len(fresh["budgets"]) and all(map(_is_count, counts)), "budgets")
 
 
 def _require_optimizer(state: Mapping[str, Any], fresh: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:

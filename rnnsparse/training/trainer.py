@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -345,10 +346,15 @@ class Trainer:
 
     def _training_state(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in COUNTERS}
-        return self.learner.state_dict() | own | {"records": self._records}
+        counts = [budget.connections for budget in self.budgets]
+        return self.learner.state_dict() | own | {"records": self._records, "budgets": counts}
 
     def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
-        self._load_fitting(saved.training_state(), saved.step, saved.folder)
+        state = saved.training_state()
+        self._load_fitting(state, saved.step, saved.folder)
+        # Where connections of another run decide the budgets, those that it began with, wherever they are now.
+        if counts := state.get("budgets"):
+            self.budgets = [replace(b, connections=n) for b, n in zip(self.budgets, counts, strict=True)]
 
     def _load_fitting(self, state: dict[str, Any], step: int, folder: Path) -> None:
         try:

@@ -304,6 +304,19 @@ def test_rigl_goes_on_from_the_solution_of_a_static_run(tmp_path: Path, others: 
     assert max(line["moved"] for line in metrics(config.folder)) > 0
 
 
+def test_a_resumed_run_counts_the_connections_that_it_began_with_wherever_they_are_now(
+    tmp_path: Path, others: Path
+) -> None:
+    settings = ["sparsity.method=set", "sparsity.redistribute=weight", "sparsity.interval=2", "sparsity.stop=1"]
+    expected = trained(started(tmp_path, others, "undisturbed", *settings, weights="static"))
+    config = started(tmp_path, others, "stopped", *settings, weights="static")
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(5))
+    before, now = restore(others / "static", CPU), restore(config.folder, CPU)
+    assert [b.group.connections for b in now.budgets] != [b.group.connections for b in before.budgets]
+    assert without_times([trained(config, resume=True)]) == without_times([expected])
+
+
 def test_pruning_begins_with_a_trained_dense_model_and_ends_with_its_own_budgets(tmp_path: Path, others: Path) -> None:
     settings = ["sparsity.method=prune", "sparsity.sparsity=0.8", "sparsity.interval=2"]
     config = started(tmp_path, others, "run", *settings, weights="dense")
