@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
+from rnnsparse.data.corpus import DataConfig
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.training.pack import pack_key
 
 
 class Packing:
-    """Puts runs of one shape together, at most `size` of them.
+    """Puts runs of one shape together, at most `size` of them; `vocab_sizes` has the symbols of each text."""
 
-    Raises:
-        UserError: a text is not there, whose characters are the symbols of a run.
-    """
-
-    def __init__(self, runs: Sequence[Run], size: int) -> None:
+    def __init__(self, runs: Sequence[Run], size: int, vocab_sizes: Mapping[DataConfig, int]) -> None:
         self._size = size
-        self._keys = {run.name: pack_key(run.config) for run in runs} if size > 1 else {}
+        self._keys = {run.name: pack_key(run.config, vocab_sizes[run.config.data]) for run in runs} if size > 1 else {}
 
     def together(self, first: Run, others: Iterable[Run]) -> list[Run]:
         """Return `first` and those of `others` that join it, in their order."""

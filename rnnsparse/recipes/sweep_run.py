@@ -74,20 +74,27 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
     program_bytes = peak_memory()
     for run in runs:
         training_device(run.config.training)
-    for data in {run.config.data for run in runs}:
-        load_corpus(data)  # tokenized once, here, and not by every run at the same time
-    return _Runner(sweep, runs, say, program_bytes).run()
+    # Each text is tokenized once, here, and not by every run at the same time.
+    vocab_sizes = {data: load_corpus(data).tokenizer.vocab_size for data in {run.config.data for run in runs}}
+    return _Runner(
+        sweep, runs, say, Estimator(vocab_sizes, program_bytes), Packing(runs, sweep.pack, vocab_sizes)
+    ).run()
 
 
 class _Runner:
-    def __init__(self, sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None], program_bytes: int) -> None:
-        self._sweep, self._say = sweep, say
+    def __init__(
+        self,
+        sweep: Sweep,
+        runs: Sequence[Run],
+        say: Callable[[str], None],
+        estimator: Estimator,
+        packing: Packing,
+    ) -> None:
+        self._sweep, self._say, self._estimator, self._packing = sweep, say, estimator, packing
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
         self._outcome = Outcome()
-        self._estimator = Estimator(program_bytes)
-        self._packing = Packing(runs, sweep.pack)
         # Estimates are of training steps alone; what whole runs took besides shows in these two sums.
         self._took, self._estimated = 0.0, 0.0
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

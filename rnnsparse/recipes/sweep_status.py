@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
@@ -72,10 +73,12 @@ class Estimator:
     """Costs of runs to come. Times and memory go by what finished runs took, so they are unknown at first.
 
     Args:
+        vocab_sizes: how many symbols each text has.
         program_bytes: memory of the program itself, for as long as no run has told more.
     """
 
-    def __init__(self, program_bytes: int = 0) -> None:
+    def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = 0) -> None:
+        self._vocab_sizes = vocab_sizes
         self._rates: list[tuple[dict[str, Any], float]] = []
         self._overhead_bytes = program_bytes
         self._measured = False
@@ -109,7 +112,7 @@ class Estimator:
         """Return what `inspect` says; it is the same for every seed, and kept."""
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
-            model, budgets = final_model(config, vocabulary_size(config), choose_device("cpu"))
+            model, budgets = final_model(config, self._vocab_sizes[config.data], choose_device("cpu"))
             report = inspect(config, model, budgets)
             self._costs[key] = Cost(
                 connections=report["connections"],
@@ -127,8 +130,13 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
-    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written."""
-    estimator = Estimator()
+    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written.
+
+    Raises:
+        UserError: a text is not there, whose characters are the symbols of a run.
+    """
+    vocab_sizes = {data: vocabulary_size(data) for data in {run.config.data for run in runs}}
+    estimator = Estimator(vocab_sizes)
     states = [status(run) for run in runs]
     for run, state in zip(runs, states, strict=True):
         if state.summary:
@@ -159,7 +167,7 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
         if state.detail
     ]
     to_train = [run for run, state in zip(runs, states, strict=True) if state.state in ("new", "interrupted")]
-    packs = [together for together in Packing(runs, pack).all(to_train) if len(together) > 1]
+    packs = [together for together in Packing(runs, pack, vocab_sizes).all(to_train) if len(together) > 1]
     lines += [f"pack of {len(together)}: {' '.join(run.name for run in together)}" for together in packs]
     counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -16,9 +16,10 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.recipes.sweep import load_sweep
-from rnnsparse.recipes.sweep_status import Estimator, duration, status
-from rnnsparse.training import checkpoint, lock
+from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.recipes.sweep import Run, load_sweep
+from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
+from rnnsparse.training import assembly, checkpoint, lock
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -46,6 +47,10 @@ def write(base: Path, **keys: Any) -> Path:
     path = base / "s.yaml"
     path.write_text(yaml12.write({"config": "base.yaml", "dir": str(base / "runs"), **keys}))
     return path
+
+
+def estimator_of(run: Run, program_bytes: int = 0) -> Estimator:
+    return Estimator({run.config.data: assembly.vocabulary_size(run.config.data)}, program_bytes)
 
 
 def summary(base: Path, name: str) -> dict[str, Any]:
@@ -134,6 +139,19 @@ def test_a_dry_run_lists_the_cost_of_every_run_and_writes_nothing(
     assert total.startswith("2 runs: 2 new; ")
 
 
+def test_a_plan_reads_each_text_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def counted(*arguments: Any) -> Corpus:
+        loaded.append(arguments)
+        return load_corpus(*arguments)
+
+    monkeypatch.setattr(assembly, "load_corpus", counted)
+    grid = {"model.hidden_size": [6, 7, 8], "run.seed": [1, 2]}
+    plan(load_sweep(write(base, overrides={"data.tokenizer": "char"}, grid=grid)).runs, pack=2)
+    assert len(loaded) == 1
+
+
 def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +200,7 @@ def test_a_text_that_is_not_there_is_told_before_anything_starts(
 def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
     path = write(base, grid={"model.hidden_size": [6, 12], "run.seed": [1, 2]})
     small, small_2, large, _ = load_sweep(path).runs
-    estimator = Estimator()
+    estimator = estimator_of(small)
     assert estimator.seconds(small.config) is None
     estimator.learn(small, {"characters_per_second": 90.0})
     assert estimator.seconds(small_2.config) == estimator.seconds(large.config) == 12 * 3 * 5 / 90
@@ -193,7 +211,7 @@ def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
 
 def test_memory_is_what_inspect_counts_and_what_finished_runs_had_beyond_it(base: Path) -> None:
     run = load_sweep(write(base, grid={"run.seed": 1})).runs[0]
-    estimator = Estimator(program_bytes=1000)
+    estimator = estimator_of(run, program_bytes=1000)
     counted = estimator.cost(run.config).memory_bytes
     assert estimator.memory(run.config) == counted + 1000
     for peak, beyond in ((500, 500), (700, 700), (600, 700)):
@@ -276,5 +294,5 @@ def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> 
 
 def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:
     runs = load_sweep(write(base, grid={"run.seed": [1, 2, 3]})).runs
-    each = Estimator().cost(runs[0].config).memory_bytes
-    assert Estimator(program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each
+    each = estimator_of(runs[0]).cost(runs[0].config).memory_bytes
+    assert estimator_of(runs[0], program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each
