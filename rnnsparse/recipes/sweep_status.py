@@ -89,7 +89,10 @@ class Estimator:
         if rate := summary.get("characters_per_second"):
             self._rates.append((_settings(run.config), rate))
         if with_memory and (peak := summary.get("peak_memory_bytes")):
-            overhead = max(peak - self.cost(run.config).memory_bytes, 0)
+            try:
+                overhead = max(peak - self.cost(run.config).memory_bytes, 0)
+            except UserError:
+                return  # what it started from is there no more
             self._overhead_bytes = max(overhead, self._overhead_bytes) if self._measured else overhead
             self._measured = True
 
@@ -105,11 +108,19 @@ class Estimator:
         return symbols / (sum(rates) / len(rates))
 
     def memory(self, *configs: RunConfig) -> int:
-        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that."""
+        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that.
+
+        Raises:
+            UserError: as `cost`.
+        """
         return self._overhead_bytes + sum(self.cost(config).memory_bytes for config in configs)
 
     def cost(self, config: RunConfig) -> Cost:
-        """Return what `inspect` says; it is the same for every seed, and kept."""
+        """Return what `inspect` says; it is the same for every seed, and kept.
+
+        Raises:
+            UserError: there is no such network, or another run that it starts from is not there (yet).
+        """
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
             model, budgets = final_model(config, self._vocab_sizes[config.data], choose_device("cpu"))
@@ -142,23 +153,18 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
         if state.summary:
             estimator.learn(run, state.summary)
     rows = [["run", "status", "connections", "training FLOPs", "of dense", "training time"]]
-    total = 0.0
+    total, unknown = 0.0, []
     for run, state in zip(runs, states, strict=True):
-        cost, seconds = estimator.cost(run.config), estimator.seconds(run.config)
-        if state.summary:
-            seconds = state.summary["seconds"]
-        elif state.state != "refused":
-            total += cost.training_flops
-        rows.append(
-            [
-                run.name,
-                state.state,
-                f"{cost.connections:,}",
-                f"{cost.training_flops:.3g}",
-                f"{cost.training_flops_vs_dense:.4f}",
-                duration(seconds),
-            ]
-        )
+        seconds = state.summary["seconds"] if state.summary else estimator.seconds(run.config)
+        try:
+            cost = state.summary or vars(estimator.cost(run.config))
+            flops, of_dense = cost["training_flops"], cost["training_flops_vs_dense"]
+            numbers = [f"{cost['connections']:,}", f"{flops:.3g}", f"{of_dense:.4f}"]
+            total += flops if state.state not in ("done", "refused") else 0
+        except UserError as error:
+            numbers = ["?"] * 3
+            unknown.append(f"{run.name}: {error}")
+        rows.append([run.name, state.state, *numbers, duration(seconds)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_aligned(row, widths)) for row in rows]
     lines += [
@@ -171,7 +177,8 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
     lines += [f"pack of {len(together)}: {' '.join(run.name for run in together)}" for together in packs]
     counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return [*lines, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train"]
+    besides = f" besides the {len(unknown)} unknown" if unknown else ""
+    return [*lines, *unknown, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train{besides}"]
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:

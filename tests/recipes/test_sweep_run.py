@@ -188,6 +188,35 @@ def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest
     assert not (base / "runs").exists()
 
 
+def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid=[{"run.seed": 1}, {"start.weights": "nowhere"}, {"run.seed": 2}], memory="8GB", pack=2)
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].split() == ["weights=nowhere", "new", *"????"]
+    assert out[-2].startswith("weights=nowhere: start.weights: nowhere: ")
+    assert out[-1].endswith(" FLOPs to train besides the 1 unknown")
+    assert main(["sweep", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("rnnsparse: weights=nowhere: start.weights: nowhere: ")
+    assert len(err.splitlines()) == 1
+    assert f"2 of 3 runs are done, in {base / 'runs'}; 1 failed" in out
+    assert not (base / "runs" / "weights=nowhere.log").exists()
+
+
+def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(base / "runs" / "seed=1")
+    grid = [{"run.seed": 1}, {"start.weights": first}, {"run.seed": 1, "training.teacher": first}]
+    path = write(base, grid=grid, memory="8GB", processes=3, pack=3)
+    assert main(["sweep", str(path)]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert out.index("finished     seed=1: ") < out.index("started      weights=")
+    assert "3 of 3 runs are done" in out
+
+
 def test_a_text_that_is_not_there_is_told_before_anything_starts(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
