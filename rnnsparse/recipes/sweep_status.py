@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lock, run_folder
-from rnnsparse.training.assembly import choose_device, vocabulary_size
+from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.start import final_model
 
@@ -61,8 +66,9 @@ def _recorded(folder: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class Cost:
-    """What `inspect` says of a run."""
+    """What `inspect` says of a run; `steps` are optimizer steps of all the runs that a recipe makes."""
 
+    steps: int
     connections: int
     training_flops: float
     training_flops_vs_dense: float
@@ -87,7 +93,9 @@ class Estimator:
     def learn(self, run: Run, summary: dict[str, Any], with_memory: bool = False) -> None:
         """Take note of a finished run."""
         if rate := summary.get("characters_per_second"):
-            self._rates.append((_settings(run.config), rate))
+            # What is to come is known in symbols, of which a character may have several.
+            symbols = summary["steps"] * _symbols_per_step(run.config)
+            self._rates.append((_settings(run.config), rate * symbols / summary["characters_seen"]))
         if with_memory and (peak := summary.get("peak_memory_bytes")):
             try:
                 overhead = max(peak - self.cost(run.config).memory_bytes, 0)
@@ -97,15 +105,20 @@ class Estimator:
             self._measured = True
 
     def seconds(self, config: RunConfig) -> float | None:
-        """Return how long all training steps take, by the mean rate of the finished runs most like this one."""
+        """Return how long all training steps take, by the mean rate of the finished runs most like this one.
+
+        Those of a recipe are the steps of all its runs.
+        """
+        try:
+            steps = self.cost(config).steps if config.method.recipe else config.training.steps
+        except UserError:
+            return None
         if not self._rates:
             return None
         wanted = _settings(config)
         unlike = [sum(settings.get(k) != wanted.get(k) for k in settings | wanted) for settings, _ in self._rates]
         rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
-        training = config.training
-        symbols = training.steps * training.batch_size * training.sequence_length * training.accumulate
-        return symbols / (sum(rates) / len(rates))
+        return steps * _symbols_per_step(config) / (sum(rates) / len(rates))
 
     def memory(self, *configs: RunConfig) -> int:
         """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that.
@@ -119,19 +132,42 @@ class Estimator:
         """Return what `inspect` says; it is the same for every seed, and kept.
 
         Raises:
-            UserError: there is no such network, or another run that it starts from is not there (yet).
+            UserError: there is no such network, or another run that it starts or learns from is not there (yet).
         """
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
-            model, budgets = final_model(config, self._vocab_sizes[config.data], choose_device("cpu"))
-            report = inspect(config, model, budgets)
+            device = choose_device("cpu")
+            model, budgets = final_model(config, self._vocab_sizes[config.data], device)
+            report = inspect(config, model, budgets, _teacher(config, device))
             self._costs[key] = Cost(
+                steps=_steps(config, budgets),
                 connections=report["connections"],
                 training_flops=report["training_flops"],
                 training_flops_vs_dense=report["training_flops_vs_dense"],
                 memory_bytes=sum(report["memory_bytes"].values()),
             )
         return self._costs[key]
+
+
+def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
+    if config.training.teacher is None:
+        return None
+    try:
+        return restore(Path(config.training.teacher), device).model
+    except UserError as error:
+        raise UserError(f"training.teacher: {error}") from None
+
+
+def _steps(config: RunConfig, budgets: Sequence[Budget]) -> int:
+    """Return the optimizer steps of a run, with those of the runs before it if it is the last one of a recipe."""
+    method, steps = config.method, config.training.steps
+    rewound = method.rewind_step(steps) if isinstance(method, Lottery) else 0
+    return sum(earlier for earlier, _ in method.earlier_runs(budgets, steps)) + steps - rewound
+
+
+def _symbols_per_step(config: RunConfig) -> int:
+    training = config.training
+    return training.batch_size * training.sequence_length * training.accumulate
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -155,7 +191,9 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
     rows = [["run", "status", "connections", "training FLOPs", "of dense", "training time"]]
     total, unknown = 0.0, []
     for run, state in zip(runs, states, strict=True):
-        seconds = state.summary["seconds"] if state.summary else estimator.seconds(run.config)
+        # A recipe's summary has the time of its last run alone.
+        known = None if run.config.method.recipe else state.summary
+        seconds = known["seconds"] if known else estimator.seconds(run.config)
         try:
             cost = state.summary or vars(estimator.cost(run.config))
             flops, of_dense = cost["training_flops"], cost["training_flops_vs_dense"]

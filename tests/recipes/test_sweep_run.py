@@ -16,6 +16,7 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
+from rnnsparse.config import load_config
 from rnnsparse.data.corpus import Corpus, load_corpus
 from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
@@ -231,11 +232,40 @@ def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
     small, small_2, large, _ = load_sweep(path).runs
     estimator = estimator_of(small)
     assert estimator.seconds(small.config) is None
-    estimator.learn(small, {"characters_per_second": 90.0})
+    estimator.learn(small, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == estimator.seconds(large.config) == 12 * 3 * 5 / 90
-    estimator.learn(large, {"characters_per_second": 18.0})
+    estimator.learn(large, {"characters_per_second": 18.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == 2
     assert estimator.seconds(large.config) == 10
+
+
+def test_times_of_a_text_with_several_bytes_per_character_go_by_bytes(base: Path) -> None:
+    run = load_sweep(write(base, grid={"run.seed": 1})).runs[0]
+    estimator = estimator_of(run)
+    estimator.learn(run, {"characters_per_second": 45.0, "steps": 12, "characters_seen": 90})
+    assert estimator.seconds(run.config) == 90 / 45
+
+
+def test_a_recipe_takes_the_time_of_all_its_runs(base: Path) -> None:
+    # One round after the dense run, from step 3 on.
+    recipe = {"sparsity.method": "lottery", "sparsity.prune_share": 1.0, "sparsity.rewind": 0.25}
+    plain, lottery = load_sweep(write(base, grid=[{"run.seed": 1}, recipe])).runs
+    estimator = estimator_of(plain)
+    estimator.learn(plain, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
+    assert estimator.seconds(lottery.config) == (12 + 12 - 3) * 15 / 90
+
+
+def test_a_plan_counts_the_work_of_a_teacher(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = base / "teacher"
+    assert main(["train", str(base / "base.yaml"), f"run.dir={teacher}"]) == 0
+    (run,) = load_sweep(write(base, grid={"training.teacher": str(teacher)})).runs
+    capsys.readouterr()
+    assert main(["inspect", str(base / "base.yaml"), *run.overrides, "--json"]) == 0
+    taught = json.loads(capsys.readouterr().out)["training_flops"]
+    alone, with_teacher = (
+        estimator_of(run).cost(config).training_flops for config in (load_config(base / "base.yaml"), run.config)
+    )
+    assert alone < with_teacher == taught
 
 
 def test_memory_is_what_inspect_counts_and_what_finished_runs_had_beyond_it(base: Path) -> None:
