@@ -184,7 +184,8 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _search(path: Path) -> Iterator[Path]:
     for folder, below, names in os.walk(path):
-        if "config.yaml" in names and ("summary.json" in names or "metrics.jsonl" in names):
+        # A recipe trains its rounds before it has anything of its own to tell; they are no runs beside it.
+        if "config.yaml" in names and ("summary.json" in names or "metrics.jsonl" in names or "rounds" in below):
             below.clear()
             yield Path(folder)
         below.sort()

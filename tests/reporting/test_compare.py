@@ -131,6 +131,18 @@ def test_unfinished_runs_are_named_and_left_out(
     assert main(["compare", str(tmp_path / "running")]) == 2
 
 
+def test_the_rounds_of_an_unfinished_recipe_are_no_runs(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "recipe"
+    recipe = ["sparsity.method=lottery", "sparsity.prune_share=1.0", f"run.dir={run}"]
+    assert main(["train", str(folder / "tiny.yaml"), *recipe]) == 0
+    for path in ("summary.json", "metrics.jsonl"):
+        (run / path).unlink()
+    shutil.rmtree(run / "last")
+    runs, left_out = read_runs([tmp_path / "runs"])
+    assert (runs, left_out) == ([], ["recipe: not finished, so it is left out"])
+    assert [found.name for found in read_runs([run / "rounds"])[0]] == ["0"], "who names rounds compares them"
+
+
 def test_the_same_dense_network_of_a_sweep_over_sparsities_counts_once(folder: Path, tmp_path: Path) -> None:
     other = copy(folder / "runs" / "dense", tmp_path / "other")
     config = other / "config.yaml"
