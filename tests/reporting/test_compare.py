@@ -103,6 +103,30 @@ def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsy
     assert str(folder) not in (first / "results.json").read_text(), "paths of one machine do not belong into it"
 
 
+def test_other_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(folder: Path, tmp_path: Path) -> None:
+    places = ["/somewhere/a/base", "/somewhere/b/base", "/somewhere/a/base/step_3", None]
+    for number, place in enumerate(places):
+        config = copy(folder / "runs" / "static", tmp_path / "runs" / str(number)) / "config.yaml"
+        config.write_text(config.read_text().replace("weights: null", f"weights: {place or 'null'}"))
+
+    def settings_of(*names: str) -> list[str]:
+        return sorted(setting.label for setting in group(read_runs([tmp_path / "runs" / name for name in names])[0]))
+
+    assert settings_of("0", "3") == ["static, weights=base", "static, weights=null"]
+    assert settings_of("2", "3") == ["static, weights=base/step_3", "static, weights=null"]
+    assert settings_of("0", "1") == ["static, weights=a/base", "static, weights=b/base"]
+
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "somewhere" not in (tmp_path / "out" / "results.json").read_text()
+    again = read_results(tmp_path / "out" / "results.json").runs
+    assert sorted(str(run.config["start"]["weights"]) for run in again) == [
+        "None",
+        "a/base",
+        "a/base/step_3",
+        "b/base",
+    ]
+
+
 def test_results_and_runs_can_be_mixed(folder: Path, tmp_path: Path) -> None:
     assert main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]) == 0
     runs, _ = read_runs([tmp_path / "results.json", folder / "runs" / "rigl-b"])
