@@ -103,6 +103,32 @@ def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsy
     assert str(folder) not in (first / "results.json").read_text(), "paths of one machine do not belong into it"
 
 
+@pytest.mark.parametrize(
+    ("method", "start", "steps", "shown"),
+    [
+        ("static", {}, 3, 0.5),
+        ("static", {"topology": "x"}, 3, 0.8),
+        ("static", {"weights": "x", "add": True}, 3, 0.5),
+        ("prune", {}, 2, 0.8),
+        ("small_dense", {}, 2, 0.5),
+        ("dense", {}, 2, 0.0),
+    ],
+)
+def test_a_setting_has_the_sparsity_it_came_to_where_its_own_did_not_decide(
+    folder: Path, method: str, start: dict[str, Any], steps: int, shown: float
+) -> None:
+    runs, _ = read_runs([folder / "runs" / name for name in ("static", "rigl-sparser")])
+    run, sparser = sorted(runs, key=lambda run: run.name, reverse=True)
+    assert (run.config["sparsity"]["sparsity"], run.config["training"]["steps"]) == (0.5, 3)
+    config = run.config | {"start": run.config["start"] | start}
+    config["sparsity"] = {k: config["sparsity"][k] for k in ("sparsity", "distribution")} | {"method": method}
+    summary = replace(run.summary, method=method, steps=steps, sparsity=0.80004)
+    settings = group([replace(run, config=config, summary=summary), sparser])
+    (setting,) = [setting for setting in settings if setting.method == method]
+    assert setting.sparsity == shown
+    assert (f"sparsity={shown}" in setting.label) == (method != "dense")
+
+
 def test_other_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(folder: Path, tmp_path: Path) -> None:
     places = ["/somewhere/a/base", "/somewhere/b/base", "/somewhere/a/base/step_3", None]
     for number, place in enumerate(places):
