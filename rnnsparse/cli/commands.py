@@ -194,7 +194,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     else:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
-        model, budgets = final_model(config, vocabulary_size(config), device)
+        model, budgets = final_model(config, vocabulary_size(config.data), device)
     report = inspect(config, model, budgets, _teacher(config, device))
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0

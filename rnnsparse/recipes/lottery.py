@@ -111,7 +111,7 @@ def plan(config: RunConfig) -> Rounds:
         UserError: its budgets cannot be met, or leave nothing to prune.
     """
     assert isinstance(config.method, Lottery)
-    _, budgets = empty_model(config, vocabulary_size(config), CPU)
+    _, budgets = empty_model(config, vocabulary_size(config.data), CPU)
     counts = config.method.rounds([b.group.positions for b in budgets], [b.connections for b in budgets])
     if len(counts) == 1:
         raise UserError(

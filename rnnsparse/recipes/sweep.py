@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,15 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
     """Return part `index` (from 1) of `count`: every run is in exactly one part, whatever has been run so far."""
     return runs[index - 1 :: count]
+
+
+def needs(run: Run, others: Iterable[Run]) -> bool:
+    """Return whether a run starts or learns from one of `others`, or is written in its basis."""
+    config = run.config
+    named = [*config.start.runs.values(), config.training.teacher, config.budget.basis_from]
+    places = [Path(place).resolve() for place in named if place is not None]
+    folders = [other.config.folder.resolve() for other in others] if places else []
+    return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
 def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:

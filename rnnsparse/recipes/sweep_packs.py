@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 
-from rnnsparse.recipes.sweep import Run
+from rnnsparse.data.corpus import DataConfig
+from rnnsparse.errors import UserError
+from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.training.pack import pack_key
 
 
 class Packing:
-    """Puts runs of one shape together, at most `size` of them.
+    """Puts runs of one shape together, at most `size` of them; `vocab_sizes` has the symbols of each text."""
 
-    Raises:
-        UserError: a text is not there, whose characters are the symbols of a run.
-    """
-
-    def __init__(self, runs: Sequence[Run], size: int) -> None:
+    def __init__(self, runs: Sequence[Run], size: int, vocab_sizes: Mapping[DataConfig, int]) -> None:
         self._size = size
-        self._keys = {run.name: pack_key(run.config) for run in runs} if size > 1 else {}
+        self._keys = {run.name: _key(run, vocab_sizes) for run in runs} if size > 1 else {}
 
     def together(self, first: Run, others: Iterable[Run]) -> list[Run]:
         """Return `first` and those of `others` that join it, in their order."""
@@ -30,6 +28,13 @@ class Packing:
         """Return all packs, those of one run too."""
         packs, left = [], list(runs)
         while left:
-            packs.append(self.together(left[0], left[1:]))
+            packs.append(self.together(left[0], (run for run in left[1:] if not needs(run, left))))
             left = [run for run in left if run not in packs[-1]]
         return packs
+
+
+def _key(run: Run, vocab_sizes: Mapping[DataConfig, int]) -> Hashable | None:
+    try:
+        return pack_key(run.config, vocab_sizes[run.config.data])
+    except UserError:
+        return None  # no such network with these symbols, which the run tells when it is trained

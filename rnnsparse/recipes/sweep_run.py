@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
-from rnnsparse.recipes.sweep import Run, Sweep
+from rnnsparse.errors import UserError
+from rnnsparse.recipes.sweep import Run, Sweep, needs
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.recipes.sweep_status import Estimator, Status, duration, status
 from rnnsparse.training import lock
@@ -62,8 +63,9 @@ class _Child:
 def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
     """Train what is not done of `runs`, which are those of `sweep` or a part of them; go on where one was interrupted.
 
-    A run that fails stops no other. SIGINT and SIGTERM let every run save itself. Several processes, also on several
-    machines with one file system, may run the same sweep: each run is trained by one of them.
+    A run that fails stops no other. One that starts or learns from another waits while that is trained here. SIGINT
+    and SIGTERM let every run save itself. Several processes, also on several machines with one file system, may run
+    the same sweep: each run is trained by one of them.
 
     Args:
         say: gets one line per event.
@@ -74,20 +76,27 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
     program_bytes = peak_memory()
     for run in runs:
         training_device(run.config.training)
-    for data in {run.config.data for run in runs}:
-        load_corpus(data)  # tokenized once, here, and not by every run at the same time
-    return _Runner(sweep, runs, say, program_bytes).run()
+    # Each text is tokenized once, here, and not by every run at the same time.
+    vocab_sizes = {data: load_corpus(data).tokenizer.vocab_size for data in {run.config.data for run in runs}}
+    return _Runner(
+        sweep, runs, say, Estimator(vocab_sizes, program_bytes), Packing(runs, sweep.pack, vocab_sizes)
+    ).run()
 
 
 class _Runner:
-    def __init__(self, sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None], program_bytes: int) -> None:
-        self._sweep, self._say = sweep, say
+    def __init__(
+        self,
+        sweep: Sweep,
+        runs: Sequence[Run],
+        say: Callable[[str], None],
+        estimator: Estimator,
+        packing: Packing,
+    ) -> None:
+        self._sweep, self._say, self._estimator, self._packing = sweep, say, estimator, packing
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
         self._outcome = Outcome()
-        self._estimator = Estimator(program_bytes)
-        self._packing = Packing(runs, sweep.pack)
         # Estimates are of training steps alone; what whole runs took besides shows in these two sums.
         self._took, self._estimated = 0.0, 0.0
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,6 +139,10 @@ class _Runner:
             self._elsewhere(run, found.detail)
         elif found.state == "refused":
             self._fail(run, found.detail.removeprefix(f"{run.config.folder}: "))
+        elif needs(run, self._in_training()):
+            return False
+        elif reason := self._unknown(run):
+            self._fail(run, reason)
         else:
             memory = self._memory([run])
             if self._has_room(run.config, memory):
@@ -147,11 +160,27 @@ class _Runner:
 
     def _pack(self, first: Run) -> list[Run]:
         """Return the next run and those that start with it, as many as there is room for."""
-        others = (run for run in islice(self._pending, 1, None) if status(run).state in ("new", "interrupted"))
+        others = (run for run in islice(self._pending, 1, None) if self._may_join(run))
         pack = self._packing.together(first, others)
         while len(pack) > 1 and not self._has_room(first.config, self._memory(pack)):
             pack.pop()
         return pack
+
+    def _may_join(self, run: Run) -> bool:
+        """Whether a run could start now in a pack, with other runs that are not trained yet."""
+        is_open = status(run).state in ("new", "interrupted")
+        return is_open and not needs(run, [*self._in_training(), *self._pending]) and not self._unknown(run)
+
+    def _in_training(self) -> list[Run]:
+        return [run for child in self._children for run in child.runs]
+
+    def _unknown(self, run: Run) -> str:
+        """Return why nobody can tell how much memory a run needs, or ""."""
+        try:
+            self._memory([run])
+        except UserError as error:
+            return str(error)
+        return ""
 
     def _memory(self, runs: Sequence[Run]) -> int:
         return self._estimator.memory(*(run.config for run in runs)) if self._sweep.memory_bytes else 0

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lock, run_folder
-from rnnsparse.training.assembly import choose_device, vocabulary_size
+from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.start import final_model
 
@@ -60,8 +66,9 @@ def _recorded(folder: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class Cost:
-    """What `inspect` says of a run."""
+    """What `inspect` says of a run; `steps` are optimizer steps of all the runs that a recipe makes."""
 
+    steps: int
     connections: int
     training_flops: float
     training_flops_vs_dense: float
@@ -72,10 +79,12 @@ class Estimator:
     """Costs of runs to come. Times and memory go by what finished runs took, so they are unknown at first.
 
     Args:
+        vocab_sizes: how many symbols each text has.
         program_bytes: memory of the program itself, for as long as no run has told more.
     """
 
-    def __init__(self, program_bytes: int = 0) -> None:
+    def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = 0) -> None:
+        self._vocab_sizes = vocab_sizes
         self._rates: list[tuple[dict[str, Any], float]] = []
         self._overhead_bytes = program_bytes
         self._measured = False
@@ -84,40 +93,81 @@ class Estimator:
     def learn(self, run: Run, summary: dict[str, Any], with_memory: bool = False) -> None:
         """Take note of a finished run."""
         if rate := summary.get("characters_per_second"):
-            self._rates.append((_settings(run.config), rate))
+            # What is to come is known in symbols, of which a character may have several.
+            symbols = summary["steps"] * _symbols_per_step(run.config)
+            self._rates.append((_settings(run.config), rate * symbols / summary["characters_seen"]))
         if with_memory and (peak := summary.get("peak_memory_bytes")):
-            overhead = max(peak - self.cost(run.config).memory_bytes, 0)
+            try:
+                overhead = max(peak - self.cost(run.config).memory_bytes, 0)
+            except UserError:
+                return  # what it started from is there no more
             self._overhead_bytes = max(overhead, self._overhead_bytes) if self._measured else overhead
             self._measured = True
 
     def seconds(self, config: RunConfig) -> float | None:
-        """Return how long all training steps take, by the mean rate of the finished runs most like this one."""
+        """Return how long all training steps take, by the mean rate of the finished runs most like this one.
+
+        Those of a recipe are the steps of all its runs.
+        """
+        try:
+            steps = self.cost(config).steps if config.method.recipe else config.training.steps
+        except UserError:
+            return None
         if not self._rates:
             return None
         wanted = _settings(config)
         unlike = [sum(settings.get(k) != wanted.get(k) for k in settings | wanted) for settings, _ in self._rates]
         rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
-        training = config.training
-        symbols = training.steps * training.batch_size * training.sequence_length * training.accumulate
-        return symbols / (sum(rates) / len(rates))
+        return steps * _symbols_per_step(config) / (sum(rates) / len(rates))
 
     def memory(self, *configs: RunConfig) -> int:
-        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that."""
+        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that.
+
+        Raises:
+            UserError: as `cost`.
+        """
         return self._overhead_bytes + sum(self.cost(config).memory_bytes for config in configs)
 
     def cost(self, config: RunConfig) -> Cost:
-        """Return what `inspect` says; it is the same for every seed, and kept."""
+        """Return what `inspect` says; it is the same for every seed, and kept.
+
+        Raises:
+            UserError: there is no such network, or another run that it starts or learns from is not there (yet).
+        """
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
-            model, budgets = final_model(config, vocabulary_size(config), choose_device("cpu"))
-            report = inspect(config, model, budgets)
+            device = choose_device("cpu")
+            model, budgets = final_model(config, self._vocab_sizes[config.data], device)
+            report = inspect(config, model, budgets, _teacher(config, device))
             self._costs[key] = Cost(
+                steps=_steps(config, budgets),
                 connections=report["connections"],
                 training_flops=report["training_flops"],
                 training_flops_vs_dense=report["training_flops_vs_dense"],
                 memory_bytes=sum(report["memory_bytes"].values()),
             )
         return self._costs[key]
+
+
+def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
+    if config.training.teacher is None:
+        return None
+    try:
+        return restore(Path(config.training.teacher), device).model
+    except UserError as error:
+        raise UserError(f"training.teacher: {error}") from None
+
+
+def _steps(config: RunConfig, budgets: Sequence[Budget]) -> int:
+    """Return the optimizer steps of a run, with those of the runs before it if it is the last one of a recipe."""
+    method, steps = config.method, config.training.steps
+    rewound = method.rewind_step(steps) if isinstance(method, Lottery) else 0
+    return sum(earlier for earlier, _ in method.earlier_runs(budgets, steps)) + steps - rewound
+
+
+def _symbols_per_step(config: RunConfig) -> int:
+    training = config.training
+    return training.batch_size * training.sequence_length * training.accumulate
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -127,30 +177,32 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
-    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written."""
-    estimator = Estimator()
+    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written.
+
+    Raises:
+        UserError: a text is not there, whose characters are the symbols of a run.
+    """
+    vocab_sizes = {data: vocabulary_size(data) for data in {run.config.data for run in runs}}
+    estimator = Estimator(vocab_sizes)
     states = [status(run) for run in runs]
     for run, state in zip(runs, states, strict=True):
         if state.summary:
             estimator.learn(run, state.summary)
     rows = [["run", "status", "connections", "training FLOPs", "of dense", "training time"]]
-    total = 0.0
+    total, unknown = 0.0, []
     for run, state in zip(runs, states, strict=True):
-        cost, seconds = estimator.cost(run.config), estimator.seconds(run.config)
-        if state.summary:
-            seconds = state.summary["seconds"]
-        elif state.state != "refused":
-            total += cost.training_flops
-        rows.append(
-            [
-                run.name,
-                state.state,
-                f"{cost.connections:,}",
-                f"{cost.training_flops:.3g}",
-                f"{cost.training_flops_vs_dense:.4f}",
-                duration(seconds),
-            ]
-        )
+        # A recipe's summary has the time of its last run alone.
+        known = None if run.config.method.recipe else state.summary
+        seconds = known["seconds"] if known else estimator.seconds(run.config)
+        try:
+            cost = state.summary or vars(estimator.cost(run.config))
+            flops, of_dense = cost["training_flops"], cost["training_flops_vs_dense"]
+            numbers = [f"{cost['connections']:,}", f"{flops:.3g}", f"{of_dense:.4f}"]
+            total += flops if state.state not in ("done", "refused") else 0
+        except UserError as error:
+            numbers = ["?"] * 3
+            unknown.append(f"{run.name}: {error}")
+        rows.append([run.name, state.state, *numbers, duration(seconds)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(_aligned(row, widths)) for row in rows]
     lines += [
@@ -159,11 +211,12 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
         if state.detail
     ]
     to_train = [run for run, state in zip(runs, states, strict=True) if state.state in ("new", "interrupted")]
-    packs = [together for together in Packing(runs, pack).all(to_train) if len(together) > 1]
+    packs = [together for together in Packing(runs, pack, vocab_sizes).all(to_train) if len(together) > 1]
     lines += [f"pack of {len(together)}: {' '.join(run.name for run in together)}" for together in packs]
     counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return [*lines, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train"]
+    besides = f" besides the {len(unknown)} unknown" if unknown else ""
+    return [*lines, *unknown, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train{besides}"]
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -14,13 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rnnsparse.config import parse_config
+from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError, printable
 from rnnsparse.reporting.runs import Results, Run, Summary, is_results
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
 _SPECIAL = re.compile(r"[\\|`\[\]]")  # what would break a table, or make code or links of a name
+SPARSITY = "sparsity.sparsity"
 LENGTH_KEYS = ("training.steps", "training.multiplier")
 
 
@@ -50,13 +51,28 @@ class Setting:
 
     @property
     def sparsity(self) -> float:
-        """The sparsity that was asked for, which a small dense network meets in its size; 0 for `dense`."""
-        return 0.0 if self.method == "dense" else float(self.runs[0].config["sparsity"]["sparsity"])
+        """The sparsity that was asked for, which a small dense network meets in its size; 0 for `dense`.
+
+        Where connections of another run or early stopping decided instead, what it has come to.
+        """
+        if self.method == "dense":
+            return 0.0
+        config = self._config
+        taken = config.start.is_elsewhere and not config.start.add
+        stopped_early = any(run.summary.steps < config.training.steps for run in self.runs)
+        reached = self.statistic("sparsity")
+        if config.method.stays_dense or not (taken or stopped_early) or reached is None:
+            return config.budget.sparsity
+        return round(reached.mean, 3)  # without what rounding to whole connections adds
 
     @property
     def steps(self) -> int:
         """The steps that the run was to have; early stopping may have ended it before."""
-        return parse_config(self.runs[0].config, self.runs[0].name).training.steps
+        return self._config.training.steps
+
+    @cached_property
+    def _config(self) -> RunConfig:
+        return parse_config(self.runs[0].config, self.runs[0].name)
 
     def label_without(self, *keys: str) -> str:
         """Return the method and what else is special, leaving out `keys` (which a plot has on an axis)."""
@@ -91,6 +107,9 @@ def group(runs: Iterable[Run]) -> list[Setting]:
         Setting(members, {key: value for key, value in members[0].settings().items() if key in special})
         for members in groups
     ]
+    for setting in settings:
+        if SPARSITY in setting.special:
+            setting.special[SPARSITY] = setting.sparsity
     return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
 
 

@@ -21,6 +21,7 @@ from rnnsparse import files, yaml12
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.reporting.pictures import Pictures, are_counts, read_pictures
+from rnnsparse.reporting.places import short_names, shorten_places
 
 LARGEST_RESULTS, LARGEST_SUMMARY, LARGEST_RECORDS, LARGEST_LINE = 1 << 26, 1 << 16, 1 << 30, 1 << 25  # bytes
 CURVE_POINTS = 100  # a curve has at most this many
@@ -126,6 +127,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         UserError: nothing there, damaged, foreign, or the same run twice.
     """
     runs: list[Run] = []
+    from_folders: list[Run] = []
     left_out: list[str] = []
     folders: dict[Path, None] = {}
     for path in paths:
@@ -136,14 +138,16 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
             if folder.resolve() in folders:
                 raise UserError(f"{folder}: this run is named twice; name it once")
             folders[folder.resolve()] = None
-    names = _short_names(list(folders))
+    names = short_names(list(folders))
     folder_of: dict[str, Path] = {}
     for folder in folders:
         if folder.joinpath("summary.json").exists():
-            runs.append(_read_run(folder, names[folder]))
+            from_folders.append(_read_run(folder, names[folder]))
             folder_of[names[folder]] = folder
         else:
             left_out.append(f"{names[folder]}: not finished, so it is left out{_progress(folder)}")
+    shorten_places([run.config for run in from_folders])
+    runs += from_folders
     runs.sort(key=lambda run: run.summary.seed)
     runs = _without_copies(runs, left_out)
     return _with_pictures(runs, folder_of), left_out
@@ -168,6 +172,7 @@ def read_results(path: Path) -> Results:
         # A later version may have keys that this file has not: they get their defaults, as in a run's folder.
         run.config.update(_portable(parse_config(run.config, f"{path}: {run.name}").to_dict()))
         _require_method(run, path)
+    shorten_places([run.config for run in results.runs])
     return results
 
 
@@ -184,20 +189,11 @@ def _run_folders(path: Path) -> list[Path]:
 
 def _search(path: Path) -> Iterator[Path]:
     for folder, below, names in os.walk(path):
-        if "config.yaml" in names and ("summary.json" in names or "metrics.jsonl" in names):
+        # A recipe trains its rounds before it has anything of its own to tell; they are no runs beside it.
+        if "config.yaml" in names and ("summary.json" in names or "metrics.jsonl" in names or "rounds" in below):
             below.clear()
             yield Path(folder)
         below.sort()
-
-
-def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """Return the shortest ends of the paths that tell them apart."""
-    length = 1
-    while True:
-        names = {folder: "/".join(folder.parts[-length:]) for folder in folders}
-        if len(set(names.values())) == len(folders):
-            return names
-        length += 1
 
 
 def _read_run(folder: Path, name: str) -> Run:
@@ -229,7 +225,10 @@ def _require_method(run: Run, path: Path) -> None:
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only means something on one machine; of the path of a text, keep the file's name."""
+    """Leave out what only means something on one machine; of the path of a text, keep the file's name.
+
+    What other runs are called is for `shorten_places`, which looks at all of a comparison.
+    """
     sections = {section: dict(keys) for section, keys in config.items()}
     for section, key in (("run", "dir"), ("data", "cache"), ("training", "threads")):
         del sections[section][key]

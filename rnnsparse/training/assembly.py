@@ -12,7 +12,7 @@ import torch
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import load_corpus
+from rnnsparse.data.corpus import DataConfig, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.kernels import are_compiled
@@ -64,9 +64,9 @@ def training_device(config: TrainingConfig) -> torch.device:
     return device
 
 
-def vocabulary_size(config: RunConfig) -> int:
-    """Return how many symbols a run has; reads the text only if its characters are the symbols."""
-    return 256 if config.data.tokenizer == "byte" else load_corpus(config.data).tokenizer.vocab_size
+def vocabulary_size(data: DataConfig) -> int:
+    """Return how many symbols a text has; reads it only if its characters are the symbols."""
+    return 256 if data.tokenizer == "byte" else load_corpus(data).tokenizer.vocab_size
 
 
 def empty_model(

@@ -22,7 +22,7 @@ from rnnsparse.data.batches import to_device
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn import packed
 from rnnsparse.randomness import OwnRandomNumbers
-from rnnsparse.training.assembly import choose_device, choose_execution, vocabulary_size
+from rnnsparse.training.assembly import choose_device, choose_execution
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.learner import Learner
 from rnnsparse.training.loss import read_later
@@ -41,7 +41,7 @@ class PackedRun:
     stream: TextIO
 
 
-def pack_key(config: RunConfig) -> Hashable | None:
+def pack_key(config: RunConfig, vocab_size: int) -> Hashable | None:
     """Return what runs have in common that fit into one pack, or None for a run that has to be alone.
 
     Method, sparsity, seed, steps, text, and all of the optimizer may differ. Alone are recipes, half precision, and
@@ -57,7 +57,6 @@ def pack_key(config: RunConfig) -> Hashable | None:
     undecided = config.start.is_elsewhere and config.model.execution != "masked" and device.type == "cpu"
     if execution != "masked" or undecided:
         return None
-    vocab_size = vocabulary_size(config)
     shape = config.method.model_config(config.model, config.budget, vocab_size)
     lanes = training.batch_size, training.sequence_length, training.accumulate
     return replace(shape, execution="masked"), vocab_size, lanes, training.precision, device, training.threads

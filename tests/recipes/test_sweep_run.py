@@ -16,9 +16,11 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.recipes.sweep import load_sweep
-from rnnsparse.recipes.sweep_status import Estimator, duration, status
-from rnnsparse.training import checkpoint, lock
+from rnnsparse.config import load_config
+from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.recipes.sweep import Run, load_sweep
+from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
+from rnnsparse.training import assembly, checkpoint, lock
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -46,6 +48,10 @@ def write(base: Path, **keys: Any) -> Path:
     path = base / "s.yaml"
     path.write_text(yaml12.write({"config": "base.yaml", "dir": str(base / "runs"), **keys}))
     return path
+
+
+def estimator_of(run: Run, program_bytes: int = 0) -> Estimator:
+    return Estimator({run.config.data: assembly.vocabulary_size(run.config.data)}, program_bytes)
 
 
 def summary(base: Path, name: str) -> dict[str, Any]:
@@ -134,6 +140,19 @@ def test_a_dry_run_lists_the_cost_of_every_run_and_writes_nothing(
     assert total.startswith("2 runs: 2 new; ")
 
 
+def test_a_plan_reads_each_text_once(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def counted(*arguments: Any) -> Corpus:
+        loaded.append(arguments)
+        return load_corpus(*arguments)
+
+    monkeypatch.setattr(assembly, "load_corpus", counted)
+    grid = {"model.hidden_size": [6, 7, 8], "run.seed": [1, 2]}
+    plan(load_sweep(write(base, overrides={"data.tokenizer": "char"}, grid=grid)).runs, pack=2)
+    assert len(loaded) == 1
+
+
 def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +189,35 @@ def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest
     assert not (base / "runs").exists()
 
 
+def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, grid=[{"run.seed": 1}, {"start.weights": "nowhere"}, {"run.seed": 2}], memory="8GB", pack=2)
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[2].split() == ["weights=nowhere", "new", *"????"]
+    assert out[-2].startswith("weights=nowhere: start.weights: nowhere: ")
+    assert out[-1].endswith(" FLOPs to train besides the 1 unknown")
+    assert main(["sweep", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("rnnsparse: weights=nowhere: start.weights: nowhere: ")
+    assert len(err.splitlines()) == 1
+    assert f"2 of 3 runs are done, in {base / 'runs'}; 1 failed" in out
+    assert not (base / "runs" / "weights=nowhere.log").exists()
+
+
+def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = str(base / "runs" / "seed=1")
+    grid = [{"run.seed": 1}, {"start.weights": first}, {"run.seed": 1, "training.teacher": first}]
+    path = write(base, grid=grid, memory="8GB", processes=3, pack=3)
+    assert main(["sweep", str(path)]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert out.index("finished     seed=1: ") < out.index("started      weights=")
+    assert "3 of 3 runs are done" in out
+
+
 def test_a_text_that_is_not_there_is_told_before_anything_starts(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,18 +230,47 @@ def test_a_text_that_is_not_there_is_told_before_anything_starts(
 def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
     path = write(base, grid={"model.hidden_size": [6, 12], "run.seed": [1, 2]})
     small, small_2, large, _ = load_sweep(path).runs
-    estimator = Estimator()
+    estimator = estimator_of(small)
     assert estimator.seconds(small.config) is None
-    estimator.learn(small, {"characters_per_second": 90.0})
+    estimator.learn(small, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == estimator.seconds(large.config) == 12 * 3 * 5 / 90
-    estimator.learn(large, {"characters_per_second": 18.0})
+    estimator.learn(large, {"characters_per_second": 18.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == 2
     assert estimator.seconds(large.config) == 10
 
 
+def test_times_of_a_text_with_several_bytes_per_character_go_by_bytes(base: Path) -> None:
+    run = load_sweep(write(base, grid={"run.seed": 1})).runs[0]
+    estimator = estimator_of(run)
+    estimator.learn(run, {"characters_per_second": 45.0, "steps": 12, "characters_seen": 90})
+    assert estimator.seconds(run.config) == 90 / 45
+
+
+def test_a_recipe_takes_the_time_of_all_its_runs(base: Path) -> None:
+    # One round after the dense run, from step 3 on.
+    recipe = {"sparsity.method": "lottery", "sparsity.prune_share": 1.0, "sparsity.rewind": 0.25}
+    plain, lottery = load_sweep(write(base, grid=[{"run.seed": 1}, recipe])).runs
+    estimator = estimator_of(plain)
+    estimator.learn(plain, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
+    assert estimator.seconds(lottery.config) == (12 + 12 - 3) * 15 / 90
+
+
+def test_a_plan_counts_the_work_of_a_teacher(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = base / "teacher"
+    assert main(["train", str(base / "base.yaml"), f"run.dir={teacher}"]) == 0
+    (run,) = load_sweep(write(base, grid={"training.teacher": str(teacher)})).runs
+    capsys.readouterr()
+    assert main(["inspect", str(base / "base.yaml"), *run.overrides, "--json"]) == 0
+    taught = json.loads(capsys.readouterr().out)["training_flops"]
+    alone, with_teacher = (
+        estimator_of(run).cost(config).training_flops for config in (load_config(base / "base.yaml"), run.config)
+    )
+    assert alone < with_teacher == taught
+
+
 def test_memory_is_what_inspect_counts_and_what_finished_runs_had_beyond_it(base: Path) -> None:
     run = load_sweep(write(base, grid={"run.seed": 1})).runs[0]
-    estimator = Estimator(program_bytes=1000)
+    estimator = estimator_of(run, program_bytes=1000)
     counted = estimator.cost(run.config).memory_bytes
     assert estimator.memory(run.config) == counted + 1000
     for peak, beyond in ((500, 500), (700, 700), (600, 700)):
@@ -276,5 +353,5 @@ def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> 
 
 def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:
     runs = load_sweep(write(base, grid={"run.seed": [1, 2, 3]})).runs
-    each = Estimator().cost(runs[0].config).memory_bytes
-    assert Estimator(program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each
+    each = estimator_of(runs[0]).cost(runs[0].config).memory_bytes
+    assert estimator_of(runs[0], program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each

@@ -103,6 +103,56 @@ def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsy
     assert str(folder) not in (first / "results.json").read_text(), "paths of one machine do not belong into it"
 
 
+@pytest.mark.parametrize(
+    ("method", "start", "steps", "shown"),
+    [
+        ("static", {}, 3, 0.5),
+        ("static", {"topology": "x"}, 3, 0.8),
+        ("static", {"weights": "x", "add": True}, 3, 0.5),
+        ("prune", {}, 2, 0.8),
+        ("small_dense", {}, 2, 0.5),
+        ("dense", {}, 2, 0.0),
+    ],
+)
+def test_a_setting_has_the_sparsity_it_came_to_where_its_own_did_not_decide(
+    folder: Path, method: str, start: dict[str, Any], steps: int, shown: float
+) -> None:
+    runs, _ = read_runs([folder / "runs" / name for name in ("static", "rigl-sparser")])
+    run, sparser = sorted(runs, key=lambda run: run.name, reverse=True)
+    assert (run.config["sparsity"]["sparsity"], run.config["training"]["steps"]) == (0.5, 3)
+    config = run.config | {"start": run.config["start"] | start}
+    config["sparsity"] = {k: config["sparsity"][k] for k in ("sparsity", "distribution")} | {"method": method}
+    summary = replace(run.summary, method=method, steps=steps, sparsity=0.80004)
+    settings = group([replace(run, config=config, summary=summary), sparser])
+    (setting,) = [setting for setting in settings if setting.method == method]
+    assert setting.sparsity == shown
+    assert (f"sparsity={shown}" in setting.label) == (method != "dense")
+
+
+def test_other_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(folder: Path, tmp_path: Path) -> None:
+    places = ["/somewhere/a/base", "/somewhere/b/base", "/somewhere/a/base/step_3", None]
+    for number, place in enumerate(places):
+        config = copy(folder / "runs" / "static", tmp_path / "runs" / str(number)) / "config.yaml"
+        config.write_text(config.read_text().replace("weights: null", f"weights: {place or 'null'}"))
+
+    def settings_of(*names: str) -> list[str]:
+        return sorted(setting.label for setting in group(read_runs([tmp_path / "runs" / name for name in names])[0]))
+
+    assert settings_of("0", "3") == ["static, weights=base", "static, weights=null"]
+    assert settings_of("2", "3") == ["static, weights=base/step_3", "static, weights=null"]
+    assert settings_of("0", "1") == ["static, weights=a/base", "static, weights=b/base"]
+
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "somewhere" not in (tmp_path / "out" / "results.json").read_text()
+    again = read_results(tmp_path / "out" / "results.json").runs
+    assert sorted(str(run.config["start"]["weights"]) for run in again) == [
+        "None",
+        "a/base",
+        "a/base/step_3",
+        "b/base",
+    ]
+
+
 def test_results_and_runs_can_be_mixed(folder: Path, tmp_path: Path) -> None:
     assert main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]) == 0
     runs, _ = read_runs([tmp_path / "results.json", folder / "runs" / "rigl-b"])
@@ -129,6 +179,18 @@ def test_unfinished_runs_are_named_and_left_out(
     assert captured.err == "rnnsparse: running: not finished, so it is left out (it has logged 3 steps)\n"
     assert "static" not in captured.out
     assert main(["compare", str(tmp_path / "running")]) == 2
+
+
+def test_the_rounds_of_an_unfinished_recipe_are_no_runs(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "recipe"
+    recipe = ["sparsity.method=lottery", "sparsity.prune_share=1.0", f"run.dir={run}"]
+    assert main(["train", str(folder / "tiny.yaml"), *recipe]) == 0
+    for path in ("summary.json", "metrics.jsonl"):
+        (run / path).unlink()
+    shutil.rmtree(run / "last")
+    runs, left_out = read_runs([tmp_path / "runs"])
+    assert (runs, left_out) == ([], ["recipe: not finished, so it is left out"])
+    assert [found.name for found in read_runs([run / "rounds"])[0]] == ["0"], "who names rounds compares them"
 
 
 def test_the_same_dense_network_of_a_sweep_over_sparsities_counts_once(folder: Path, tmp_path: Path) -> None:
