@@ -19,6 +19,7 @@ from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import SECTIONS, describe_fields, load_config
 from rnnsparse.sparsity.method import METHODS
+from rnnsparse.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +59,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import pyarrow.parquet
 
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("configs", "scripts", "tests", "rnnsparse"):
+    (folder / "checkpoints").mkdir()
+    for name in ("configs", "scripts", "tests", "rnnsparse", "checkpoints/demo"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "my_text.txt").write_text(TEXT, encoding="utf-8")
     (folder / "opening.txt").write_text("It was ", encoding="utf-8")
@@ -121,7 +123,9 @@ def run(words: list[str]) -> None:
 
 def train(arguments: list[str], said: str) -> None:
     small = list(SMALL)
-    if "wikitext103" in arguments[0] and not any(a.startswith("data.path=") for a in arguments):
+    if load_config(Path(arguments[0])).data.source == "wikitext103" and not any(
+        a.startswith("data.path=") for a in arguments
+    ):
         small.append("data.path=wikitext-103")
     assert main(["train", *arguments, *small]) == 0, said
 
@@ -173,6 +177,14 @@ def test_every_relative_link_leads_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
     assert links
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_that_trained_it() -> None:
+    demo = ROOT / "checkpoints" / "demo"
+    assert sum(path.stat().st_size for path in demo.iterdir()) < 5e6
+    saved = checkpoint.load(demo)
+    assert not saved.has_training_state
+    assert load_config(ROOT / "configs" / "demo.yaml").to_yaml() == saved.config_yaml
 
 
 def test_every_configuration_is_mentioned() -> None:

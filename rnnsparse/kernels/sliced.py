@@ -16,8 +16,8 @@ from rnnsparse.kernels.compiling import kernel
 from rnnsparse.kernels.matrix import Matrix, lanes
 from rnnsparse.kernels.vector import VECTOR_BYTES, gather, load, multiply_add, store, zero
 
-# A product is over before a second thread has woken up, unless it has more connections than this.
-ONE_THREAD_CONNECTIONS = 4_000_000
+# Waking a second thread takes as long as this many connections.
+ONE_THREAD_CONNECTIONS = 2_500_000
 
 
 class VectorProduct:
