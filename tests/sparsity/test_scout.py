@@ -140,9 +140,16 @@ def test_each_window_draws_another_pool_and_the_seed_the_same_one() -> None:
 
 
 def test_nothing_is_watched_that_no_update_will_use() -> None:
-    groups = make_groups([wide()], "matrix")
+    weight = wide()
+    groups = make_groups([weight], "matrix")
     method = Scout(interval=10, window=4, stop=0.5)  # updates at 10, 20, 30 and 40 of 100 steps
-    starts = [step for step in range(1, 101) if method.probe(groups, Moment(step, 100, 0)) is not None]
+    starts = []
+    for step in range(1, 101):
+        if (chosen := method.probe(groups, Moment(step, 100, 0))) is not None:
+            starts.append(step)
+            weight.probe = Probe(weight, chosen[0])
+        if step % 10 == 0:
+            weight.probe = None
     assert starts == [7, 17, 27, 37]
 
 
