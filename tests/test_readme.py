@@ -184,7 +184,11 @@ def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_th
     assert sum(path.stat().st_size for path in demo.iterdir()) < 5e6
     saved = checkpoint.load(demo)
     assert not saved.has_training_state
-    assert load_config(ROOT / "configs" / "demo.yaml").to_yaml() == saved.config_yaml
+    places = re.findall(
+        r"^ *(?:path|cache|dir|weights|topology|rewind|teacher|basis_from): (.+)$", saved.config_yaml, re.M
+    )
+    assert places
+    assert not [place for place in places if place.startswith(("/", "~"))]
 
 
 def test_every_configuration_is_mentioned() -> None:

@@ -1,0 +1,65 @@
+"""Write a checkpoint whose values are the mean of those of several, which must have the same connections.
+
+Weights from different times of one training, or from runs that went on from the same one, are often better together
+(Izmailov et al. 2018, Averaging weights leads to wider optima). The configuration is that of the last one.
+
+    python scripts/average_checkpoints.py RUN_OR_CHECKPOINT RUN_OR_CHECKPOINT... --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from rnnsparse.errors import UserError
+from rnnsparse.training import checkpoint
+from rnnsparse.training.assembly import Restored, restore
+
+
+def average(found: list[Restored], out: Path) -> None:
+    """Write the mean to `out`.
+
+    Raises:
+        UserError: models, symbols or connections differ, or `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"--out: {out}: exists; choose another folder")
+    last = found[-1]
+    for other in found[:-1]:
+        ours, theirs = last.model.sparse_weights(), other.model.sparse_weights()
+        same = other.config.model == last.config.model and other.saved.tokenizer_json == last.saved.tokenizer_json
+        if not same or not all(torch.equal(ours[name].indices, theirs[name].indices) for name in ours):
+            raise UserError(
+                f"{other.folder}: has other connections or symbols than {last.folder}; name runs with the same"
+            )
+    with torch.no_grad():
+        for values in zip(*(one.model.parameters() for one in found), strict=True):
+            values[-1].copy_(torch.stack(values).mean(0))
+    checkpoint.save(
+        out,
+        step=last.step,
+        model=last.model,
+        tokenizer_json=last.saved.tokenizer_json,
+        config_yaml=last.saved.config_yaml,
+        training_state=None,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    arguments = parser.parse_args()
+    try:
+        average([restore(path, torch.device("cpu")) for path in arguments.checkpoints], arguments.out)
+    except UserError as error:
+        print(f"average_checkpoints: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnnsparse.training.assembly import restore
+from tests.training.test_trainer import config_in, trained
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CPU = torch.device("cpu")
+
+
+def average(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts/average_checkpoints.py"), *map(str, arguments)]
+    return subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run, one that went on from it with its connections, and one with others."""
+    folder = tmp_path_factory.mktemp("runs")
+    static = "sparsity.method=static"
+    trained(config_in(folder, "first", static))
+    trained(config_in(folder, "second", static, f"start.weights={folder / 'first'}"))
+    trained(config_in(folder, "other", static, "run.seed=9"))
+    return folder
+
+
+def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
+    done = average(runs / "first", runs / "second", "--out", runs / "mean")
+    assert (done.returncode, done.stderr) == (0, "")
+    mean, *both = [restore(runs / name, CPU).model for name in ("mean", "first", "second")]
+    for found, a, b in zip(mean.parameters(), *(model.parameters() for model in both), strict=True):
+        torch.testing.assert_close(found, (a + b) / 2)
+    for name, weight in mean.sparse_weights().items():
+        assert torch.equal(weight.indices, both[0].sparse_weights()[name].indices)
+
+
+@pytest.mark.parametrize(
+    ("names", "out", "message"),
+    [
+        (["first", "other"], "new", "has other connections or symbols"),
+        (["first", "second"], "other", "exists; choose another folder"),
+        (["nowhere"], "new", "there is no such folder"),
+    ],
+)
+def test_what_cannot_be_averaged_is_refused_in_one_line(runs: Path, names: list[str], out: str, message: str) -> None:
+    done = average(*(runs / name for name in names), "--out", runs / out)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (runs / "new").exists()
