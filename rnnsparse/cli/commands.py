@@ -20,10 +20,7 @@ from rnnsparse import files
 from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
-    import torch
-
     from rnnsparse.config import RunConfig
-    from rnnsparse.nn.language_model import CharLM
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
 
@@ -181,7 +178,7 @@ def _prompt(text: str) -> str:
 
 def inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
+    from rnnsparse.training.assembly import choose_device, named_teacher, restore, vocabulary_size
     from rnnsparse.training.inspection import inspect, table
     from rnnsparse.training.start import final_model
 
@@ -195,22 +192,14 @@ def inspect(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), device)
-    report = inspect(config, model, budgets, _teacher(config, device))
+    try:
+        teacher = named_teacher(config, device)
+    except UserError as error:
+        teacher = None
+        _warn([f"{error}; training FLOPs are shown without it"])
+    report = inspect(config, model, budgets, teacher)
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
-
-
-def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
-    """Return the model that teaches a run, if it is there: it counts in the run's training FLOPs."""
-    from rnnsparse.training.assembly import restore
-
-    if config.training.teacher is None:
-        return None
-    try:
-        return restore(Path(config.training.teacher), device).model
-    except UserError as error:
-        _warn([f"training.teacher: {error}; training FLOPs are shown without it"])
-        return None
 
 
 def validate(arguments: argparse.Namespace) -> int:

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lock, run_folder
-from rnnsparse.training.assembly import choose_device, restore, vocabulary_size
+from rnnsparse.training.assembly import choose_device, named_teacher, vocabulary_size
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.start import final_model
 
@@ -138,7 +135,7 @@ class Estimator:
         if key not in self._costs:
             device = choose_device("cpu")
             model, budgets = final_model(config, self._vocab_sizes[config.data], device)
-            report = inspect(config, model, budgets, _teacher(config, device))
+            report = inspect(config, model, budgets, named_teacher(config, device))
             self._costs[key] = Cost(
                 steps=_steps(config, budgets),
                 connections=report["connections"],
@@ -147,15 +144,6 @@ class Estimator:
                 memory_bytes=sum(report["memory_bytes"].values()),
             )
         return self._costs[key]
-
-
-def _teacher(config: RunConfig, device: torch.device) -> CharLM | None:
-    if config.training.teacher is None:
-        return None
-    try:
-        return restore(Path(config.training.teacher), device).model
-    except UserError as error:
-        raise UserError(f"training.teacher: {error}") from None
 
 
 def _steps(config: RunConfig, budgets: Sequence[Budget]) -> int:

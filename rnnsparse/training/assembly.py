@@ -217,6 +217,20 @@ def restore(path: Path, device: torch.device) -> Restored:
     return Restored(path, saved.step, config, model, tokenizer, budgets, saved)
 
 
+def named_teacher(config: RunConfig, device: torch.device) -> CharLM | None:
+    """Return the model that the configuration names as the teacher of its run, if any.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if config.training.teacher is None:
+        return None
+    try:
+        return restore(Path(config.training.teacher), device).model
+    except UserError as error:
+        raise UserError(f"training.teacher: {error}") from None
+
+
 def saved_model(
     saved: checkpoint.Checkpoint, config: RunConfig, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[CharLM, list[Budget]]:

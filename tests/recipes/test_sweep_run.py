@@ -87,19 +87,25 @@ def test_one_failing_run_stops_no_other_and_a_second_sweep_repeats_nothing(
     assert content_of(base / "runs" / "seed=1") == before
 
 
-def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1, 2]})
-    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path), "--shard", "1/2"]
+def interrupted(command: list[str], metrics: Path) -> tuple[str, str]:
+    """Stop a sweep when a run with these metrics has made some steps; return what it said."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweeping:
-        metrics = base / "runs" / "seed=1" / "metrics.jsonl"
         while not (metrics.exists() and metrics.read_text().count("\n") > 3):
             assert sweeping.poll() is None
             time.sleep(0.02)
         sweeping.send_signal(signal.SIGTERM)
         out, err = sweeping.communicate()
     assert sweeping.returncode == 130, err
+    return out, err
+
+
+def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1, 2]})
+    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path), "--shard", "1/2"]
+    metrics = base / "runs" / "seed=1" / "metrics.jsonl"
+    out, err = interrupted(command, metrics)
     assert err == "rnnsparse: interrupted; the same command goes on\n"
     assert "stopped      seed=1" in out
     assert "seed=2" not in out
@@ -317,14 +323,8 @@ def test_an_interrupted_pack_saves_all_its_runs_and_goes_on(base: Path, capsys: 
     settings = {"training.steps": 400, "evaluation.interval": 400}
     path = write(base, overrides=settings, grid={"run.seed": [1, 2]}, pack=2)
     command = [sys.executable, "-m", "rnnsparse", "sweep", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweeping:
-        metrics = base / "runs" / "seed=2" / "metrics.jsonl"
-        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-            assert sweeping.poll() is None
-            time.sleep(0.02)
-        sweeping.send_signal(signal.SIGTERM)
-        out, err = sweeping.communicate()
-    assert sweeping.returncode == 130, err
+    metrics = base / "runs" / "seed=2" / "metrics.jsonl"
+    out, _ = interrupted(command, metrics)
     assert "stopped      seed=1\nstopped      seed=2" in out
     assert all(3 <= checkpoint.load(base / "runs" / f"seed={seed}").step < 400 for seed in (1, 2))
     assert main(["sweep", str(path)]) == 0

@@ -21,6 +21,7 @@ from rnnsparse.training.assembly import restore, vocabulary_size
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.pack import Outcome, PackedRun, pack_key, take_steps, train_packed
 from rnnsparse.training.trainer import Trainer
+from tests.training.test_trainer import AfterStep
 
 CPU = torch.device("cpu")
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -129,19 +130,6 @@ def test_a_run_in_a_pack_is_the_run_alone(tmp_path: Path, cell: str) -> None:
         require_close(summary, train_alone(alone))
         assert json.loads((packed.folder / "summary.json").read_text()) == summary
         require_same(packed, alone)
-
-
-class AfterStep(io.StringIO):
-    """Progress that does something when it reads that a step is done, before that step is evaluated or saved."""
-
-    def __init__(self, step: int, action: Any) -> None:
-        super().__init__()
-        self.start, self.action = f"step {step}/", action
-
-    def write(self, text: str) -> int:
-        if text.startswith(self.start):
-            self.action()
-        return super().write(text)
 
 
 def test_a_stopped_pack_saves_every_run_and_each_goes_on_alone_or_in_another_pack(tmp_path: Path) -> None:
