@@ -164,9 +164,9 @@ class CharLM(nn.Module):
     def stepper(self) -> Steps:
         """Return a frozen copy that takes one symbol at a time, for sampling."""
         if self.execution == "sparse":
-            from rnnsparse.nn import sparse
+            from rnnsparse.nn import sparse_stepper
 
-            return sparse.Stepper(self)
+            return sparse_stepper.Stepper(self)
         return Stepper(self)
 
 

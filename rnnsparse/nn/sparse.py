@@ -25,8 +25,6 @@ from rnnsparse.nn.layers import Linear, TiedOutput
 from rnnsparse.nn.recurrent import LSTM, RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight, materialise
 
-LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol, for single steps
-
 if TYPE_CHECKING:
     from rnnsparse.kernels.cpu import OutputGradient
     from rnnsparse.nn.language_model import CharLM
@@ -275,91 +273,3 @@ def _dropout(x_MHB: Tensor, share: float, tiles: Tiles, times: int) -> Tensor:
         return x_MHB
     kept = F.dropout(x_MHB.new_ones(times, tiles.batch, x_MHB.shape[1]), share)
     return x_MHB * tiles.cut(kept.transpose(1, 2)).flatten(0, 1)
-
-
-class Stepper:
-    """A CharLM at one moment that reads one symbol per call, at the cost of its connections."""
-
-    def __init__(self, model: CharLM) -> None:
-        (embedding_VE,) = materialise([model.embedding])
-        first, *others = model.recurrent_layers
-        self._layers = [_LayerStepper(first, embedding_VE.detach()), *map(_LayerStepper, others)]
-        self._linears = [_FrozenLinear(m, m.bias) for m in (*model.readout, model.output) if isinstance(m, Linear)]
-        if isinstance(model.output, TiedOutput):
-            self._linears.append(_FrozenLinear(model.embedding, model.output.bias))
-        self._activation = ACTIVATIONS[model.config.readout_activation]
-        self._dtype = embedding_VE.dtype
-
-    @torch.no_grad()
-    def step(self, tokens_B: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits [B, V] of the next symbol and the new state."""
-        columns = [self._step_one(token, state_LSBH[:, :, b]) for b, token in enumerate(tokens_B.tolist())]
-        logits, states = zip(*columns, strict=True)
-        return torch.stack(logits), torch.stack(states, dim=2)
-
-    def _step_one(self, token: int, state_LSH: Tensor) -> tuple[Tensor, Tensor]:
-        x: Tensor | int = token
-        states = []
-        for layer, state_SH in zip(self._layers, state_LSH.to(self._dtype), strict=True):
-            states.append(layer.step(x, state_SH.contiguous()))
-            x = states[-1][0]
-        assert isinstance(x, Tensor)
-        for linear in self._linears[:-1]:
-            x = self._activation(linear(x))
-        return self._linears[-1](x), torch.stack(states)
-
-
-class _FrozenLinear:
-    """x [C] -> W x + b [R], with copies of values and bias."""
-
-    def __init__(self, weight: SparseWeight, bias_R: Tensor) -> None:
-        self._product = cpu.VectorProduct(weight.matrix(), weight.values.detach())
-        self._bias_R = bias_R.detach().clone()
-
-    def __call__(self, x_C: Tensor) -> Tensor:
-        return self.add(x_C, self._bias_R.clone())
-
-    def add(self, x_C: Tensor, y_R: Tensor) -> Tensor:
-        """Return y, to which W x has been added."""
-        self._product.add(x_C.contiguous(), y_R)
-        return y_R
-
-
-class _LayerStepper:
-    """One recurrent layer, one symbol at a time; the first one, which has the embedding, reads the symbol itself."""
-
-    def __init__(self, layer: RecurrentLayer, embedding_VE: Tensor | None = None) -> None:
-        self._is_lstm = isinstance(layer, LSTM)
-        bias_R = (layer.bias_ih + layer.bias_hh if self._is_lstm else layer.bias_ih).detach()
-        self._recurrent = _FrozenLinear(layer.recurrent, layer.bias_hh)
-        self._embedding_VE = embedding_VE
-        self._table_VR: Tensor | None = None
-        self._input: _FrozenLinear | None = None
-        if embedding_VE is not None and len(embedding_VE) * len(bias_R) <= LARGEST_TABLE:
-            self._table_VR = _input_table(layer.input, bias_R, embedding_VE)
-        else:
-            self._input = _FrozenLinear(layer.input, bias_R)
-
-    def step(self, x: Tensor | int, state_SH: Tensor) -> Tensor:
-        """Return the next state [S, H] for an input [I], or a symbol."""
-        if self._input is None:
-            assert self._table_VR is not None
-            from_input_R = self._table_VR[x].clone()
-        elif isinstance(x, Tensor):
-            from_input_R = self._input(x)
-        else:
-            assert self._embedding_VE is not None, "only the first layer reads symbols"
-            from_input_R = self._input(self._embedding_VE[x])
-        if self._is_lstm:
-            return cpu.lstm.step(self._recurrent.add(state_SH[0], from_input_R), state_SH)
-        return cpu.gru.step(from_input_R, self._recurrent(state_SH[0]), state_SH)
-
-
-def _input_table(weight: SparseWeight, bias_R: Tensor, embedding_VE: Tensor) -> Tensor:
-    """Return what each symbol adds to the gates [V, R]."""
-    symbols = len(embedding_VE)
-    width = cpu.tile_width(embedding_VE.dtype, symbols)
-    x_EV = F.pad(embedding_VE.T, (0, -symbols % width)).contiguous()
-    table_RV = bias_R[:, None].repeat(1, x_EV.shape[1])
-    cpu.add_product(weight.matrix(), weight.values, x_EV[None], table_RV[None])
-    return table_RV[:, :symbols].T.contiguous()

@@ -327,7 +327,7 @@ def test_evaluation_and_single_steps_are_those_of_masked_execution(cell: str, sh
 def test_single_steps_are_right_for_any_width_with_and_without_a_table_of_inputs(
     monkeypatch: pytest.MonkeyPatch, cell: str, dtype: torch.dtype, hidden: int, largest_table: int
 ) -> None:
-    monkeypatch.setattr("rnnsparse.nn.sparse.LARGEST_TABLE", largest_table)
+    monkeypatch.setattr("rnnsparse.nn.sparse_stepper.LARGEST_TABLE", largest_table)
     model = build(density=0.8, cell=cell, hidden_size=hidden, num_layers=2, dtype=dtype)
     exact = copy.deepcopy(model).double()
     model.execution = "sparse"
