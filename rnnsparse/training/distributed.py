@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,9 @@ def join_ranks() -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Ranks()
         return
+    # The default arguments of this module, which optimizers import, are the group that exists when it is imported. They
+    # must be none: ours would outlive its end below, and its threads, ending with the process, now and then abort it.
+    import_module("torch.distributed.nn")
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 

@@ -179,3 +179,5 @@ if __name__ == "__main__":
         raise SystemExit(killed(sys.argv[2:]))
     with join_ranks() as joined:
         all_cases(Path(sys.argv[1]), joined)
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    (Path(sys.argv[1]) / f"threads_of_{joined.rank}.json").write_text(json.dumps(threads))

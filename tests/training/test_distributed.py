@@ -179,6 +179,14 @@ def test_lanes_that_do_not_divide_are_refused(saw: list[dict[str, Any]]) -> None
     }
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
+def test_no_thread_of_the_ranks_outlives_them(folder: Path) -> None:
+    for rank in (0, 1):
+        threads = json.loads((folder / f"threads_of_{rank}.json").read_text())
+        assert threads
+        assert not [thread for thread in threads if "gloo" in thread]
+
+
 def test_what_is_communicated_is_counted(folder: Path) -> None:
     """Of static the values and biases; of rigl also positions at updates; of dense all, once."""
     runs = {method: summary(folder / "same" / f"{method}-gru-sparse" / "2") for method in ("dense", "static", "rigl")}
