@@ -12,4 +12,4 @@ if [[ ${1:-} == full ]]; then
     shift
 fi
 .venv/bin/python -m rnnsparse sweep configs/sweeps/$name.yaml "$@"
-.venv/bin/python -m rnnsparse compare checkpoints/$name --out checkpoints/$name-results
+.venv/bin/python -m rnnsparse compare checkpoints/$name --test --out checkpoints/$name-results

@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help_text)
     help_text = "folder for results.csv, results.json, plots and report.html"
     compare.add_argument("--out", type=Path, metavar="DIR", help=help_text)
+    help_text = "also measure each run's last checkpoint on its test text; results.json keeps the numbers"
+    compare.add_argument("--test", action="store_true", help=help_text)
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
     export = add("export", commands.export, "Write a model for use elsewhere.")

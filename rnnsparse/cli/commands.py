@@ -21,6 +21,7 @@ from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
+    from rnnsparse.evaluation import Evaluation
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
 
@@ -103,22 +104,7 @@ def writer_errors_told_once() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    from rnnsparse.data.corpus import load_corpus, load_text_split
-    from rnnsparse.evaluation import evaluate
-    from rnnsparse.training.assembly import choose_device, restore
-
-    restored = restore(arguments.checkpoint, choose_device(arguments.device))
-    if arguments.data is not None:
-        split = load_text_split(
-            os.path.expanduser(arguments.data), restored.tokenizer, cache=restored.config.data.cache
-        )
-        name = str(arguments.data)
-    else:
-        corpus = load_corpus(restored.config.data, tokenizer=restored.tokenizer)
-        split, name = getattr(corpus, arguments.split), arguments.split
-    result = evaluate(restored.model, split, restored.tokenizer, restored.config.evaluation)
-    if not math.isfinite(result.nats):
-        raise RunFailed(f"{arguments.checkpoint}: its predictions are not numbers: the training diverged; use another")
+    step, name, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data)
     report = {
         "split": name,
         "bits_per_character": result.bits_per_character,
@@ -133,9 +119,27 @@ def evaluate(arguments: argparse.Namespace) -> int:
     else:
         print(
             f"{name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
-            f"{result.characters:,} characters in {result.seconds:.1f} s (step {restored.step})"
+            f"{result.characters:,} characters in {result.seconds:.1f} s (step {step})"
         )
     return 0
+
+
+def _measure(checkpoint: Path, device: str, split: str, path: str | None = None) -> tuple[int, str, Evaluation]:
+    """Return the step of a checkpoint, the name of a split or text, and how well it predicts it."""
+    from rnnsparse.data.corpus import load_corpus, load_text_split
+    from rnnsparse.evaluation import evaluate
+    from rnnsparse.training.assembly import choose_device, restore
+
+    restored = restore(checkpoint, choose_device(device))
+    if path is not None:
+        name = str(path)
+        text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=restored.config.data.cache)
+    else:
+        name, text = split, getattr(load_corpus(restored.config.data, tokenizer=restored.tokenizer), split)
+    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation)
+    if not math.isfinite(result.nats):
+        raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
+    return restored.step, name, result
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -297,7 +301,10 @@ def compare(arguments: argparse.Namespace) -> int:
     from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
     from rnnsparse.reporting.runs import read_runs
 
-    runs, left_out = read_runs(arguments.runs)
+    def test(run: Path) -> float:
+        return _measure(run, "auto", "test")[-1].bits_per_character
+
+    runs, left_out = read_runs(arguments.runs, test if arguments.test else None)
     for line in left_out:
         print(f"rnnsparse: {one_line(line)}", file=sys.stderr)
     if not runs:

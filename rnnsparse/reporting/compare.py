@@ -148,6 +148,7 @@ def _mean(form: str, unit: float = 1) -> Callable[[Statistic], str]:
 
 COLUMNS: list[tuple[str, str, Callable[[Statistic], str]]] = [
     ("bits per character", "bits_per_character", _with_deviation(".4f")),
+    ("on test", "test_bits_per_character", _with_deviation(".4f")),
     ("connections", "connections", _mean(",.0f")),
     ("ever active", "ever_active", _mean(".1%")),
     ("training FLOPs / dense", "training_flops_vs_dense", _mean(".4f")),
@@ -156,8 +157,8 @@ COLUMNS: list[tuple[str, str, Callable[[Statistic], str]]] = [
     ("memory (MB)", "peak_memory_bytes", _mean(",.0f", 1e6)),
 ]
 ABOUT_TABLE = (
-    "Bits per character on the whole validation text at the end of training: mean ± sample standard deviation over "
-    "seeds. Other numbers are means."
+    "Bits per character at the end of training on the whole validation text, and on the test text if measured: mean ± "
+    "sample standard deviation over seeds. Other numbers are means."
 )
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from annotated_types import Ge, Le, Lt
 from pydantic import FiniteFloat
+from tqdm import tqdm
 
 from rnnsparse import files, yaml12
 from rnnsparse.config import parse_config
@@ -41,9 +42,13 @@ Step = Annotated[int, Ge(0), Lt(1 << 53)]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What `summary.json` says; a run of an earlier version may lack what may be None."""
+    """What `summary.json` says; a run of an earlier version may lack what may be None.
+
+    `test_bits_per_character` is measured by `compare --test`, not by the run.
+    """
 
     bits_per_character: Number
+    test_bits_per_character: Number | None = None
     bits_per_byte: Number
     best_bits_per_character: Number | None = None
     steps: Count
@@ -117,11 +122,12 @@ class Results:
         return f'{{"format": {json.dumps(self.format)}, "runs": [\n{runs}\n]}}\n'
 
 
-def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None) -> tuple[list[Run], list[str]]:
     """Return the finished runs at `paths` in order of their seeds, and one line about each run that is left out.
 
     A path is a run, a folder with runs below it, or a results.json. Of each setting one run has pictures, that with
-    the lowest seed: one network of a setting looks like the others.
+    the lowest seed: one network of a setting looks like the others. `test` measures the bits per character of a run's
+    folder on the test text.
 
     Raises:
         UserError: nothing there, damaged, foreign, or the same run twice.
@@ -147,6 +153,11 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
         else:
             left_out.append(f"{names[folder]}: not finished, so it is left out{_progress(folder)}")
     shorten_places([run.config for run in from_folders])
+    if test:
+        # Not before all are known to be runs: it takes a while.
+        for i, run in enumerate(tqdm(from_folders, "test", unit="run", disable=None)):
+            summary = replace(run.summary, test_bits_per_character=test(folder_of[run.name]))
+            from_folders[i] = replace(run, summary=summary)
     runs += from_folders
     runs.sort(key=lambda run: run.summary.seed)
     runs = _without_copies(runs, left_out)

@@ -103,6 +103,22 @@ def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsy
     assert str(folder) not in (first / "results.json").read_text(), "paths of one machine do not belong into it"
 
 
+def test_the_score_on_the_test_text_is_that_of_evaluate_and_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = folder / "runs" / "rigl-a", folder / "runs" / "static"
+    assert main(["evaluate", str(run), "--split", "test", "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)["bits_per_character"]
+    assert main(["compare", str(run), "--test", "--out", str(tmp_path / "out")]) == 0
+    header, *_ = capsys.readouterr().out.splitlines()
+    assert "on test" in header
+    kept = tmp_path / "out" / "results.json"
+    (setting, untested) = group(read_runs([kept, other])[0])
+    assert {setting.method, untested.method} == {"rigl", "static"}
+    scores = {s.method: s.statistic("test_bits_per_character") for s in (setting, untested)}
+    assert scores == {"rigl": statistic([score]), "static": None}
+
+
 @pytest.mark.parametrize(
     ("method", "start", "steps", "shown"),
     [
