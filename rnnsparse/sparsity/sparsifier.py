@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Sparsifier:
     that returned True, `after_step`. Steps count from 1. Release the loss before `after_backward`: a graph that is
     still alive remembers the shapes from before an update. A step whose gradients overflowed leaves out all but the
     first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it.
+    `budgets` are those that the run began with.
     """
 
     def __init__(
@@ -36,8 +38,8 @@ class Sparsifier:
         reduce: Callable[[Tensor], object] | None = None,
     ) -> None:
         self.method = method
-        self._budgets = [budget for budget in budgets if not budget.dense]
-        self._groups = [budget.group for budget in self._budgets]
+        self.budgets = list(budgets)
+        self._groups = [budget.group for budget in budgets if not budget.dense]
         self._fixed = [budget.group for budget in budgets if budget.dense]
         self._weights = list(dict.fromkeys(part.weight for group in self._groups for part in group.parts))
         self._optimizer = optimizer
@@ -109,7 +111,7 @@ class Sparsifier:
             if weight.probe and self._reduce:
                 self._reduce(weight.probe.total)
         # Groups read weights, so all choices are made before the first weight changes.
-        chosen = self.method.update(self._budgets, moment)
+        chosen = self.method.update([budget for budget in self.budgets if not budget.dense], moment)
         topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
         for weight, indices in topologies:
             self.ever_active.add(weight, indices)
@@ -124,6 +126,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         return {
             "method": self.method.state_dict(),
+            "budgets": [budget.connections for budget in self.budgets],
             "probes": {w.name: (w.probe.positions, w.probe.total) for w in self._weights if w.probe},
             "due": self._due,
             "updates": self.updates,
@@ -134,6 +137,9 @@ class Sparsifier:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
+        # Where connections of another run decide the budgets, those that it began with, wherever they are now.
+        if counts := state.get("budgets"):  # which checkpoints of earlier versions do not have
+            self.budgets = [replace(b, connections=n) for b, n in zip(self.budgets, counts, strict=True)]
         for weight in self._weights:
             weight.probe = None
             if weight.name in state["probes"]:

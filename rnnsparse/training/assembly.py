@@ -159,12 +159,16 @@ def follow_connections(
 
     Connections from another run decide the budgets of a method that begins with as many as it ends with.
     """
-    method = config.method
-    begins_as_it_ends = not method.stays_dense and all(method.initial_connections(b) == b.connections for b in budgets)
-    if config.start.is_elsewhere and begins_as_it_ends:
+    if config.start.is_elsewhere and begins_as_it_ends(config, budgets):
         budgets = [replace(budget, connections=budget.group.connections) for budget in budgets]
         model.execution, _ = choose_execution(config, device, sparsity_of(budgets))
     return list(budgets)
+
+
+def begins_as_it_ends(config: RunConfig, budgets: Sequence[Budget]) -> bool:
+    """Return whether a run's method keeps the number of connections in each group, or at least their sum."""
+    method = config.method
+    return not method.stays_dense and all(method.initial_connections(b) == b.connections for b in budgets)
 
 
 def require_execution(config: RunConfig, device: torch.device) -> None:

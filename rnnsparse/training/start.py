@@ -21,6 +21,7 @@ from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.topology import draw_absent, rewire
 from rnnsparse.training.assembly import (
     Restored,
+    begins_as_it_ends,
     empty_model,
     follow_connections,
     new_model,
@@ -36,6 +37,7 @@ CPU = torch.device("cpu")
 REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus", "characters_seen", "seconds")
 # And its topology's history, if it has all the connections and the method goes on.
 TOPOLOGY_STATE = "sparsifier"
+TEACHER_STATE = "teacher"  # if it learns from the same one
 # Settings without which those mean something else.
 KEPT = ("optimizer", "connection_steps", "batch_size", "precision")
 
@@ -108,7 +110,16 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
     _require_counts(config, budgets)
     if "rewind" in opened:
         _require_updates(config, budgets, opened["rewind"])
+        if TOPOLOGY_STATE in state and not begins_as_it_ends(config, budgets):
+            state[TOPOLOGY_STATE].pop("budgets", None)  # this run has its own to come to
     return Start(model, budgets, state)
+
+
+def rewound(own: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
+    """Return the training state of a run that goes on with what `Start.training_state` takes over."""
+    ours, theirs = own[TEACHER_STATE], taken[TEACHER_STATE]
+    same_teacher = ours and theirs and ours["sha256"] == theirs["sha256"]
+    return own | taken | {TEACHER_STATE: theirs if same_teacher else ours}
 
 
 def _open(key: str, path: str, model: CharLM, tokenizer: Tokenizer | None) -> Restored:
@@ -163,11 +174,12 @@ def _change_basis(key: str, other: Restored, config: RunConfig, model: CharLM) -
         theirs = other.model.sparse_weights()[name]
         if same_basis(weight.basis, theirs.basis):
             continue
-        if key != "weights":
+        if key != "weights" or config.start.add:
+            other_way = "use start.weights, which takes values from any" if key != "weights" else "leave out start.add"
             raise UserError(
                 f"start.{key}: {other.folder}: its connections are in another basis (sparsity.basis: "
                 f"{other.config.budget.basis}) than this run's ({config.budget.basis}) and have no place here; name "
-                f"a run in the same basis, or use start.weights, which takes values from any"
+                f"a run in the same basis, or {other_way}"
             )
         theirs.express(theirs.to_dense(), weight.basis)
 
@@ -194,7 +206,7 @@ def _training_state(config: RunConfig, rewind: Restored, optimizer: torch.optim.
         state = rewind.saved.training_state()
         optimizer.load_state_dict(state["optimizer"] | {"param_groups": optimizer.state_dict()["param_groups"]})
         goes_on = config.start.topology is None and config.method == rewind.config.method
-        return {key: state[key] for key in (*REWOUND, *([TOPOLOGY_STATE] if goes_on else []))}
+        return {key: state[key] for key in (*REWOUND, TEACHER_STATE, *([TOPOLOGY_STATE] if goes_on else []))}
     except UserError as error:
         raise UserError(f"start.rewind: {error}") from None
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -67,9 +67,7 @@ def require_fitting(
         _require_like(state["teacher"]["recurrent_state"], fresh["teacher"]["recurrent_state"], "teacher")
     _require_communication(state.get("communication", (0, 0)))
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
-    _require_sparsifier(state["sparsifier"], weights)
-    counts = state.get("budgets", fresh["budgets"])
-    _require(len(counts) == len(fresh["budgets"]) and all(map(_is_count, counts)), "budgets")
+    _require_sparsifier(state["sparsifier"], fresh["sparsifier"], weights)
 
 
 def _require_optimizer(state: Mapping[str, Any], fresh: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
@@ -98,7 +96,11 @@ def _require_optimizer(state: Mapping[str, Any], fresh: Mapping[str, Any], param
                 _require(value.dtype.is_floating_point or bool((value >= 0).all()), f"optimizer.state.{name}")
 
 
-def _require_sparsifier(state: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> None:
+def _require_sparsifier(
+    state: Mapping[str, Any], fresh: Mapping[str, Any], weights: Mapping[str, SparseWeight]
+) -> None:
+    counts = state.get("budgets", fresh["budgets"])
+    _require(len(counts) == len(fresh["budgets"]) and all(map(_is_count, counts)), "sparsifier.budgets")
     _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
     _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")

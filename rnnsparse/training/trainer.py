@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +16,7 @@ from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
 from rnnsparse.training.banner import banner
 from rnnsparse.training.connectivity import connection_counts
@@ -81,19 +81,19 @@ class Trainer:
         self.tokenizer = self.corpus.tokenizer
         first = None
         if saved:
-            self.model, self.budgets = assembly.saved_model(saved, config, self.tokenizer, self.device)
+            self.model, budgets = assembly.saved_model(saved, config, self.tokenizer, self.device)
         else:
             first = start.first_model(config, self.tokenizer.vocab_size, self.device, self.tokenizer)
-            self.model, self.budgets = first.model, first.budgets
-        self.learner = Learner(config, self.model, self.budgets, self.corpus, self.device, self.ranks)
+            self.model, budgets = first.model, first.budgets
+        self.learner = Learner(config, self.model, budgets, self.corpus, self.device, self.ranks)
         self.best: float | None = None
         self.evaluations_without_gain = 0
         self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
         if saved:
-            self._resume_from(saved)
+            self._load_fitting(saved.training_state(), saved.step, saved.folder)
         elif first and first.training_state:
             assert config.start.rewind is not None
-            state = self._training_state() | first.training_state | {"records": {}}
+            state = start.rewound(self._training_state(), first.training_state) | {"records": {}}
             self._load_fitting(state, first.training_state["step"], Path(config.start.rewind))
         self._told = self.learner.seconds, self.learner.characters_seen
 
@@ -101,6 +101,11 @@ class Trainer:
     def step(self) -> int:
         """Optimizer steps taken."""
         return self.learner.step
+
+    @property
+    def budgets(self) -> list[Budget]:
+        """How many connections each group began with, or ends with if its method has them come or go."""
+        return self.learner.sparsifier.budgets
 
     # ---- the loop
 
@@ -346,15 +351,7 @@ class Trainer:
 
     def _training_state(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in COUNTERS}
-        counts = [budget.connections for budget in self.budgets]
-        return self.learner.state_dict() | own | {"records": self._records, "budgets": counts}
-
-    def _resume_from(self, saved: checkpoint.Checkpoint) -> None:
-        state = saved.training_state()
-        self._load_fitting(state, saved.step, saved.folder)
-        # Where connections of another run decide the budgets, those that it began with, wherever they are now.
-        if counts := state.get("budgets"):
-            self.budgets = [replace(b, connections=n) for b, n in zip(self.budgets, counts, strict=True)]
+        return self.learner.state_dict() | own | {"records": self._records}
 
     def _load_fitting(self, state: dict[str, Any], step: int, folder: Path) -> None:
         try:

@@ -140,6 +140,21 @@ def test_a_run_rewound_with_all_its_connections_ends_as_it_did(
     assert without_times(metrics(config.folder)) == lines
 
 
+def test_a_rewound_run_goes_on_with_its_teacher_and_with_what_it_has_counted(tmp_path: Path, others: Path) -> None:
+    teacher = [f"training.teacher={others / 'dense'}", "training.teacher_weight=0.5"]
+    settings = ["sparsity.method=set", "sparsity.redistribute=weight", "sparsity.interval=2", *teacher]
+    expected = trained(config_in(tmp_path, "source", *settings, "checkpoint.keep=[5]"))
+    config = started(tmp_path, tmp_path, "again", *settings, rewind="source/step_5")
+    found = trained(config)
+    assert checkpoint.load(config.folder).weights_sha256 == checkpoint.load(tmp_path / "source").weights_sha256
+    assert found["training_flops"] == expected["training_flops"]
+
+    another = f"training.teacher={others / 'static'}"  # what it remembers is nothing of the first one's
+    config = started(tmp_path, tmp_path, "other", *settings, another, rewind="source/step_5")
+    teacher_state = Trainer(config, stream=io.StringIO())._training_state()["teacher"]["recurrent_state"]
+    assert not teacher_state.any()
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("step", [0, 3])
 def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
@@ -317,6 +332,19 @@ def test_a_resumed_run_counts_the_connections_that_it_began_with_wherever_they_a
     assert without_times([trained(config, resume=True)]) == without_times([expected])
 
 
+def test_a_resumed_run_prunes_from_the_connections_that_it_began_with(tmp_path: Path, others: Path) -> None:
+    even = ["sparsity.distribution=uniform", "sparsity.sparsity=0.5"]
+    trained(config_in(tmp_path, "even", "sparsity.method=static", *even))
+    granet = ["sparsity.method=granet", "sparsity.initial_sparsity=0.5", "sparsity.redistribute=weight"]
+    settings = [*even, *granet, "sparsity.interval=2", "sparsity.stop=1"]
+    trained(started(tmp_path, tmp_path, "undisturbed", *settings, weights="even"))
+    config = started(tmp_path, tmp_path, "stopped", *settings, weights="even")
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(3))
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+
+
 def test_pruning_begins_with_a_trained_dense_model_and_ends_with_its_own_budgets(tmp_path: Path, others: Path) -> None:
     settings = ["sparsity.method=prune", "sparsity.sparsity=0.8", "sparsity.interval=2"]
     config = started(tmp_path, others, "run", *settings, weights="dense")
@@ -388,6 +416,15 @@ def test_what_does_not_fit_is_refused_in_one_line(
         Trainer(started(tmp_path, others, "run", *overrides, **start))
     one_line(error)
     assert not os.path.exists(tmp_path / "run")
+
+
+def test_connections_are_not_added_to_those_of_another_basis(tmp_path: Path, others: Path) -> None:
+    settings = ["sparsity.method=static", "sparsity.basis=dct", "model.execution=masked", "start.add=true"]
+    with pytest.raises(
+        UserError, match=r"static: its connections are in another basis .* or leave out start\.add"
+    ) as e:
+        Trainer(started(tmp_path, others, "run", *settings, weights="static"))
+    one_line(e)
 
 
 def test_two_sources_of_values_are_refused(tmp_path: Path) -> None:
