@@ -23,6 +23,8 @@ from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.reporting.pictures import Pictures, are_counts, read_pictures
 from rnnsparse.reporting.places import short_names, shorten_places
+from rnnsparse.training import atomic
+from rnnsparse.training.run_folder import LAST
 
 LARGEST_RESULTS, LARGEST_SUMMARY, LARGEST_RECORDS, LARGEST_LINE = 1 << 26, 1 << 16, 1 << 30, 1 << 25  # bytes
 CURVE_POINTS = 100  # a curve has at most this many
@@ -31,6 +33,7 @@ FORMAT: Literal["rnnsparse results 1"] = "rnnsparse results 1"
 ALIKE = {
     "run.name", "run.dir", "run.seed", "data.path", "data.cache", "training.device", "training.threads",
 }  # fmt: skip
+OF_DENSE = {"sparsity.method", "sparsity.basis", "sparsity.basis_from"}
 ALIKE_SECTIONS = {"logging", "checkpoint"}
 
 
@@ -105,7 +108,7 @@ class Run:
         if flat["data.source"] == "text":
             flat["data.text"] = flat["data.path"]
         if self.summary.method == "dense":
-            flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k == "sparsity.method"}
+            flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k in OF_DENSE}
         return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}
 
 
@@ -145,23 +148,26 @@ def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None
                 raise UserError(f"{folder}: this run is named twice; name it once")
             folders[folder.resolve()] = None
     names = short_names(list(folders))
-    folder_of: dict[str, Path] = {}
+    folder_of = {name: folder for folder, name in names.items()}
     for folder in folders:
         if folder.joinpath("summary.json").exists():
             from_folders.append(_read_run(folder, names[folder]))
-            folder_of[names[folder]] = folder
         else:
             left_out.append(f"{names[folder]}: not finished, so it is left out{_progress(folder)}")
     shorten_places([run.config for run in from_folders])
     if test:
         # Not before all are known to be runs: it takes a while.
         for i, run in enumerate(tqdm(from_folders, "test", unit="run", disable=None)):
+            if atomic.existing(folder_of[run.name] / LAST) is None:
+                left_out.append(f"{run.name}: has no checkpoint any more, so it is not measured on the test text")
+                continue
             summary = replace(run.summary, test_bits_per_character=test(folder_of[run.name]))
             from_folders[i] = replace(run, summary=summary)
+    places = {id(run): folder_of[run.name] for run in from_folders}
     runs += from_folders
     runs.sort(key=lambda run: run.summary.seed)
     runs = _without_copies(runs, left_out)
-    return _with_pictures(runs, folder_of), left_out
+    return _with_pictures(runs, places), left_out
 
 
 def is_results(path: Path) -> bool:
@@ -220,11 +226,20 @@ def _read_run(folder: Path, name: str) -> Run:
     run = Run(
         name=name,
         config=_portable(config.to_dict()),
-        summary=_parsed(Summary, folder / "summary.json", LARGEST_SUMMARY, "the summary of a run"),
+        summary=read_summary(folder),
         curves=_curves(records),
     )
     _require_method(run, folder / "summary.json")
     return run
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read what a finished run's folder says of its end.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return _parsed(Summary, folder / "summary.json", LARGEST_SUMMARY, "the summary of a run")
 
 
 def _require_method(run: Run, path: Path) -> None:
@@ -335,12 +350,15 @@ def _without_copies(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(seen.values())
 
 
-def _with_pictures(runs: Sequence[Run], folder_of: Mapping[str, Path]) -> list[Run]:
-    """Give the first run of each setting its pictures, if its checkpoint is still there."""
+def _with_pictures(runs: Sequence[Run], places: Mapping[int, Path]) -> list[Run]:
+    """Give the first run of each setting its pictures, if its checkpoint is still there.
+
+    `places` has the folders, by `id`: names of runs from elsewhere may be the same.
+    """
     pictured = {_setting_key(run) for run in runs if run.pictures}
     result = []
     for run in runs:
-        key, folder = _setting_key(run), folder_of.get(run.name)
+        key, folder = _setting_key(run), places.get(id(run))
         if key not in pictured and folder and folder.joinpath("last").exists():
             pictures = read_pictures(folder, read_records(folder / "connectivity.jsonl", are_counts))
             run = replace(run, pictures=pictures)

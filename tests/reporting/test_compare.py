@@ -119,6 +119,35 @@ def test_the_score_on_the_test_text_is_that_of_evaluate_and_kept(
     assert scores == {"rigl": statistic([score]), "static": None}
 
 
+def test_a_run_without_a_checkpoint_is_named_and_not_measured_on_the_test_text(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(folder / "runs" / "rigl-a", tmp_path / "runs" / "a")
+    copy(folder / "runs" / "static", tmp_path / "runs" / "b")
+    shutil.rmtree(run / "last")
+    assert main(["compare", str(tmp_path / "runs"), "--test", "--markdown"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "rnnsparse: a: has no checkpoint any more, so it is not measured on the test text\n"
+    assert [row.split(" | ")[3] == "–" for row in out.splitlines()[2:]].count(True) == 1
+
+
+def test_dense_networks_in_other_bases_are_other_settings(folder: Path, tmp_path: Path) -> None:
+    dct = ["sparsity.method=dense", "sparsity.basis=dct", f"run.dir={tmp_path / 'dct'}"]
+    assert main(["train", str(folder / "tiny.yaml"), *dct]) == 0
+    settings = group(read_runs([folder / "runs" / "dense", tmp_path / "dct"])[0])
+    assert sorted(setting.label for setting in settings) == ["dense, basis=canonical", "dense, basis=dct"]
+
+
+def test_a_run_of_earlier_results_gets_no_pictures_of_a_namesake(folder: Path, tmp_path: Path) -> None:
+    run = copy(folder / "runs" / "rigl-a", tmp_path / "a" / "seed1")
+    shutil.rmtree(run / "last")
+    assert main(["compare", str(run), "--out", str(tmp_path / "out")]) == 0
+    namesake = copy(folder / "runs" / "rigl-sparser", tmp_path / "b" / "seed1")
+    runs, _ = read_runs([tmp_path / "out" / "results.json", namesake])
+    pictured = {run.config["sparsity"]["sparsity"]: run.pictures is not None for run in runs}
+    assert pictured == {0.5: False, 0.8: True}
+
+
 @pytest.mark.parametrize(
     ("method", "start", "steps", "shown"),
     [
