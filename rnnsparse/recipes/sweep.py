@@ -18,6 +18,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         raise UserError(
             f"pack: {_shown(pack)} is not a whole number above 0; 1 trains each run in a process of its own"
         )
-    base_path = path.parent / base
+    base_path, folder = path.parent / os.path.expanduser(base), os.path.expanduser(folder)
     points = list(_points(data.get("grid")))
     fixed = _settings(data.get("overrides") or {}, "overrides") | _typed(overrides, {key for p in points for key in p})
     return Sweep(

@@ -103,7 +103,7 @@ class _Runner:
 
     def run(self) -> Outcome:
         for run in self._pending:
-            self._learn(run, status(run), alone=True)
+            self._learn(run, status(run), alone=self._sweep.pack == 1)  # or who knows in what company
         if any(run.config.training.threads is None for run in self._pending):
             self._say("training.threads is not set: each run gets one thread")
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
+from rnnsparse.reporting.runs import read_summary
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lock, run_folder
@@ -41,7 +42,7 @@ def status(run: Run) -> Status:
     try:
         if folder.joinpath("summary.json").is_file():
             run_folder.refuse_another_run(_recorded(folder), run.config)
-            return Status("done", summary=json.loads(folder.joinpath("summary.json").read_text(encoding="utf-8")))
+            return Status("done", summary=asdict(read_summary(folder)))
         if run_folder.has_checkpoint(folder):
             run_folder.last_checkpoint(run.config)
             return Status("interrupted")

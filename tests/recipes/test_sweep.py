@@ -85,6 +85,13 @@ def test_by_default_the_runs_go_to_checkpoints_and_use_what_the_machine_has(tmp_
     assert sweep(tmp_path, grid={"run.seed": 1}, memory="1.5GB", processes=3).memory_bytes == 1_500_000_000
 
 
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = sweep(tmp_path, dir="~/runs", grid={"run.seed": [1]})
+    assert found.folder == tmp_path / "runs"
+    assert found.runs[0].config.folder == tmp_path / "runs" / "seed=1"
+
+
 def test_a_setting_that_says_nothing_to_a_method_multiplies_no_runs(tmp_path: Path) -> None:
     grid = {
         "sparsity.method": ["dense", "static", "set"],

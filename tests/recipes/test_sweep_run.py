@@ -351,6 +351,28 @@ def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> 
         assert lock.holder(base / str(size)) is None
 
 
+def test_the_memory_of_a_pack_is_not_taken_for_that_of_its_runs(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys: dict[str, Any] = {"pack": 2, "memory": "4GB", "overrides": {"training.device": "cpu"}}
+    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}, **keys))]) == 0
+    for seed in (1, 2):
+        path = base / "runs" / f"seed={seed}" / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 10**10}))
+    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2, 3]}, **keys))]) == 0
+    assert "finished     seed=3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", [lambda s: [], lambda s: s | {"bits_per_character": None}, lambda s: {"steps": 1}])
+def test_a_damaged_summary_fails_its_run_alone(base: Path, spoil: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(write(base, grid={"run.seed": [1]}))]) == 0
+    path = base / "runs" / "seed=1" / "summary.json"
+    path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
+    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}))]) == 1
+    out, err = capsys.readouterr()
+    assert "finished     seed=2" in out
+    assert "summary.json: not the summary of a run" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:
     runs = load_sweep(write(base, grid={"run.seed": [1, 2, 3]})).runs
     each = estimator_of(runs[0]).cost(runs[0].config).memory_bytes
