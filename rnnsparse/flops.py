@@ -79,12 +79,15 @@ def training_flops(
         taken: after how many of the steps the run was stopped, by default at its end.
     """
     sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
+    first = _product_flops(
+        model, budgets, [b.connections if b.dense else method.initial_connections(b) for b in budgets]
+    )
     dense = forward_flops(model).dense
     # Methods count passes, three to a step: each bears its share of getting out of a basis and back into it.
     change = _basis_flops(model) * micro_batches / characters_per_step / 3
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     taken = steps if taken is None else taken
-    mean = method.mean_forward_flops(sparse + change, dense + change, steps, taken)
+    mean = method.mean_forward_flops(sparse + change, first + change, steps, taken)
     return TrainingFlops(
         per_character=method.training_flops(mean, dense + change, steps) + _probe_flops(method, model, budgets),
         dense_per_character=3 * yardstick,

@@ -13,10 +13,11 @@ from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight, materialise
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate
 from rnnsparse.sparsity.group import make_groups
-from rnnsparse.sparsity.method import Method
+from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.methods.dense import Dense
+from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.rigl import RigL
@@ -190,6 +191,24 @@ def test_watched_positions_cost_one_product_and_no_block_has_more_than_are_absen
     found = training_flops(method, model, budgets_of(model), steps=10, characters_per_step=64)
     still = training_flops(Static(), model, budgets_of(model), steps=10, characters_per_step=64)
     assert found.per_character - still.per_character == 2 * watched
+
+
+@pytest.mark.parametrize("initial", [0.0, 0.5, 0.9])
+def test_granet_is_counted_from_the_connections_that_each_group_begins_with(initial: float) -> None:
+    model = CharLM(ModelConfig(embedding_dim=8, hidden_size=12), vocab_size=20)
+    config = BudgetConfig(sparsity=0.9, dense=("embedding", "output"))
+    budgets = allocate(list(model.sparse_weights().values()), config)
+    method, steps, counts = GraNet(interval=1, initial_sparsity=initial, start=0.0, stop=1.0), 400, []
+    for step in range(1, steps + 1):
+        planned = iter(method.targets([b for b in budgets if not b.dense], Moment(step, steps, seed=0)))
+        counts.append([b.connections if b.dense else next(planned) for b in budgets])
+    multiplied = [not b.group.name.startswith("embedding") for b in budgets]
+    forward = [2 * sum(n for n, is_multiplied in zip(now, multiplied, strict=True) if is_multiplied) for now in counts]
+    mean = sum(forward) / steps
+    dense = forward_flops(model).dense
+    expected = (5 * mean + dense) / 2  # every step an update: appendix H of Evci et al.
+    found = training_flops(method, model, budgets, steps, 10).per_character
+    assert found == pytest.approx(expected, rel=0.01)
 
 
 def test_totals_count_every_character_of_every_step() -> None:

@@ -95,7 +95,10 @@ class Method(ABC):
 
     @property
     def probed_share(self) -> float:
-        """The share of steps at which gradients are summed at the `probed` positions."""
+        """The share of steps at which gradients are summed at the `probed` positions, while there are updates.
+
+        As in the papers' averages, these are taken to go on to the end.
+        """
         return 0.0
 
     def earlier_runs(self, budgets: Sequence[Budget], steps: int) -> list[tuple[int, list[int]]]:
@@ -134,11 +137,12 @@ class Method(ABC):
         """Return the new sorted positions of each group."""
         return [budget.group.indices() for budget in budgets]
 
-    def mean_forward_flops(self, sparse: float, dense: float, steps: int, taken: int) -> float:
+    def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
         """Return FLOPs of one forward pass per character, averaged over the first `taken` steps of a run of `steps`.
 
         Args:
-            sparse, dense: FLOPs of one forward pass per character, with the budgeted and with all connections.
+            sparse, first: FLOPs of one forward pass per character, with the budgeted connections and with those that
+                a run begins with (`initial_connections`).
         """
         return sparse
 

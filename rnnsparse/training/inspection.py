@@ -44,8 +44,11 @@ def inspect(
     counted = [budget.group for budget in budgets if not budget.dense]
     connections, positions = sum(g.connections for g in counted), sum(g.positions for g in counted)
     parameters = sum(p.numel() for p in model.parameters())
-    # What a run starts with may be more than it has now or at its end, and has to fit too.
-    more = sum(max(0, config.method.initial_connections(b) - b.group.connections) for b in budgets if not b.dense)
+    # What a run starts with, or one that a recipe makes before, may be more than it has in the end, and has to fit too.
+    most = [config.method.initial_connections(b) for b in budgets]
+    for _, counts in config.method.earlier_runs(budgets, config.training.steps):
+        most = [max(pair) for pair in zip(most, counts, strict=True)]
+    more = sum(max(0, n - b.group.connections) for n, b in zip(most, budgets, strict=True) if not b.dense)
     forward = forward_flops(model)
     symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate
     training = training_flops(
@@ -91,9 +94,16 @@ def inspect(
             "dense_gradients": dense_gradients * number,
             # Each has a position, the gradient of one step and the sum over steps.
             "probes": sum(config.method.probed(b) for b in budgets if not b.dense) * (8 + 2 * number),
+            "teacher": _memory_of(teacher) if teacher is not None else 0,
             "bases": sum(w.basis.left_KRR.numel() + w.basis.right_KCC.numel() for w in weights if w.basis) * number,
         },
     }
+
+
+def _memory_of(model: CharLM) -> int:
+    """Return the bytes of a model that is not trained: its parameters, and the positions of its connections."""
+    connections = sum(weight.connections for weight in model.sparse_weights().values())
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + connections * 8
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -105,6 +115,7 @@ def table(report: dict[str, Any]) -> list[str]:
         lines.append(f"{block['name']:{width}} {shape:>13} {block['connections']:>13,} {block['density']:>8.4f}")
     memory = report["memory_bytes"]
     basis = f"{memory['bases'] / 1e6:,.1f} MB bases, " if memory["bases"] else ""
+    teacher = f"{memory['teacher'] / 1e6:,.1f} MB teacher, " if memory["teacher"] else ""
     ratio = report["flops_per_character"] / report["dense_flops_per_character"]
     lines += [
         f"connections {report['connections']:,} of {report['positions']:,} positions "
@@ -113,7 +124,7 @@ def table(report: dict[str, Any]) -> list[str]:
         f"training {report['training_flops']:.3g} in {report['steps']:,} steps, "
         f"{report['training_flops_vs_dense']:.4f} of dense",
         f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
-        f"{basis}{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
+        f"{basis}{teacher}{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
         f"{(memory['dense_gradients'] + memory['probes']) / 1e6:,.1f} MB gradients of absent positions",
     ]
     return lines

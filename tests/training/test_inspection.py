@@ -25,7 +25,7 @@ KEYS = {
 }
 
 
-def report_of(*overrides: str, vocab_size: int = 10) -> dict[str, Any]:
+def report_of(*overrides: str, vocab_size: int = 10, taught: bool = False) -> dict[str, Any]:
     data: dict[str, Any] = {
         "model": {"embedding_dim": 4, "hidden_size": 6},
         "sparsity": {"sparsity": 0.5},
@@ -33,7 +33,7 @@ def report_of(*overrides: str, vocab_size: int = 10) -> dict[str, Any]:
     }
     config = parse_config(data, "c.yaml", overrides)
     model, budgets = new_model(config, vocab_size, torch.device("cpu"))
-    return inspect(config, model, budgets)
+    return inspect(config, model, budgets, model if taught else None)
 
 
 def test_blocks_are_listed_from_input_to_output_with_their_shapes() -> None:
@@ -136,6 +136,7 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
         "optimizer": 186 * 4 * moments,
         "dense_gradients": 0,
         "probes": 0,
+        "teacher": 0,
         "bases": 0,
     }
 
@@ -157,6 +158,20 @@ def test_memory_counts_positions_that_are_watched() -> None:
     assert report["memory_bytes"]["probes"] == report["connections"] * 16
     everywhere = report_of("sparsity.method=scout", "sparsity.pool=null")
     assert everywhere["memory_bytes"]["probes"] == everywhere["positions"] * 16
+
+
+@pytest.mark.parametrize("method", ["lottery", "kd_ticket"])
+def test_a_recipe_needs_the_memory_of_its_dense_run(method: str) -> None:
+    found, dense = report_of(f"sparsity.method={method}"), report_of("sparsity.method=dense")
+    assert found["memory_bytes"] == dense["memory_bytes"]
+
+
+def test_memory_counts_a_teacher() -> None:
+    found, alone = report_of(taught=True), report_of()
+    own = alone["memory_bytes"]
+    assert found["memory_bytes"] == own | {"teacher": own["parameters"] + own["indices"]}
+    assert "MB teacher, " in "".join(table(found))
+    assert "MB teacher, " not in "".join(table(alone))
 
 
 def test_sparse_execution_holds_one_tile_of_the_largest_weight() -> None:

@@ -55,9 +55,8 @@ class GraNet(DropGrow):
     def grow_score(self, tile: Tile) -> Tensor:
         return tile.gradient_RC.abs()
 
-    def mean_forward_flops(self, sparse: float, dense: float, steps: int, taken: int) -> float:
-        initial = max(sparse, dense * (1 - self.initial_sparsity))
-        return sparse + (initial - sparse) * self._schedule(steps).mean_share_to_go(taken)
+    def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
+        return sparse + (first - sparse) * self._schedule(steps).mean_share_to_go(taken)
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         return (3 * sparse * self.interval + 2 * sparse + dense) / (self.interval + 1)

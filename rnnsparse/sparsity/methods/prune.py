@@ -47,5 +47,5 @@ class Prune(Method):
             for budget, count in zip(budgets, counts, strict=True)
         ]
 
-    def mean_forward_flops(self, sparse: float, dense: float, steps: int, taken: int) -> float:
-        return sparse + (dense - sparse) * self._schedule(steps).mean_share_to_go(taken)
+    def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
+        return sparse + (first - sparse) * self._schedule(steps).mean_share_to_go(taken)
