@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from rnnsparse.errors import UserError
+from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.nn.basis import same_basis
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import Restored, restore
 
@@ -23,18 +25,26 @@ def average(found: list[Restored], out: Path) -> None:
     """Write the mean to `out`.
 
     Raises:
-        UserError: models, symbols or connections differ, or `out` exists.
+        UserError: models, symbols, connections or bases differ, or `out` exists.
+        RunFailed: it cannot be written.
     """
     if out.exists():
         raise UserError(f"--out: {out}: exists; choose another folder")
     last = found[-1]
     for other in found[:-1]:
         ours, theirs = last.model.sparse_weights(), other.model.sparse_weights()
-        same = other.config.model == last.config.model and other.saved.tokenizer_json == last.saved.tokenizer_json
-        if not same or not all(torch.equal(ours[name].indices, theirs[name].indices) for name in ours):
-            raise UserError(
-                f"{other.folder}: has other connections or symbols than {last.folder}; name runs with the same"
-            )
+        models = [replace(one.config.model, execution="auto") for one in (last, other)]
+        if models[0] != models[1] or other.saved.tokenizer_json != last.saved.tokenizer_json:
+            raise UserError(f"{other.folder}: has another model or symbols than {last.folder}; name runs with the same")
+        for name, weight in ours.items():
+            if not same_basis(weight.basis, theirs[name].basis):
+                raise UserError(
+                    f"{other.folder}: its {name} is in another basis than that of {last.folder}; name runs in the same"
+                )
+            if not torch.equal(weight.indices, theirs[name].indices):
+                raise UserError(
+                    f"{other.folder}: has other connections in {name} than {last.folder}; name runs with the same"
+                )
     with torch.no_grad():
         for values in zip(*(one.model.parameters() for one in found), strict=True):
             values[-1].copy_(torch.stack(values).mean(0))
@@ -55,9 +65,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         average([restore(path, torch.device("cpu")) for path in arguments.checkpoints], arguments.out)
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         print(f"average_checkpoints: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     return 0
 
 

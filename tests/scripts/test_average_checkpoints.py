@@ -25,8 +25,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     static = "sparsity.method=static"
     trained(config_in(folder, "first", static))
-    trained(config_in(folder, "second", static, f"start.weights={folder / 'first'}"))
+    trained(config_in(folder, "second", static, f"start.weights={folder / 'first'}", "model.execution=masked"))
     trained(config_in(folder, "other", static, "run.seed=9"))
+    for basis in ("canonical", "dct"):
+        trained(config_in(folder, basis, "sparsity.method=dense", f"sparsity.basis={basis}"))
+    trained(config_in(folder, "wider", static, "model.hidden_size=7"))
     return folder
 
 
@@ -43,7 +46,9 @@ def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "out", "message"),
     [
-        (["first", "other"], "new", "has other connections or symbols"),
+        (["first", "other"], "new", "has other connections in "),
+        (["first", "wider"], "new", "has another model or symbols"),
+        (["canonical", "dct"], "new", "its embedding is in another basis"),
         (["first", "second"], "other", "exists; choose another folder"),
         (["nowhere"], "new", "there is no such folder"),
     ],
