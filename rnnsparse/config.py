@@ -123,6 +123,8 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         raise UserError(
             f"{source}: is not a configuration: its top level must be sections such as `model:` and `training:`"
         )
+    if "grid" in data:
+        raise UserError(f"{source}: is a sweep, which makes many runs; start it with `rnnsparse sweep`")
     for key, value in data.items():
         if key not in SECTIONS:
             raise UserError(
@@ -147,7 +149,9 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         model: ModelConfig = parsed["model"]
         if model.dropout > 0 and model.num_layers == 1:
             warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
-        warnings += _idle(parsed["training"])
+        if not model.readout_dims and model.readout_activation != ModelConfig.readout_activation:
+            warnings.append("model.readout_activation has no effect without model.readout_dims")
+        warnings += _idle(parsed["training"], method)
         _require_momenta(method, parsed["training"])
         if budget.basis_from is not None and budget.basis != "svd":
             warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
@@ -156,9 +160,14 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        typed = any(str(error).startswith(parse_override(override)[0]) for override in overrides)
+        raise UserError(str(error) if typed else f"{source}: {error}") from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
+    if getattr(config.method, "interval", 0) > config.training.steps:
+        warnings.append(f"sparsity.interval: the {config.training.steps} steps end before the first update")
+    if config.training.warmup >= config.training.steps > 0:
+        warnings.append(f"training.warmup: the {config.training.steps} steps end before the whole learning rate")
     return dataclasses.replace(config, warnings=tuple(warnings))
 
 
@@ -183,8 +192,15 @@ def _require_a_plain_run(config: RunConfig) -> None:
             )
 
 
-def _idle(training: TrainingConfig) -> Iterator[str]:
+def _idle(training: TrainingConfig, method: Method) -> Iterator[str]:
     """Yield a line for each training setting that does nothing."""
+    if training.teacher is None and method.name != "kd_ticket":
+        for key in ("teacher_weight", "teacher_temperature"):
+            if getattr(training, key) != getattr(TrainingConfig, key):
+                yield f"training.{key} has no effect without training.teacher"
+    for key, optimizer in (("momentum", "sgd"), ("nonmonotone", "sntasgd")):
+        if training.optimizer != optimizer and getattr(training, key) != getattr(TrainingConfig, key):
+            yield f"training.{key} has no effect with training.optimizer={training.optimizer}"
     if training.connection_steps and training.optimizer not in ("adam", "adamw"):
         yield f"training.connection_steps has no effect with training.optimizer={training.optimizer}"
     if training.connection_warmup and not training.connection_steps:
@@ -252,7 +268,7 @@ def _sparsity(values: dict[str, Any], warnings: list[str]) -> tuple[BudgetConfig
     unknown = [key for key in values if key not in known]
     if unknown:
         raise UserError(
-            f"sparsity.{unknown[0]}: unknown key{suggest(unknown[0], [*known, *foreign])}; method {name} has "
+            f"sparsity.{unknown[0]}: unknown key{suggest(unknown[0], ['method', *known, *foreign])}; method {name} has "
             f"{', '.join(known)}"
         )
     if name == "dense" and values.get("sparsity"):
@@ -283,6 +299,8 @@ def _validated(hint: Any, value: Any, key: str) -> Any:
         first = error.errors()[0]
         inner = "".join(f".{part}" for part in first["loc"] if not str(part).startswith("function"))
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] in ("list_type", "tuple_type"):
+            reason = f"must be a list, such as [{_shown(first['input'])}]"
         raise UserError(
             f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(hint)})"
         ) from None

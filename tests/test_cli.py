@@ -145,6 +145,28 @@ def test_evaluate_scores_the_split_or_the_text_it_is_told(cli: Workplace, tmp_pa
     assert other["bytes"] == len(TEXT[1:500].encode())
 
 
+def test_a_split_beside_another_text_is_refused(cli: Workplace) -> None:
+    code, out, err = cli("evaluate", cli.run, "--data", cli.folder / "text.txt", "--split", "test")
+    assert (code, out) == (2, "")
+    assert err == "rnnsparse: --split test: says nothing beside --data, which is measured whole; leave one out\n"
+
+
+def test_evaluate_tells_how_much_of_a_text_is_unknown(cli: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "snow.txt").write_text(TEXT[:100] + "☃☃", encoding="utf-8")
+    code, out, err = cli("evaluate", cli.run, "--data", tmp_path / "snow.txt")
+    assert (code, out.startswith(f"{tmp_path}/snow.txt: ")) == (0, True)
+    total = len((TEXT[:100] + "☃☃").encode())
+    assert f": 6 of {total} bytes are characters that its training text has not; " in err
+    assert len(err.splitlines()) == 1
+
+
+def test_resuming_a_finished_run_says_so_and_how_to_train_longer(cli: Workplace) -> None:
+    told = cli.ok("train", cli.config, f"run.dir={cli.run}", "--resume")
+    assert (
+        f"finished before: all 4 steps are taken; to train longer, start a new run with start.weights={cli.run}" in told
+    )
+
+
 def test_evaluate_keeps_its_tokens_where_the_run_does(
     cli: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,7 +512,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
 
 
 def test_a_run_that_diverges_exits_with_1_and_one_line(cli: Workplace, tmp_path: Path) -> None:
-    diverging = ["training.optimizer=sgd", "training.grad_clip=null", "sparsity.interval=100"]
+    diverging = ["training.optimizer=sgd", "training.grad_clip=null", "sparsity.interval=4"]
     where = f"run.dir={tmp_path / 'lost'}"
     code, _, err = cli("train", cli.config, where, *diverging, "training.learning_rate=1e30")
     assert code == 1

@@ -243,6 +243,46 @@ def test_settings_without_effect_warn() -> None:
         "model.dropout has no effect with one layer: it acts between recurrent layers",
     )
     assert config_of("model: {dropout: 0.5, num_layers: 2}").warnings == ()
+    assert config_of("model: {readout_activation: tanh}").warnings == (
+        "model.readout_activation has no effect without model.readout_dims",
+    )
+    assert config_of(
+        "training: {teacher_weight: 0.5, teacher_temperature: 2, momentum: 0.5, nonmonotone: 3}"
+    ).warnings == (
+        "training.teacher_weight has no effect without training.teacher",
+        "training.teacher_temperature has no effect without training.teacher",
+        "training.momentum has no effect with training.optimizer=adam",
+        "training.nonmonotone has no effect with training.optimizer=adam",
+    )
+    assert config_of("sparsity: {method: kd_ticket, sparsity: 0.5}\ntraining: {teacher_weight: 0.5}").warnings == ()
+    assert config_of("sparsity: {method: rigl, interval: 50}\ntraining: {steps: 40, warmup: 40}").warnings == (
+        "sparsity.interval: the 40 steps end before the first update",
+        "training.warmup: the 40 steps end before the whole learning rate",
+    )
+
+
+def test_a_resolved_configuration_repeats_no_warning_of_defaults() -> None:
+    config = config_of("sparsity: {method: rigl, sparsity: 0.5}")
+    assert parse_config(config.to_dict(), "c.yaml").warnings == ()
+
+
+def test_what_was_typed_is_not_blamed_on_the_file() -> None:
+    with pytest.raises(UserError, match=r"^training\.stpes: unknown key \(did you mean 'steps'\?\)"):
+        parse_config({}, "c.yaml", ["training.stpes=10"])
+    with pytest.raises(UserError, match=r"^c\.yaml: training\.stpes: unknown key"):
+        parse_config({"training": {"stpes": 10}}, "c.yaml", ["training.steps=10"])
+    with pytest.raises(UserError, match=r"^sparsity\.metod: unknown key \(did you mean 'method'\?\)"):
+        parse_config({}, "c.yaml", ["sparsity.metod=set"])
+
+
+def test_a_sweep_is_no_configuration_and_says_what_runs_it() -> None:
+    with pytest.raises(UserError, match=r"c\.yaml: is a sweep, .* `rnnsparse sweep`"):
+        parse_config({"config": "a.yaml", "grid": {"run.seed": [1]}}, "c.yaml")
+
+
+def test_a_single_value_in_the_place_of_a_list_is_shown_as_one() -> None:
+    with pytest.raises(UserError, match=r"model\.readout_dims: 32: must be a list, such as \[32\]"):
+        parse_config({"model": {"readout_dims": 32}}, "c.yaml")
 
 
 def test_step_counts_per_connection_are_for_adam_and_their_warmup_needs_them() -> None:

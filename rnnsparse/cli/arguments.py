@@ -58,43 +58,50 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help=help_text)
 
     def add_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+        help_text = "where to compute; auto: on a CUDA device if there is one"
+        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=help_text)
 
     train = add("train", commands.train, "Train a model as a YAML file says.")
-    train.add_argument("config", type=Path, metavar="CONFIG")
+    train.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
     add_overrides(train)
     train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
 
     evaluate = add("evaluate", commands.evaluate, "Measure bits per character.")
     add_checkpoint(evaluate)
-    evaluate.add_argument("--split", choices=["validation", "test"], default="test")
-    evaluate.add_argument("--data", type=Path, metavar="PATH", help="a text file or folder to measure on instead")
-    evaluate.add_argument("--json", action="store_true")
+    help_text = "the part of the run's own text to measure on (default: test)"
+    evaluate.add_argument("--split", choices=["validation", "test"], help=help_text)
+    help_text = "a text file or folder to measure on instead, all of it"
+    evaluate.add_argument("--data", type=Path, metavar="PATH", help=help_text)
+    evaluate.add_argument("--json", action="store_true", help="print one line of JSON")
     add_device(evaluate)
 
     sample = add("sample", commands.sample, "Write text.")
     add_checkpoint(sample)
     sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
-    sample.add_argument("--length", type=_positive_int, default=500, metavar="N", help="symbols to write")
+    sample.add_argument(
+        "--length", type=_positive_int, default=500, metavar="N", help="symbols to write (default: 500)"
+    )
     sample.add_argument(
         "--temperature",
         type=_non_negative,
         default=1.0,
         metavar="X",
-        help="0 takes the likeliest symbol each time",
+        help="below 1 safer, above 1 wilder; 0 takes the likeliest symbol each time (default: 1)",
     )
     sample.add_argument("--top-k", type=_positive_int, metavar="K", help="choose among the K likeliest symbols")
     sample.add_argument(
         "--top-p", type=_share, metavar="P", help="choose among the likeliest symbols that hold probability P"
     )
-    sample.add_argument("--seed", type=_seed, default=0, metavar="S")
-    sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M")
+    sample.add_argument(
+        "--seed", type=_seed, default=0, metavar="S", help="another one writes another text (default: 0)"
+    )
+    sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M", help="texts to write (default: 1)")
     add_device(sample)
 
     inspect = add("inspect", commands.inspect, "Show blocks, connections, FLOPs and memory without training.")
-    inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT")
+    inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT", help="what to look at")
     add_overrides(inspect)
-    inspect.add_argument("--json", action="store_true")
+    inspect.add_argument("--json", action="store_true", help="print one line of JSON")
 
     validate = add("validate", commands.validate, "Check YAML files.")
     validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")

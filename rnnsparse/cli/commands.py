@@ -60,6 +60,11 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
                 trainer = Trainer(config, resume=arguments.resume, ranks=ranks)
                 if ranks.is_first:
                     tell("\n".join(trainer.banner()))
+                    if trainer.step >= config.training.steps:
+                        tell(
+                            f"finished before: all {trainer.step:,} steps are taken; to train longer, start a new run "
+                            f"with start.weights={config.folder}"
+                        )
                 summary = trainer.train()
     except Interrupted as stopped:
         if ranks.is_first:
@@ -104,7 +109,11 @@ def writer_errors_told_once() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    step, name, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data)
+    if arguments.data is not None and arguments.split is not None:
+        raise UserError(
+            f"--split {arguments.split}: says nothing beside --data, which is measured whole; leave one out"
+        )
+    step, name, result = _measure(arguments.checkpoint, arguments.device, arguments.split or "test", arguments.data)
     report = {
         "split": name,
         "bits_per_character": result.bits_per_character,
@@ -136,6 +145,14 @@ def _measure(checkpoint: Path, device: str, split: str, path: str | None = None)
         text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=restored.config.data.cache)
     else:
         name, text = split, getattr(load_corpus(restored.config.data, tokenizer=restored.tokenizer), split)
+    if text.unknown_bytes:
+        share = f"{text.unknown_bytes:,} of {text.bytes:,} bytes"
+        _warn(
+            [
+                f"{checkpoint}: {name}: {share} are characters that its training text has not; they all count as one "
+                "symbol, which is easier to predict than they are"
+            ]
+        )
     result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation)
     if not math.isfinite(result.nats):
         raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
@@ -275,6 +292,8 @@ def _dense_memory(method: type[Method]) -> str:
     needs = []
     if method.stays_dense:
         needs.append("all connections throughout")
+    elif method.recipe:
+        needs.append("all connections in the first run")
     elif method.initial_connections is not Method.initial_connections:
         needs.append("up to all connections at first")
     if method.dense_gradient == "at updates":

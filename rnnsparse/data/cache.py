@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from codecs import getincrementaldecoder
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE, getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -184,9 +184,10 @@ def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
             text.write(chunk)
         utf8.decode(b"", final=True)
     except UnicodeDecodeError as error:
+        encoding = "utf-16" if not checked and bytes(chunk[:2]) in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
         raise UserError(
-            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; "
-            "convert it first, for example with `iconv -f latin1 -t utf-8`"
+            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; if it is text at all, "
+            f"convert it first, for example with `iconv -f {encoding} -t utf-8`"
         ) from None
 
 

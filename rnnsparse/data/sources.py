@@ -82,6 +82,12 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     groups = {split: [name for name in names if _split_of(name) == split] for split in SPLITS}
     if find_splits:
         _refuse_lookalikes(names, groups, label)
+    held_out = [*groups["validation"], *groups["test"]]
+    if find_splits and held_out and not groups["train"]:
+        raise UserError(
+            f"{label}: {held_out[0]}: is for validation or test by its name, and no file is for train; name those like "
+            "train.txt, or rename it, and all files together are divided 90/5/5"
+        )
     if not find_splits or not groups["train"]:
         groups = {"text": names}
     elif missing := [split for split, members in groups.items() if not members]:

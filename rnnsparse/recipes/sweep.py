@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import yaml12
-from rnnsparse.config import RunConfig, load_config, parse_override
+from rnnsparse.config import SECTIONS, RunConfig, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
 
@@ -108,6 +108,8 @@ def needs(run: Run, others: Iterable[Run]) -> bool:
 def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
     if not isinstance(data, dict):
         raise UserError(f"is not a sweep: its top level must be keys such as {', '.join(KEYS)}")
+    if "grid" not in data and data.keys() & SECTIONS.keys():
+        raise UserError("is the configuration of one run, which `rnnsparse train` makes; a sweep has a grid")
     for key in data:
         if key not in KEYS:
             raise UserError(f"{key}: unknown key{suggest(key, KEYS)}; there are {', '.join(KEYS)}")

@@ -90,11 +90,12 @@ class Trainer:
         self.evaluations_without_gain = 0
         self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
         if saved:
-            self._load_fitting(saved.training_state(), saved.step, saved.folder)
+            self._load_fitting(saved.training_state(), saved.step, saved.folder, str(self.folder))
         elif first and first.training_state:
             assert config.start.rewind is not None
             state = start.rewound(self._training_state(), first.training_state) | {"records": {}}
-            self._load_fitting(state, first.training_state["step"], Path(config.start.rewind))
+            place = Path(config.start.rewind)
+            self._load_fitting(state, first.training_state["step"], place, f"start.rewind: {place}")
         self._told = self.learner.seconds, self.learner.characters_seen
 
     @property
@@ -353,22 +354,19 @@ class Trainer:
         own = {name: getattr(self, name) for name in COUNTERS}
         return self.learner.state_dict() | own | {"records": self._records}
 
-    def _load_fitting(self, state: dict[str, Any], step: int, folder: Path) -> None:
+    def _load_fitting(self, state: dict[str, Any], step: int, folder: Path, called: str) -> None:
         try:
             require_fitting(state, self._training_state(), list(self.model.parameters()), self.model.sparse_weights())
             if not state["step"] == step <= self.config.training.steps:
                 raise ValueError("step does not fit")
             self._load_state(state)
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(f"{called}: {error}") from None
         except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise damaged(folder / checkpoint.STATE, "does not fit this run") from error
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        try:
-            self.learner.load_state_dict(state)
-        except UserError as error:
-            raise UserError(f"{self.folder}: {error}") from None
+        self.learner.load_state_dict(state)
         self._records = state.get("records", {})
         for name in COUNTERS:
             setattr(self, name, state[name])

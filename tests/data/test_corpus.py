@@ -390,6 +390,24 @@ def test_a_folder_with_some_of_the_splits_only_is_a_user_error(tmp_path: Path) -
         load_corpus(text_config(folder))
 
 
+@pytest.mark.parametrize("held_out", ["test.txt", "valid.txt", "test/a.txt"])
+def test_what_is_held_out_by_its_name_is_not_trained_on(held_out: str, tmp_path: Path) -> None:
+    for name in (held_out, "other.txt"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_text("text " * 10)
+    with pytest.raises(UserError, match=rf"folder: {held_out}: is for validation or test .*, and no file is for train"):
+        load_corpus(text_config(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("text".encode("utf-16"), "utf-16"), ("caf\xe9 ".encode("latin1"), "latin1")]
+)
+def test_the_way_out_of_another_encoding_names_it(text: bytes, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(text)
+    with pytest.raises(UserError, match=f"if it is text at all, convert it first, .* -f {encoding} "):
+        load_corpus(text_config(tmp_path / "text.txt"))
+
+
 @pytest.mark.parametrize("name", ["empty.txt", "empty.gz", "empty.xz"])
 def test_an_empty_text_is_a_user_error(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes({"gz": gzip.compress(b""), "xz": lzma.compress(b"")}.get(name[-2:], b""))

@@ -60,12 +60,16 @@ def _legend(figure: Figure, *panels: Axes) -> None:
     labels = sorted(handles)
     figure.legend(
         [handles[label] for label in labels],
-        [textwrap.fill(label, 45) for label in labels],
+        [_wrapped(label) for label in labels],
         loc="outside lower center",
         ncols=_legend_columns(labels),
         frameon=False,
         handlelength=3,
     )
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 45)
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -74,7 +78,8 @@ def _legend_columns(labels: Sequence[str]) -> int:
 
 def _height(labels: Sequence[str], plot: float = 3.4) -> float:
     """Return the height of a figure that has a legend for `labels` below."""
-    return plot + 0.3 + 0.22 * math.ceil(len(labels) / _legend_columns(labels))
+    lines = sum(_wrapped(label).count("\n") + 1 for label in labels)
+    return plot + 0.3 + 0.22 * math.ceil(lines / _legend_columns(labels))
 
 
 def _by_sparsity(settings: Sequence[Setting]) -> Plot:
@@ -167,7 +172,8 @@ def _learning_curves(settings: Sequence[Setting]) -> Plot:
                     tops.append(bits[len(bits) // 10])
             if tops:
                 # The first steps come from eight bits; the frame is for what follows.
-                axes.set_ylim(top=max(tops))
+                bottom, _ = axes.get_ylim()
+                axes.set_ylim(top=max(tops) + 0.03 * (max(tops) - bottom))  # with room for a whole marker
             if len(sparsities) > 1:
                 axes.set_title(f"sparsity {sparsity:g}", fontsize=11)
             steps_axis(axes)
