@@ -20,6 +20,7 @@ from rnnsparse.data.batches import Lanes, to_device
 from rnnsparse.data.corpus import Corpus
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
+from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.training.distributed import Ranks
@@ -114,9 +115,26 @@ class Learner:
     def begin_step(self) -> None:
         """Get ready for the backward passes of the next step."""
         self.model.train()
+        self._reset_lanes()
         self._states_before = self._states()
         self.ranks.seed_dropout(self.config.run.seed, self.step + 1)
         self.sparsifier.before_backward(self.step + 1)
+
+    def _reset_lanes(self) -> None:
+        """Let lanes, drawn by the seed and the step, forget what they have read.
+
+        A lane that goes on for ever never meets the zeros that evaluation and sampling start with, and a network may
+        lose itself in them.
+        """
+        training = self.config.training
+        if not training.reset_probability:
+            return
+        numbers = generator_for(self.config.run.seed, "reset", self.step + 1)
+        all_lanes = torch.rand(training.batch_size, generator=numbers) < training.reset_probability
+        reset_B1 = all_lanes.chunk(self.ranks.world_size)[self.ranks.rank].unsqueeze(1).to(self.device)
+        self.state = self.state.masked_fill(reset_B1, 0)
+        if self.teacher:
+            self.teacher.state_LSBH = self.teacher.state_LSBH.masked_fill(reset_B1, 0)
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Return inputs and targets [T, B], on the CPU."""

@@ -37,7 +37,14 @@ STOPPED_AFTER = 23  # between two updates
 BASE: dict[str, Any] = {
     "data": {"source": "text", "tokenizer": "char"},
     "model": {"embedding_dim": 4, "hidden_size": 6},
-    "training": {"steps": STEPS, "batch_size": 4, "sequence_length": 5, "learning_rate": 1e-2, "precision": "fp64"},
+    "training": {
+        "steps": STEPS,
+        "batch_size": 4,
+        "sequence_length": 5,
+        "reset_probability": 0.1,
+        "learning_rate": 1e-2,
+        "precision": "fp64",
+    },
     "evaluation": {"interval": 52, "lanes": 3, "priming": 4, "symbols": 60},
     "logging": {"interval": 1, "tensorboard": False, "pictures": None},
 }

@@ -43,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
 # All that may differ.
 DIFFERENT = [
     ["sparsity.method=static", "sparsity.sparsity=0.9"],
-    ["sparsity.method=set", "run.seed=1", "training.learning_rate=1e-3"],
+    ["sparsity.method=set", "run.seed=1", "training.learning_rate=1e-3", "training.reset_probability=0.3"],
     ["sparsity.method=rigl", "sparsity.interval=3", "training.optimizer=sgd"],
     ["sparsity.method=snfs", "sparsity.redistribute=momentum", "training.lr_schedule=constant"],
     ["sparsity.method=scout", "sparsity.window=2", "run.seed=2"],

@@ -766,3 +766,58 @@ def test_connections_are_recorded_at_the_start_at_evaluations_and_with_pictures(
     trained(config)
     lines = [json.loads(line) for line in (config.folder / "connectivity.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 3, 4, 6, 7]
+
+
+# ---- lanes that forget
+
+
+def states_before_steps(config: RunConfig) -> list[tuple[Any, Any]]:
+    """At each step, the state [L, S, B, H] that the step before has left, and the one that the step begins with."""
+    learner = Trainer(config, stream=io.StringIO()).learner
+    pairs = []
+    for _ in range(STEPS):
+        left = learner.state
+        learner.take_step()
+        pairs.append((left, learner._states_before[0]))
+    return pairs
+
+
+def test_lanes_begin_with_zeros_as_often_as_asked_and_otherwise_go_on(tmp_path: Path) -> None:
+    forgot = []
+    for seed in range(8):
+        settings = ["training.reset_probability=0.25", f"run.seed={seed}"]
+        for left, begun in states_before_steps(config_in(tmp_path, "run", *settings))[1:]:
+            zeros = (begun == 0).all(dim=(0, 1, 3))
+            assert torch.equal(begun[:, :, ~zeros], left[:, :, ~zeros])
+            forgot.append(zeros)
+    share = torch.stack(forgot).double().mean(0)  # of each lane, over 48 steps
+    assert ((share > 0.05) & (share < 0.5)).all()
+    assert len({tuple(zeros.tolist()) for zeros in forgot}) > 4
+
+
+@pytest.mark.parametrize(("probability", "all_zero"), [(0.0, False), (1.0, True)])
+def test_all_lanes_or_none_forget_at_the_ends_of_the_range(tmp_path: Path, probability: float, all_zero: bool) -> None:
+    pairs = states_before_steps(config_in(tmp_path, "run", f"training.reset_probability={probability}"))
+    assert all(bool((begun == 0).all()) == all_zero for _, begun in pairs[1:])
+
+
+def test_a_teacher_forgets_with_the_lanes_that_it_teaches(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "teacher"))
+    settings = [f"training.teacher={tmp_path / 'teacher'}", "training.reset_probability=0.5"]
+    learner = Trainer(config_in(tmp_path, "run", *settings), stream=io.StringIO()).learner
+    for _ in range(STEPS):
+        learner.take_step()
+    learner.begin_step()
+    own, taught = learner._states()
+    assert taught is not None
+    assert torch.equal((own == 0).all(dim=(0, 1, 3)), (taught == 0).all(dim=(0, 1, 3)))
+
+
+def test_a_run_whose_lanes_forget_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    settings = ["training.reset_probability=0.5"]
+    trained(config_in(tmp_path, "undisturbed", *settings))
+    config = config_in(tmp_path, "stopped", *settings)
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(3))
+    trained(config, resume=True)
+    assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
