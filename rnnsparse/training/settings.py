@@ -91,7 +91,7 @@ class TrainingConfig:
         float,
         Interval(ge=0, le=1),
         Doc("how likely a lane is to begin a step with a recurrent state of zeros, as evaluation and sampling do"),
-    ] = 0.0
+    ] = 0.01
     learning_rate: Annotated[float, Gt(0), Le(1e38), Doc("the peak: reached after the warm-up")] = 2e-3
     lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
         "cosine"
