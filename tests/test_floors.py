@@ -48,7 +48,7 @@ RESERVED = {
     "matplotlib": ["rnnsparse.reporting.plots"],
     "tensorboard": ["rnnsparse.training.logging"],
     "torch.utils.tensorboard": ["rnnsparse.training.logging"],
-    "tqdm": ["rnnsparse.training.logging", "rnnsparse.recipes", "rnnsparse.reporting.runs"],
+    "tqdm": ["rnnsparse.training.logging", "rnnsparse.recipes", "rnnsparse.reporting.reading"],
     "argparse": ["rnnsparse.cli"],
 }
 

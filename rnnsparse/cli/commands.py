@@ -318,7 +318,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
-    from rnnsparse.reporting.runs import read_runs
+    from rnnsparse.reporting.reading import read_runs
 
     def test(run: Path) -> float:
         return _measure(run, "auto", "test")[-1].bits_per_character

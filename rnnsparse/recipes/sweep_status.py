@@ -14,7 +14,7 @@ from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_packs import Packing
-from rnnsparse.reporting.runs import read_summary
+from rnnsparse.reporting.reading import read_summary
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lock, run_folder

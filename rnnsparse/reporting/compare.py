@@ -16,7 +16,8 @@ from typing import Any
 
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError, printable
-from rnnsparse.reporting.runs import Results, Run, Summary, is_results
+from rnnsparse.reporting.reading import is_results
+from rnnsparse.reporting.runs import Results, Run, Summary
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}

@@ -14,7 +14,8 @@ import pytest
 from rnnsparse.cli import main
 from rnnsparse.errors import UserError
 from rnnsparse.reporting.compare import as_csv, as_markdown, as_text, group, statistic, table
-from rnnsparse.reporting.runs import Results, Run, read_results, read_runs
+from rnnsparse.reporting.reading import read_results, read_runs
+from rnnsparse.reporting.runs import Results, Run
 
 
 def summary_of(run: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rnnsparse.reporting.compare import group, write
-from rnnsparse.reporting.runs import read_runs
+from rnnsparse.reporting.reading import read_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -13,8 +13,8 @@ from PIL import Image
 from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.plots.network import of_setting, readable
 from rnnsparse.reporting.plots.overview import mean_curve, overview
+from rnnsparse.reporting.reading import read_runs
 from rnnsparse.reporting.report import report
-from rnnsparse.reporting.runs import read_runs
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&$\\frac$|é"
