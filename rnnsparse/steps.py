@@ -27,8 +27,10 @@ def step_fields(cls: type) -> list[str]:
 
 
 def extended(settings: C, multiplier: float) -> C:
-    """Return settings for training `multiplier` times as long: all `Steps` are scaled (Evci et al. 2020, section 4).
+    """Return settings for training `multiplier` times as long: all `Steps` are scaled, those between updates too.
 
+    Evci et al. 2020, section 4, name the learning rate's steps and the last update. What counts evaluations (early
+    stopping, the start of averaging) counts as many as before, since their interval stays.
     They are rounded to the nearest whole number (a half up) and are at least 1; 0 and None stay what they are.
     """
     written = {name: getattr(settings, name) for name in step_fields(type(settings))}

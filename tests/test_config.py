@@ -256,8 +256,34 @@ def test_settings_without_effect_warn() -> None:
     )
     assert config_of("sparsity: {method: kd_ticket, sparsity: 0.5}\ntraining: {teacher_weight: 0.5}").warnings == ()
     assert config_of("sparsity: {method: rigl, interval: 50}\ntraining: {steps: 40, warmup: 40}").warnings == (
-        "sparsity.interval: the 40 steps end before the first update",
+        "sparsity.interval: 50: no update comes before sparsity.stop, step 30; the connections stay those of the start",
         "training.warmup: the 40 steps end before the whole learning rate",
+    )
+
+
+def test_a_method_that_never_updates_warns() -> None:
+    def warnings(sparsity: str) -> tuple[str, ...]:
+        return config_of(f"sparsity: {{{sparsity}}}\ntraining: {{steps: 800}}").warnings
+
+    for never in ("interval: 600", "interval: 700, stop: 0.8", "stop: 0"):  # the last step before `stop` is too early
+        (warning,) = warnings(f"method: rigl, {never}")
+        assert "no update comes before sparsity.stop, step " in warning
+    (warning,) = warnings("method: set, drop_fraction: 0")
+    assert warning.startswith("sparsity.drop_fraction: 0: updates replace nothing")
+    assert warnings("method: rigl, interval: 599") == ()
+    for method in ("prune", "granet"):  # which have an update at `stop` in any case
+        assert warnings(f"method: {method}, interval: 900") == ()
+    (warning,) = warnings("method: scout, window: 101")
+    assert warning == "sparsity.window has no effect beyond sparsity.interval, 100"
+    assert warnings("method: scout, window: 100") == ()
+
+
+def test_settings_of_another_schedule_or_optimizer_warn() -> None:
+    settings = "{lr_schedule: constant, final_learning_rate: 0.2, optimizer: sgd, betas: [0.8, 0.9], epsilon: 1e-6}"
+    assert config_of(f"training: {settings}").warnings == (
+        "training.final_learning_rate has no effect with training.lr_schedule=constant",
+        "training.betas has no effect with training.optimizer=sgd",
+        "training.epsilon has no effect with training.optimizer=sgd",
     )
 
 

@@ -76,6 +76,8 @@ def inspect(
         dense_gradients = max(min(TILE_ROWS, w.rows) * w.cols for w in weights)
     else:
         dense_gradients = sum(w.positions for w in weights)
+    if config.method.dense_gradient == "always":
+        dense_gradients *= 2  # and their averages
     return {
         "blocks": blocks,
         "connections": connections,

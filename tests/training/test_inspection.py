@@ -151,6 +151,8 @@ def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
     assert report_of("training.precision=fp64")["memory_bytes"]["parameters"] == 186 * 8
     masked = report_of("sparsity.method=rigl", "model.execution=masked")
     assert masked["memory_bytes"]["dense_gradients"] == 280 * 4
+    averaging = report_of("sparsity.method=snfs", "model.execution=masked")
+    assert averaging["memory_bytes"]["dense_gradients"] == 2 * 280 * 4
 
 
 def test_memory_counts_positions_that_are_watched() -> None:
