@@ -68,11 +68,16 @@ class BudgetConfig:
 
 @dataclass(frozen=True)
 class Budget:
-    """The connections a group ends up with; one that is `dense` by name keeps all and counts in no total."""
+    """The connections a group ends up with.
+
+    One that is `dense` by name keeps all and counts in no total; one that is `overridden` keeps its own number and
+    neither gives to others nor takes from them.
+    """
 
     group: Group
     connections: int
     dense: bool = False
+    overridden: bool = False
 
 
 def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budget]:
@@ -103,7 +108,7 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
                 f"sparsity.sparsity: {config.sparsity} leaves {group.name} ({group.positions} positions) without any "
                 f"connection; lower it, enlarge the model, or give this block a sparsity.overrides entry"
             )
-    return [Budget(g, counts[g.name], g.name in dense) for g in groups]
+    return [Budget(g, counts[g.name], g.name in dense, g.name in overrides) for g in groups]
 
 
 def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> dict[str, int]:

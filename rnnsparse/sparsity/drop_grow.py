@@ -78,12 +78,16 @@ class DropGrow(Method):
         groups = [budget.group for budget in budgets]
         targets = self.targets(budgets, moment)
         drops = [int(target * share) for target in targets]
-        grows = drops
+        grows = list(drops)
         if self.redistribute != "none":
-            activity = [self.activity(group, moment) for group in groups]
-            drops = fewer_drops(groups, drops, activity)
-            kept = [target - drop for target, drop in zip(targets, drops, strict=True)]
-            grows = shared_out(sum(drops), activity, [g.positions - k for g, k in zip(groups, kept, strict=True)])
+            free = [i for i, budget in enumerate(budgets) if not budget.overridden]
+            activity = [self.activity(groups[i], moment) for i in free]
+            # An empty group would matter to nobody, and stay empty.
+            fewer = [min(drops[i], max(0, targets[i] - 1)) for i in free]
+            fewer = fewer_drops([groups[i] for i in free], fewer, activity)
+            room = [groups[i].positions - targets[i] + drop for i, drop in zip(free, fewer, strict=True)]
+            for i, drop, grow in zip(free, fewer, shared_out(sum(fewer), activity, room), strict=True):
+                drops[i], grows[i] = drop, grow
         return [
             self._update_group(group, target - drop, grow, moment)
             for group, target, drop, grow in zip(groups, targets, drops, grows, strict=True)

@@ -137,6 +137,10 @@ class Method(ABC):
         """Return the new sorted positions of each group."""
         return [budget.group.indices() for budget in budgets]
 
+    def final_counts(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
+        """Return how many connections each group ends with if no batch is left to make up for an update."""
+        return [budget.connections for budget in budgets]
+
     def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
         """Return FLOPs of one forward pass per character, averaged over the first `taken` steps of a run of `steps`.
 

@@ -11,6 +11,7 @@ from fractions import Fraction
 from math import floor
 from typing import Literal
 
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 
 Redistribute = Literal["none", "gradient", "momentum", "weight"]
@@ -30,6 +31,23 @@ def fewer_drops(groups: Sequence[Group], drops: Sequence[int], activity: Sequenc
             drop = min(drop, group.connections * absent // group.positions)
         result.append(drop)
     return result
+
+
+def with_fewer_in_all(budgets: Sequence[Budget], planned: Sequence[int]) -> list[int]:
+    """Return counts that add up to those `planned`, each having lost the same share of what its group has.
+
+    Earlier updates have moved connections between groups, so that a group's own plan says little. One that is to have
+    connections keeps at least one: an empty group matters to nobody, and would stay empty. Those that are overridden
+    follow their plans.
+    """
+    counts = list(planned)
+    free = [i for i, budget in enumerate(budgets) if not budget.overridden]
+    present = [budgets[i].group.connections for i in free]
+    room = [max(0, count - (planned[i] > 0)) for i, count in zip(free, present, strict=True)]
+    lost = shared_out(sum(present) - sum(planned[i] for i in free), present, room)
+    for i, count, loss in zip(free, present, lost, strict=True):
+        counts[i] = count - loss
+    return counts
 
 
 def shared_out(total: int, activity: Sequence[float], limits: Sequence[int]) -> list[int]:

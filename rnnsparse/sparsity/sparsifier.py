@@ -14,7 +14,7 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, Moment
-from rnnsparse.sparsity.topology import rewire
+from rnnsparse.sparsity.topology import keep_largest, rewire
 
 
 class Sparsifier:
@@ -23,7 +23,8 @@ class Sparsifier:
     A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
     that returned True, `after_step`. Steps count from 1. Release the loss before `after_backward`: a graph that is
     still alive remembers the shapes from before an update. A step whose gradients overflowed leaves out all but the
-    first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it.
+    first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
+    or `finish` after the last one.
     `budgets` are those that the run began with.
     """
 
@@ -96,6 +97,21 @@ class Sparsifier:
         for weight in self._weights:
             weight.start_dense_gradient(False)
 
+    @torch.no_grad()
+    def finish(self) -> None:
+        """After the last step: make up for an update that it should have had, by magnitude for want of gradients."""
+        if self._due is None:
+            return
+        budgets = self._sparse_budgets()
+        counts = self.method.final_counts(budgets, self._moment(self._total_steps))
+        groups = [budget.group for budget in budgets]
+        self._rewire(
+            [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
+        )
+
+    def _sparse_budgets(self) -> list[Budget]:
+        return [budget for budget in self.budgets if not budget.dense]
+
     def _moment(self, step: int, made_up: bool = True) -> Moment:
         """Return when a method acts: at an earlier step whose update is `made_up` for now, or at this one."""
         return Moment((made_up and self._due) or step, self._total_steps, self._seed, self._optimizer)
@@ -111,7 +127,10 @@ class Sparsifier:
             if weight.probe and self._reduce:
                 self._reduce(weight.probe.total)
         # Groups read weights, so all choices are made before the first weight changes.
-        chosen = self.method.update([budget for budget in self.budgets if not budget.dense], moment)
+        self._rewire(self.method.update(self._sparse_budgets(), moment))
+
+    @torch.no_grad()
+    def _rewire(self, chosen: Sequence[Tensor]) -> None:
         topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
         for weight, indices in topologies:
             self.ever_active.add(weight, indices)

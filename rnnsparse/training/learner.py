@@ -205,6 +205,8 @@ class Learner:
             self.skipped += 1
         else:
             self._leave_out(losses, finite_loss=math.isfinite(loss))
+        if step == training.steps:
+            self.sparsifier.finish()
         if math.isfinite(loss):
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +84,11 @@ def test_every_registered_method_joins_the_contract() -> None:
     assert all(METHODS[name].name == name for name in METHODS)
 
 
+@every_method
+def test_a_method_is_a_file_of_under_sixty_lines(name: str) -> None:
+    assert len(inspect.getsource(inspect.getmodule(METHODS[name])).splitlines()) < 60  # type: ignore[arg-type]
+
+
 def test_an_unknown_method_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError) as error:
         method_class("rigel")
@@ -149,6 +155,66 @@ def test_updates_drop_only_the_smallest_and_start_the_new_from_nothing(
     assert (moved > 0) == isinstance(run.method, DropGrow)
     updates = sum(run.method.updates_at(moment(step)) for step in range(1, STEPS + 1))
     assert run.sparsifier.updates == updates
+
+
+def watch_growth_scores(run: Any) -> dict[str, dict[int, float]]:
+    """Return a dictionary that gets, at each update, how much each position that may grow deserves it, by group."""
+    scores: dict[str, dict[int, float]] = {}
+    update = run.method.update
+
+    def watched(budgets: Any, moment: Moment) -> Any:
+        for budget in budgets:
+            group, (part,) = budget.group, budget.group.parts
+            if part.weight.probe:
+                positions, total = group.probed()
+            else:
+                rows = part.start_row, part.stop_row
+                total = run.method.growth_gradient(part.weight).rows(*rows).flatten()
+                positions = torch.arange(group.positions)
+            scores[group.name] = dict(zip(positions.tolist(), total.abs().tolist(), strict=True))
+        return update(budgets, moment)
+
+    run.method.update = watched
+    return scores
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if issubclass(METHODS[name], DropGrow) and name != "set"])
+@every_cell
+@every_optimizer
+def test_updates_grow_only_the_best_of_what_they_choose_from(
+    tiny_run: Any, name: str, cell: str, optimizer: str
+) -> None:
+    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS)
+    scores = watch_growth_scores(run)
+    grown_in_all = 0
+    for step in range(1, STEPS + 1):
+        before = {budget.group.name: set(budget.group.indices().tolist()) for budget in run.budgets}
+        run.step(step)
+        for budget in run.budgets:
+            score, present = scores.get(budget.group.name), set(budget.group.indices().tolist())
+            if grown := present - before[budget.group.name]:
+                assert score, "nothing grows without an update"
+                left_out = max((score[p] for p in score.keys() - present), default=0.0)
+                assert min(score.get(p, 0.0) for p in grown) >= left_out, (budget.group.name, step)
+                grown_in_all += len(grown)
+    assert grown_in_all > 20
+
+
+@pytest.mark.parametrize("name", [name for name in CONTRACT if make(name).works_sparse])
+@every_cell
+@every_optimizer
+def test_both_executions_lead_to_the_same_topology(tiny_run: Any, name: str, cell: str, optimizer: str) -> None:
+    runs = [tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS) for _ in range(2)]
+    for run, execution in zip(runs, ("masked", "sparse"), strict=True):
+        run.model.double()  # so that roundings decide no comparison
+        run.model.execution = execution
+    for step in range(1, STEPS + 1):
+        for run in runs:
+            run.step(step)
+        masked, sparse = runs
+        assert masked.topology() == sparse.topology(), step
+    for ours, theirs in zip(masked.model.parameters(), sparse.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
 def resumed(run: Any, tiny_run: Any, name: str, cell: str, optimizer: str) -> Any:

@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
-from rnnsparse.sparsity.allocation import Budget, connect_randomly
+from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
 from rnnsparse.sparsity.group import Group, Part
 from rnnsparse.sparsity.method import METHODS, Moment
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
-from rnnsparse.sparsity.redistribution import fewer_drops, shared_out
+from rnnsparse.sparsity.redistribution import fewer_drops, shared_out, with_fewer_in_all
 
 HALF: dict[str, Any] = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
 OFTEN: dict[str, Any] = {"interval": 2, "drop_fraction": 0.5, "stop": 0.8}
@@ -215,7 +215,55 @@ def test_a_run_keeps_the_sum_exact_and_moves_connections_between_gates(
     assert total(run) == sum(budget.connections for budget in run.budgets)
     counts = [budget.group.connections - budget.connections for budget in run.budgets]
     assert sum(count != 0 for count in counts) > 3
-    assert all(0 <= budget.group.connections <= budget.group.positions for budget in run.budgets)
+    assert all(0 < budget.group.connections <= budget.group.positions for budget in run.budgets)
+
+
+@every_method
+@every_kind
+@pytest.mark.parametrize("drop_fraction", [0.3, 1.0])
+def test_no_gate_is_ever_emptied(tiny_run: Any, name: str, redistribute: Any, drop_fraction: float) -> None:
+    often = {"interval": 1, "drop_fraction": drop_fraction, "stop": 0.9}
+    method = METHODS[name](**often, redistribute=redistribute)
+    run = tiny_run(method, "lstm", sgd, total_steps=40, budget=BudgetConfig(sparsity=0.8))
+    for step in range(1, 41):
+        run.step(step)
+        assert all(budget.group.connections > 0 for budget in run.budgets), step
+
+
+@every_method
+@every_kind
+def test_blocks_with_a_number_of_their_own_keep_it(tiny_run: Any, name: str, redistribute: Any) -> None:
+    budget = BudgetConfig(sparsity=0.8, overrides={"rnn.0.recurrent.g": 0.5, "output": 0.25, "rnn.0.input.i": 1.0})
+    method, plain = METHODS[name](**OFTEN, redistribute=redistribute), METHODS[name](**OFTEN)
+    run, without = (tiny_run(m, "lstm", sgd, total_steps=STEPS, budget=budget) for m in (method, plain))
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        without.step(step)
+        own = [b.group.name for b in run.budgets if b.overridden]
+        assert own == ["rnn.0.input.i", "rnn.0.recurrent.g", "output"]
+        counts, planned = ({b.group.name: b.group.connections for b in each.budgets} for each in (run, without))
+        assert [counts[name] for name in own] == [planned[name] for name in own], step
+        assert sum(counts.values()) == sum(planned.values())
+    assert counts != planned
+
+
+@pytest.mark.parametrize(
+    ("present", "planned", "counts"),
+    [
+        ([10, 20], [5, 10], [5, 10]),
+        ([20, 10], [5, 10], [10, 5]),  # half of each, wherever connections have moved
+        ([29, 1], [14, 1], [14, 1]),  # 0.5 of the one is not taken: it is the last
+        ([1, 1, 6], [1, 1, 1], [1, 1, 1]),
+        ([4, 0, 6], [4, 1, 0], [2, 0, 3]),
+        ([3, 3], [3, 3], [3, 3]),
+        ([], [], []),
+    ],
+)
+def test_shrinking_by_hand(present: list[int], planned: list[int], counts: list[int]) -> None:
+    budgets = [Budget(group_of(30, count), 1) for count in present]
+    assert with_fewer_in_all(budgets, planned) == counts
+    own = Budget(group_of(30, 8), 4, overridden=True)
+    assert with_fewer_in_all([own, *budgets], [6, *planned]) == [6, *counts]
 
 
 def total(run: Any) -> int:

@@ -98,6 +98,39 @@ def test_an_update_that_is_due_while_another_is_made_up_for_is_not_lost(
     assert [b.group.connections for b in run.budgets] == [b.connections for b in run.budgets]
 
 
+@pytest.mark.parametrize("overflowed", [{12}, {8, 9, 10, 11, 12}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Prune(interval=4, stop=1.0),
+        GraNet(interval=4, stop=1.0),
+        GraNet(interval=4, stop=1.0, schedule="constant"),
+        GraNet(interval=4, stop=1.0, redistribute="weight"),
+        Prune(interval=4, stop=0.75),
+    ],
+)
+def test_an_update_that_no_step_is_left_for_is_made_up_for_at_the_end(
+    tiny_run: Any, method: Any, overflowed: set[int]
+) -> None:
+    run = tiny_run(method, total_steps=12)
+    for step in range(1, 13):
+        if step in overflowed:
+            run.backward(step)
+        else:
+            run.step(step)
+    updates, before = run.sparsifier.updates, run.snapshot()
+    run.optimizer.zero_grad()
+    run.sparsifier.finish()
+    assert run.sparsifier.updates == updates + (method.stop == 1 or 9 in overflowed)
+    assert sum(b.group.connections for b in run.budgets) == sum(b.connections for b in run.budgets)
+    if method.name == "prune" or method.redistribute == "none":
+        assert [b.group.connections for b in run.budgets] == [b.connections for b in run.budgets]
+    after = run.snapshot()
+    assert all(after[name].items() <= before[name].items() for name in after), "nothing grows without a gradient"
+    run.sparsifier.finish()
+    assert run.snapshot() == after
+
+
 # Trap: dense gradients leak into the optimizer's moments of inactive weights.
 
 

@@ -117,6 +117,17 @@ def test_an_update_on_which_counts_depend_is_made_up_for(tmp_path: Path) -> None
     assert density[6] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("method", ["granet", "prune"])
+def test_an_update_at_the_very_end_is_made_up_for_at_once(tmp_path: Path, method: str) -> None:
+    pruning = [f"sparsity.method={method}", "sparsity.stop=1.0", "training.steps=7"]
+    learner = learner_in(tmp_path, "run", *pruning, "training.skip_bad_batches=4")
+    spoil(learner, "gradient", 4, 5, 6, 7)
+    density = [learner.take_step()["density"] for _ in range(7)]
+    assert learner.left_out
+    assert density[5] > 0.55
+    assert density[6] == pytest.approx(0.5, abs=0.01)
+
+
 def test_so_many_bad_batches_in_a_row_are_left_out_and_no_more(tmp_path: Path) -> None:
     learner = learner_in(tmp_path, "run", "training.skip_bad_batches=2")
     spoil(learner, "loss", 1, 2, 4, 5, 6)

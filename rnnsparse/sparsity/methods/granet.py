@@ -5,27 +5,25 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Le, Lt
-from torch import Tensor
 from typing_extensions import Doc
 
-from rnnsparse.nn.weight import Tile
 from rnnsparse.sparsity.allocation import Budget, connections_at
-from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Moment, register
-from rnnsparse.sparsity.redistribution import shared_out
+from rnnsparse.sparsity.methods.rigl import RigL
+from rnnsparse.sparsity.redistribution import with_fewer_in_all
 from rnnsparse.sparsity.schedule import GradualPruning
 
 
 @register("granet")
 @dataclass(kw_only=True)
-class GraNet(DropGrow):
-    """Prune gradually, and at each update also replace connections as RigL does."""
+class GraNet(RigL):
+    """Prune each block gradually, and at each update also replace connections as RigL does."""
 
     paper = "Liu et al. 2021b"
-    dense_gradient = "at updates"
     mostly_dense = True
     makes_up_updates = True
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.5
+    skip_optimizer_step: Annotated[bool, Doc("an update replaces its batch's optimizer step")] = False
     start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.0
     initial_sparsity: Annotated[float, Ge(0), Lt(1), Doc("sparsity that every block starts with")] = 0.0
 
@@ -45,18 +43,9 @@ class GraNet(DropGrow):
         share = self._schedule(moment.total_steps).share_to_go(moment.step)
         to_go = [self.initial_connections(budget) - budget.connections for budget in budgets]
         planned = [budget.connections + round(count * share) for budget, count in zip(budgets, to_go, strict=True)]
-        if self.redistribute == "none":
-            return planned
-        # Earlier updates have moved connections between groups, so that each now loses its part of what goes in all.
-        present = [budget.group.connections for budget in budgets]
-        lost = shared_out(sum(present) - sum(planned), to_go, present)
-        return [count - loss for count, loss in zip(present, lost, strict=True)]
+        return planned if self.redistribute == "none" else with_fewer_in_all(budgets, planned)
 
-    def grow_score(self, tile: Tile) -> Tensor:
-        return tile.gradient_RC.abs()
+    final_counts = targets
 
     def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
         return sparse + (first - sparse) * self._schedule(steps).mean_share_to_go(taken)
-
-    def training_flops(self, sparse: float, dense: float, steps: int) -> float:
-        return (3 * sparse * self.interval + 2 * sparse + dense) / (self.interval + 1)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
@@ -13,7 +12,8 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
-from rnnsparse.sparsity.topology import best_among, draw_absent
+from rnnsparse.sparsity.pool import draw_pool, pool_size
+from rnnsparse.sparsity.topology import best_among
 from rnnsparse.steps import Steps
 
 
@@ -24,13 +24,10 @@ class Scout(DropGrow):
 
     paper = "this project"
     window: Annotated[
-        Annotated[int, Gt(0)] | None,
-        Steps,
-        Doc("steps whose gradients are summed, up to the update; null for the interval"),
+        Annotated[int, Gt(0)] | None, Steps, Doc("steps whose gradients are summed, up to the update; null: interval")
     ] = None
     pool: Annotated[
-        Annotated[float, Ge(0)] | None,
-        Doc("absent positions that are watched, per connection; null for every position, in dense time and memory"),
+        Annotated[float, Ge(0)] | None, Doc("absent positions watched per connection; null: all, at dense cost")
     ] = 3.0
 
     @property
@@ -38,29 +35,20 @@ class Scout(DropGrow):
         return self.pool is not None
 
     def probed(self, budget: Budget) -> int:
-        absent = budget.group.positions - budget.connections
-        return budget.group.positions if self.pool is None else min(round(self.pool * budget.connections), absent)
+        return pool_size(self.pool, budget.group.positions, budget.connections)
 
     @property
     def _window(self) -> int:
         return min(self.window or self.interval, self.interval)
 
     def probe(self, groups: Sequence[Group], moment: Moment) -> list[Tensor] | None:
-        last_step = -(-moment.step // self.interval) * self.interval
-        first_step = last_step - self._window + 1
-        if moment.step < first_step or not self.is_before_stop(moment.at(last_step)):
-            return None
+        update = -(-moment.step // self.interval) * self.interval  # the next one
+        window = range(update - self._window + 1, update + 1)
         # A run that was rewound into a window watches for the rest of it.
-        if moment.step > first_step and all(part.weight.probe for group in groups for part in group.parts):
+        watches = moment.step > window[0] and all(part.weight.probe for group in groups for part in group.parts)
+        if watches or moment.step not in window or not self.is_before_stop(moment.at(update)):
             return None
-        return [self._pool(group, moment) for group in groups]
-
-    def _pool(self, group: Group, moment: Moment) -> Tensor:
-        indices = group.indices()
-        if self.pool is None:
-            return torch.arange(group.positions, device=indices.device)
-        count = min(round(self.pool * indices.numel()), group.positions - indices.numel())
-        return draw_absent(count, indices, group.positions, moment.generator(group, "pool"))
+        return [draw_pool(self.pool, group, moment.generator(group, "pool")) for group in groups]
 
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
         positions, total = group.probed()

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 from typing_extensions import Doc
 
-from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight, Tile
+from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.sparsity.averages import DenseAverages
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
@@ -25,7 +25,7 @@ class SNFS(DropGrow):
     paper = "Dettmers & Zettlemoyer 2019"
     dense_gradient = "always"
     momentum: Annotated[float, Ge(0), Lt(1), Doc("weight of the past in the average of dense gradients")] = 0.9
-    _average: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _averages: DenseAverages = field(default_factory=DenseAverages, init=False, repr=False)
 
     @property
     def needs_momenta(self) -> bool:
@@ -36,20 +36,13 @@ class SNFS(DropGrow):
 
     def observe(self, weights: Sequence[SparseWeight]) -> None:
         for weight in weights:
-            gradient_RC = super().growth_gradient(weight).rows(0, weight.rows)
-            average_RC = self._average.get(weight.name)
-            if average_RC is None:
-                average_RC = torch.zeros_like(gradient_RC)
-            # A checkpoint may come from another device.
-            self._average[weight.name] = average_RC.to(gradient_RC).lerp_(gradient_RC, 1 - self.momentum)
+            self._averages.add(weight.name, super().growth_gradient(weight).rows(0, weight.rows), self.momentum)
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
-        return DenseGradient(DenseRows(self._average[weight.name]))
+        return self._averages.as_gradient(weight.name)
 
     def momenta(self, group: Group, moment: Moment) -> Tensor:
-        averages = [self._average[part.weight.name].view(-1) for part in group.parts]
-        places = [part.weight.indices[slice(*part.bounds)] for part in group.parts]
-        return torch.cat([average[place] for average, place in zip(averages, places, strict=True)])
+        return self._averages.at_connections(group)
 
     def grow_score(self, tile: Tile) -> Tensor:
         return tile.gradient_RC.abs()
@@ -58,7 +51,7 @@ class SNFS(DropGrow):
         return 2 * sparse + dense
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": dict(self._average)}
+        return {"average": self._averages.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._average = {name: average.clone() for name, average in state["average"].items()}
+        self._averages.load_state_dict(state["average"])

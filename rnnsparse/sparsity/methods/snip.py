@@ -38,13 +38,15 @@ class SNIP(Method):
     def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
         groups = [budget.group for budget in budgets]
         scores = [(group.values() * group.gradients()).abs() for group in groups]
-        if self.scope == "block" or not budgets:
-            return [
-                keep_largest(budget.group.indices(), score, budget.connections)
-                for budget, score in zip(budgets, scores, strict=True)
-            ]
-        numbers = torch.arange(sum(score.numel() for score in scores), device=scores[0].device)
-        kept = torch.zeros(numbers.shape, dtype=torch.bool, device=numbers.device)
-        kept[keep_largest(numbers, torch.cat(scores), sum(budget.connections for budget in budgets))] = True
-        sizes = [score.numel() for score in scores]
-        return [group.indices()[keep] for group, keep in zip(groups, kept.split(sizes), strict=True)]
+        counts = [budget.connections for budget in budgets]
+        if self.scope == "global" and (free := [i for i, budget in enumerate(budgets) if not budget.overridden]):
+            scores_of_all = torch.cat([scores[i] for i in free])
+            numbers = torch.arange(scores_of_all.numel(), device=scores_of_all.device)
+            kept = torch.zeros(numbers.shape, dtype=torch.bool, device=numbers.device)
+            kept[keep_largest(numbers, scores_of_all, sum(counts[i] for i in free))] = True
+            for i, keep in zip(free, kept.split([scores[i].numel() for i in free]), strict=True):
+                counts[i] = int(keep.sum())
+        return [
+            keep_largest(group.indices(), score, count)
+            for group, score, count in zip(groups, scores, counts, strict=True)
+        ]
