@@ -512,7 +512,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
 
 
 def test_a_run_that_diverges_exits_with_1_and_one_line(cli: Workplace, tmp_path: Path) -> None:
-    diverging = ["training.optimizer=sgd", "training.grad_clip=null", "sparsity.interval=4"]
+    diverging = ["training.optimizer=sgd", "training.grad_clip=null", "sparsity.interval=4", "training.steps=8"]
     where = f"run.dir={tmp_path / 'lost'}"
     code, _, err = cli("train", cli.config, where, *diverging, "training.learning_rate=1e30")
     assert code == 1

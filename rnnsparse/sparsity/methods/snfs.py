@@ -25,7 +25,7 @@ class SNFS(DropGrow):
     paper = "Dettmers & Zettlemoyer 2019"
     dense_gradient = "always"
     momentum: Annotated[float, Ge(0), Lt(1), Doc("weight of the past in the average of dense gradients")] = 0.9
-    _averages: DenseAverages = field(default_factory=DenseAverages, init=False, repr=False)
+    _averages: DenseAverages = field(default_factory=DenseAverages, init=False, repr=False, compare=False)
 
     @property
     def needs_momenta(self) -> bool:
