@@ -155,6 +155,7 @@ def test_fp32_is_not_rounded_to_tf32(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELL_NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "sntasgd"])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_step_does_not_wait_for_the_gpu(
     cell: str, dtype: torch.dtype, optimizer: Literal["adam", "sgd", "sntasgd"]
 ) -> None:
@@ -170,8 +171,9 @@ def test_a_step_does_not_wait_for_the_gpu(
         steps.zero_grad()
 
     step()  # libraries start
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        # Inside: it warns, once, that it is a prototype, after it has taken effect.
+        torch.cuda.set_sync_debug_mode("error")
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
