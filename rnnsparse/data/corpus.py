@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Source, python_docs_source, text_source, wikitext_source
+from rnnsparse.data.sources import Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
