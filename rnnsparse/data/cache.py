@@ -25,8 +25,10 @@ from typing import IO
 import numpy as np
 
 from rnnsparse import files
-from rnnsparse.data.sources import CHUNK_BYTES, SPLITS, Piece, Source
+from rnnsparse.data.packing import CHUNK_BYTES
+from rnnsparse.data.sources import Piece, Source
 from rnnsparse.data.split import Split
+from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
 from rnnsparse.errors import RunFailed, UserError
 
@@ -185,9 +187,12 @@ def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
         utf8.decode(b"", final=True)
     except UnicodeDecodeError as error:
         encoding = "utf-16" if not checked and bytes(chunk[:2]) in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
+        if encoding == "latin1" and 0 in bytes(chunk):
+            way_out = "it holds zeros, so it is no text in another encoding either; give a text file"
+        else:
+            way_out = f"if it is text at all, convert it first, for example with `iconv -f {encoding} -t utf-8`"
         raise UserError(
-            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; if it is text at all, "
-            f"convert it first, for example with `iconv -f {encoding} -t utf-8`"
+            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; {way_out}"
         ) from None
 
 

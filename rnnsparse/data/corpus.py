@@ -33,9 +33,9 @@ class DataConfig:
     path: Annotated[
         PathName | None,
         Doc(
-            "text: a UTF-8 file or a folder of them (.gz and .xz too); files or folders in it named train, valid and "
-            "test (train-1.txt too) are those splits, anything else is divided 90/5/5. wikitext*: a local folder in "
-            "the hub's layout"
+            "text: a UTF-8 file (packed by gzip, xz or bzip2 too), or a folder or .zip of them; files with train, "
+            "valid or test as a word of their name or of a folder's around them are those splits (wiki.test.raw, "
+            "train/1.txt), without such names all is divided 90/5/5. wikitext*: a local folder in the hub's layout"
         ),
     ] = None
     tokenizer: Annotated[
@@ -62,7 +62,8 @@ class DataConfig:
 class Corpus:
     """Three splits in the symbols of one tokenizer.
 
-    `description` is one line for people; `fingerprint` identifies text and division, whatever the tokenizer.
+    `description` is one line for people, and `notes` are more: which files were taken as which split, and what was left
+    out. `fingerprint` identifies text and division, whatever the tokenizer.
     """
 
     tokenizer: Tokenizer
@@ -71,6 +72,7 @@ class Corpus:
     test: Split
     description: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
@@ -96,11 +98,12 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum:
         **entry.splits,
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
+        notes=source.notes,
     )
 
 
 def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:
-    """Load a UTF-8 file or a folder of them, whatever the files are called, as one split.
+    """Load a UTF-8 file, or a folder or .zip of them, whatever the files are called, as one split.
 
     Characters that the tokenizer does not know become its unknown id. `key` is what errors call the path.
     Raises as `load_corpus` does.

@@ -11,7 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rnnsparse.data.sources import SPLITS, Piece, Source
+from rnnsparse.data.sources import Piece, Source
+from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import Chunk
 from rnnsparse.errors import RunFailed, UserError
 
