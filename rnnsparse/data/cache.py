@@ -34,6 +34,7 @@ from rnnsparse.errors import RunFailed, UserError
 
 LARGEST_META = 10_000
 FORMAT = 2  # raise it when the same text would give other files
+WAY_OUT = "set another folder by data.cache in a configuration, or by RNNSPARSE_CACHE for commands that read none"
 UNFINISHED, ABANDONED_SECONDS = ".making-", 24 * 3600
 DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
@@ -172,7 +173,7 @@ def _publish(fresh: Path, folder: Path) -> Entry:
         # Or a damaged one: out of the way, and it goes with the temporary folder.
         with suppress(FileNotFoundError):  # another process did the same
             folder.rename(fresh.parent / f"damaged-{attempt}")
-    raise RunFailed(f"{folder}: other processes keep damaging this folder; set data.cache to another one")
+    raise RunFailed(f"{folder}: other processes keep damaging this folder; {WAY_OUT}")
 
 
 def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
@@ -249,9 +250,9 @@ def _disk_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "no space left for the tokenized text; free some, or set data.cache"
+            reason = f"no space left for the tokenized text; free some, or {WAY_OUT}"
             raise RunFailed(f"{root}: {reason}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = f"cannot be written ({error.strerror}); set data.cache to a folder that can"
+            reason = f"cannot be written ({error.strerror}); {WAY_OUT}"
             raise UserError(f"{root}: {reason}") from error
         raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -113,6 +114,11 @@ def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data",
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
     return split
+
+
+def cached_where_asked(recorded: DataConfig) -> DataConfig:
+    """Return a run's configuration for commands that take no settings: $RNNSPARSE_CACHE goes before its data.cache."""
+    return replace(recorded, cache=None) if os.environ.get("RNNSPARSE_CACHE") else recorded
 
 
 def _open_source(config: DataConfig) -> Source:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rnnsparse.data.corpus import Corpus, DataConfig, load_corpus, load_text_split
+from rnnsparse.data.corpus import Corpus, DataConfig, cached_where_asked, load_corpus, load_text_split
 from rnnsparse.data.sources import text_source
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
@@ -436,7 +436,7 @@ def test_every_way_of_reading_the_same_bytes_has_a_digest_of_its_own(tmp_path: P
     assert digest(tmp_path / "1.zip") == digest((tmp_path / "1.zip").rename(tmp_path / "moved"))
 
 
-# Pipes
+# Pipes and caches
 
 
 def test_a_pipe_is_no_text_and_why(tmp_path: Path) -> None:
@@ -455,3 +455,19 @@ def test_a_pipe_is_no_text_and_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300])
 def test_a_path_that_cannot_be_is_a_user_error(path: str, tmp_path: Path) -> None:
     assert refusal(tmp_path / path)
+
+
+def test_a_cache_that_cannot_be_written_names_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "text.txt/cache"))
+    said = refusal(tmp_path / "text.txt")
+    assert "cannot be written" in said
+    assert "data.cache" in said
+    assert "RNNSPARSE_CACHE" in said
+
+
+def test_a_run_is_evaluated_with_the_cache_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = DataConfig(cache="/of/another/machine")
+    assert cached_where_asked(recorded).cache is None
+    monkeypatch.delenv("RNNSPARSE_CACHE")
+    assert cached_where_asked(recorded) == recorded
