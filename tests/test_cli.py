@@ -492,6 +492,22 @@ def test_bad_input_exits_with_2_and_one_line_and_damages_nothing(
     assert after == {path: content for path, content in before.items() if not path.startswith(ignored)}
 
 
+def test_evaluation_with_a_cache_that_cannot_be_written_names_the_way_out_and_takes_it(
+    cli: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recorded = tmp_path / "run", tmp_path / "recorded"
+    assert cli("train", cli.config, f"run.dir={run}", f"data.cache={recorded}", "training.steps=1")[0] == 0
+    shutil.rmtree(recorded)
+    recorded.touch()
+    monkeypatch.delenv("RNNSPARSE_CACHE", raising=False)
+    code, _, err = cli("evaluate", run)
+    assert code == 2
+    assert err.startswith(f"rnnsparse: {recorded}: cannot be written")
+    assert "RNNSPARSE_CACHE" in err
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "cache"))
+    assert cli("evaluate", run)[0] == 0
+
+
 def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, tmp_path: Path) -> None:
     lost = restore(cli.run, torch.device("cpu"))
     for parameter in lost.model.parameters():

@@ -135,16 +135,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def _measure(checkpoint: Path, device: str, split: str, path: str | None = None) -> tuple[int, str, Evaluation]:
     """Return the step of a checkpoint, the name of a split or text, and how well it predicts it."""
-    from rnnsparse.data.corpus import load_corpus, load_text_split
+    from rnnsparse.data.corpus import cached_where_asked, load_corpus, load_text_split
     from rnnsparse.evaluation import evaluate
     from rnnsparse.training.assembly import choose_device, restore
 
     restored = restore(checkpoint, choose_device(device))
+    data = cached_where_asked(restored.config.data)
     if path is not None:
         name = str(path)
-        text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=restored.config.data.cache)
+        text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=data.cache)
     else:
-        name, text = split, getattr(load_corpus(restored.config.data, tokenizer=restored.tokenizer), split)
+        name, text = split, getattr(load_corpus(data, tokenizer=restored.tokenizer), split)
     if text.unknown_bytes:
         share = f"{text.unknown_bytes:,} of {text.bytes:,} bytes"
         _warn(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Source, python_docs_source, text_source, wikitext_source
+from rnnsparse.data.sources import Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
@@ -32,9 +34,9 @@ class DataConfig:
     path: Annotated[
         PathName | None,
         Doc(
-            "text: a UTF-8 file or a folder of them (.gz and .xz too); files or folders in it named train, valid and "
-            "test (train-1.txt too) are those splits, anything else is divided 90/5/5. wikitext*: a local folder in "
-            "the hub's layout"
+            "text: a UTF-8 file (packed by gzip, xz or bzip2 too), or a folder or .zip of them; files with train, "
+            "valid or test as a word of their name or of a folder's around them are those splits (wiki.test.raw, "
+            "train/1.txt), without such names all is divided 90/5/5. wikitext*: a local folder in the hub's layout"
         ),
     ] = None
     tokenizer: Annotated[
@@ -61,7 +63,8 @@ class DataConfig:
 class Corpus:
     """Three splits in the symbols of one tokenizer.
 
-    `description` is one line for people; `fingerprint` identifies text and division, whatever the tokenizer.
+    `description` is one line for people, and `notes` are more: which files were taken as which split, and what was left
+    out. `fingerprint` identifies text and division, whatever the tokenizer.
     """
 
     tokenizer: Tokenizer
@@ -70,6 +73,7 @@ class Corpus:
     test: Split
     description: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
@@ -95,11 +99,12 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum:
         **entry.splits,
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
+        notes=source.notes,
     )
 
 
 def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:
-    """Load a UTF-8 file or a folder of them, whatever the files are called, as one split.
+    """Load a UTF-8 file, or a folder or .zip of them, whatever the files are called, as one split.
 
     Characters that the tokenizer does not know become its unknown id. `key` is what errors call the path.
     Raises as `load_corpus` does.
@@ -109,6 +114,11 @@ def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data",
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
     return split
+
+
+def cached_where_asked(recorded: DataConfig) -> DataConfig:
+    """Return a run's configuration for commands that take no settings: $RNNSPARSE_CACHE goes before its data.cache."""
+    return replace(recorded, cache=None) if os.environ.get("RNNSPARSE_CACHE") else recorded
 
 
 def _open_source(config: DataConfig) -> Source:

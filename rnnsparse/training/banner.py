@@ -27,13 +27,18 @@ def banner(
     micro_batches = f" x {training.accumulate} micro-batches" if training.accumulate > 1 else ""
     extended = f" ({config.written_training.steps:,} x {training.multiplier:g})" if training.multiplier != 1 else ""
     start = ", ".join(f"{key} of {path}" for key, path in config.start.runs.items())
+    read = training.batch_size * training.sequence_length * training.accumulate  # symbols, in a step
+    length = len(corpus.train.tokens)
+    passes = training.steps * read / length
     taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
         f"data        {corpus.description}",
+        *(f"            {note}" for note in corpus.notes),
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
         f"method      {config.method.name}{basis}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
-        f"{training.sequence_length} symbols{micro_batches}",
+        f"{training.sequence_length} symbols{micro_batches}: {passes:,.2f} times the training text",
+        *([_round_and_round(read, length)] if read > length else []),
         *([f"start       {start}{taught}"] if start or taught else []),
         f"device      {machine}, {training.precision}",
         f"ranks       {ranks}",
@@ -41,3 +46,10 @@ def banner(
         f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",
         *table(report),
     ]
+
+
+def _round_and_round(read: int, length: int) -> str:
+    return (
+        f"warning     a step reads {read:,} symbols, and the training text has {length:,}: each is read "
+        f"{read / length:,.1f} times in a step; use more text, or lower training.batch_size or training.sequence_length"
+    )

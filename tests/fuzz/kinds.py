@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -10,6 +12,8 @@ import re
 import shutil
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -377,7 +381,7 @@ class _Harmless(HTMLParser):
 
 
 def _text(data: bytes) -> bool:
-    """The first byte chooses how the text is packed, and its symbols."""
+    """The first byte chooses the text's suffix, and its symbols; its content says how it is packed."""
     choice, content = (data[0] if data else 0), data[1:]
     path = Path(f"input{['.txt', '.gz', '.xz'][choice % 3]}")
     path.write_bytes(content)
@@ -386,11 +390,9 @@ def _text(data: bytes) -> bool:
         corpus = load_corpus(
             DataConfig(source="text", path=str(path), tokenizer=("byte", "char")[choice // 3 % 2], cache=str(cache))
         )
-        unpacked = [content, None, None][choice % 3]
         splits = corpus.train, corpus.validation, corpus.test
         whole = "".join(corpus.tokenizer.decode(split.tokens.tolist()) for split in splits)
-        if unpacked is None:
-            unpacked = (gzip.decompress if path.suffix == ".gz" else lzma.decompress)(content)
+        unpacked = _unpacked(content)
         if corpus.tokenizer.kind == "byte":
             require(b"".join(bytes(split.tokens) for split in splits) == unpacked, "every byte is there")
         else:
@@ -403,6 +405,19 @@ def _text(data: bytes) -> bool:
         path.unlink()
 
 
+def _unpacked(content: bytes) -> bytes:
+    """Return the text of a file, by other means than the program's."""
+    if zipfile.is_zipfile(io.BytesIO(content)) and content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = sorted(name for name in archive.namelist() if not name.startswith("."))
+            return b"".join(_unpacked(archive.read(name)) for name in names)
+    unpack = {b"\x1f": gzip.decompress, b"B": bz2.decompress, b"\xfd": lzma.decompress, b"]": lzma.decompress}
+    try:
+        return unpack[content[:1]](content) or content
+    except (KeyError, OSError, EOFError, lzma.LZMAError, ValueError, zlib.error):
+        return content
+
+
 def _text_seeds() -> list[bytes]:
     text, zeros = TEXT.encode(), bytes(3 << 20)
     small = [bytes([0]) + text, bytes([3]) + text, bytes([1]) + gzip.compress(text), bytes([2]) + lzma.compress(text)]
@@ -411,7 +426,17 @@ def _text_seeds() -> list[bytes]:
         bytes([1]) + gzip.compress(zeros),
         bytes([4]) + gzip.compress(text) * 2,
         bytes([5]) + lzma.compress(text),
+        bytes([0]) + bz2.compress(text),
+        bytes([3]) + _zipped(text),
     ]
+
+
+def _zipped(text: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one", text)
+        archive.writestr("two", text)
+    return file.getvalue()
 
 
 def _change_text(random: Random, data: bytes, other: bytes) -> bytes:

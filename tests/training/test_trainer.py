@@ -484,10 +484,23 @@ def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
         "FLOPs per character",
     ]:
         assert part in text
+    passes = 7 * 3 * 5 * 2 / len(trainer.corpus.train.tokens)
+    assert f"micro-batches: {passes:.2f} times the training text" in text
+    assert "1 file (text.txt) as one text, divided 90/5/5" in text
+    assert "warning" not in text
     extended = Trainer(config_in(tmp_path, "other", "training.multiplier=2"), stream=io.StringIO())
     assert "rigl; 14 steps (7 x 2) of 3 lanes" in "\n".join(extended.banner())
     trainer.train()
     assert "resumed after step 7" in "\n".join(Trainer(config, resume=True).banner())
+
+
+def test_a_text_shorter_than_a_step_is_told(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "training.sequence_length=1000", "training.batch_size=40")
+    trainer = Trainer(config, stream=io.StringIO())
+    (line,) = [line for line in trainer.banner() if line.startswith("warning")]
+    length = len(trainer.corpus.train.tokens)
+    assert f"a step reads 80,000 symbols, and the training text has {length:,}" in line
+    assert f"{80_000 / length:,.1f} times in a step" in line
 
 
 # ---- best, early stopping
