@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,13 +10,13 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Source, python_docs_source, text_source, wikitext_source
+from rnnsparse.data.sources import SPLITS, Source, python_docs_source, text_source, wikitext_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
-__all__ = ["Corpus", "DataConfig", "Split", "load_corpus", "load_text_split"]
+__all__ = ["Corpus", "DataConfig", "Split", "TextIdentity", "load_corpus", "load_text_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TextIdentity:
+    """What tells a text from others, wherever it lies: a fingerprint of its content and its division.
+
+    `bytes` are for people who wonder what has changed: those of each split, if they are known.
+    """
+
+    fingerprint: str
+    bytes: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Three splits in the symbols of one tokenizer.
 
@@ -71,22 +83,28 @@ class Corpus:
     description: str
     fingerprint: str
 
+    @property
+    def identity(self) -> TextIdentity:
+        return TextIdentity(self.fingerprint, {name: getattr(self, name).bytes for name in SPLITS})
 
-def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
+
+def load_corpus(
+    config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2, key: str = "data.path"
+) -> Corpus:
     """Load the corpus that `config` names: tokenized into the cache the first time, mapped ever after.
 
-    A given tokenizer (a checkpoint's) replaces `config.tokenizer`. Raises a UserError when the text is
-    missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum` symbols; RunFailed
-    when the disk is full.
+    A given tokenizer (a checkpoint's) replaces `config.tokenizer`; `key` is what errors call the path. Raises a
+    UserError when the text is missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum`
+    symbols; RunFailed when the disk is full.
     """
-    source = _open_source(config)
+    source = _open_source(config, key)
     if tokenizer is None and config.tokenizer == "byte":
         tokenizer = Tokenizer.byte()
     entry = tokenized(source, tokenizer, divide=True, root=_cache_root(config.cache))
     for name, split in entry.splits.items():
         if len(split.tokens) < minimum:
             raise UserError(
-                f"{_setting(config)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
+                f"{_setting(config, key)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
                 f"and needs at least {minimum}; give a longer text"
             )
     sizes = ", ".join(f"{name} {split.bytes:,}" for name, split in entry.splits.items())
@@ -111,17 +129,17 @@ def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data",
     return split
 
 
-def _open_source(config: DataConfig) -> Source:
+def _open_source(config: DataConfig, key: str) -> Source:
     if config.source == "python_docs":
         return python_docs_source()
     if config.source == "text":
         assert config.path is not None  # DataConfig saw to it
-        return text_source(config.path, "data.path")
-    return wikitext_source(config.source, config.path)
+        return text_source(config.path, key)
+    return wikitext_source(config.source, config.path, key)
 
 
-def _setting(config: DataConfig) -> str:
-    return f"data.source={config.source}" if config.path is None else f"data.path={config.path}"
+def _setting(config: DataConfig, key: str) -> str:
+    return f"data.source={config.source}" if config.path is None else f"{key}={config.path}"
 
 
 def _cache_root(cache: str | None) -> Path:
