@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -254,6 +255,24 @@ def test_evaluate_takes_a_run_or_any_checkpoint(cli: Workplace) -> None:
     assert cli.ok("evaluate", cli.run / "best").endswith(f"(step {checkpoint.load(cli.run / 'best').step})\n")
 
 
+def test_the_bits_of_characters_and_lines_add_up_to_what_evaluate_tells(cli: Workplace, tmp_path: Path) -> None:
+    characters, lines = tmp_path / "characters.jsonl", tmp_path / "lines.csv"
+    report = json.loads(cli.ok("evaluate", cli.run, "--json", "--per-character", characters, "--per-line", lines))
+    rows = [json.loads(line) for line in characters.read_text().splitlines()]
+    with lines.open(newline="") as file:
+        of_lines = list(csv.DictReader(file))
+    # The test part is the last 99 bytes; the text is not that of the training.
+    assert "".join(row["text"] for row in rows) == TEXT.encode()[-99:].decode()
+    total = report["nats"] / math.log(2)
+    assert math.fsum(row["bits"] or 0 for row in rows) == pytest.approx(total, rel=1e-9)
+    assert math.fsum(float(row["bits"]) for row in of_lines) == pytest.approx(total, rel=1e-9)
+    assert sum(int(row["characters"]) for row in of_lines) == report["characters"] == len(rows) - 1
+    out = cli.ok("evaluate", cli.run, "--data", cli.folder / "text.txt", "--per-line", tmp_path / "more.jsonl")
+    assert out.splitlines()[1:] == [str(tmp_path / "more.jsonl")]
+    assert len((tmp_path / "more.jsonl").read_text().splitlines()) == TEXT.count("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"characters.jsonl", "lines.csv", "more.jsonl"}
+
+
 # ---- sample
 
 
@@ -482,6 +501,10 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
     "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
     "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),
+    "per character without a format": ("evaluate R --per-character N/new.txt", "is neither .jsonl nor .csv"),
+    "per character over a file": ("evaluate R --per-character N/old.csv", "--per-character: N/old.csv: exists and is"),
+    "per line to no folder": ("evaluate R --per-line N/none/a.csv", "--per-line: N/none/a.csv: there is no folder"),
+    "per line and character": ("evaluate R --per-line N/a.csv --per-character N/a.csv", "is that of --per-character"),
     "evaluate a split of a folder without": ("evaluate R --data N/folder --split test", "--data=N/folder: the folder"),
     "truncated checkpoint": ("evaluate N/truncated", "bytes instead of"),
     "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
@@ -517,6 +540,7 @@ def nasty(prepared: Path) -> Path:
     folder = prepared / "nasty"
     folder.mkdir()
     (folder / "folder").mkdir()
+    (folder / "old.csv").touch()
     contents = {"empty": "", "one": "a", "five": "short", "latin": "caf\xe9"}
     for name, text in contents.items():
         (folder / f"{name}.txt").write_bytes(text.encode("latin-1"))

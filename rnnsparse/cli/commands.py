@@ -21,7 +21,7 @@ from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
-    from rnnsparse.evaluation import Evaluation
+    from rnnsparse.evaluation import Evaluation, Record
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
     from rnnsparse.training.measured_text import MeasuredText
@@ -110,8 +110,25 @@ def writer_errors_told_once() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    step, text, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data)
-    _tell(arguments, step, text, result)
+    from rnnsparse import code_lengths
+
+    wanted = {"--per-character": arguments.per_character, "--per-line": arguments.per_line}
+    outs = {key: path for key, path in wanted.items() if path is not None}
+    for key, path in outs.items():
+        code_lengths.require_writable(path, key)
+    if len({os.path.abspath(path) for path in outs.values()}) < len(outs):
+        raise UserError(f"--per-line: {arguments.per_line}: is that of --per-character as well; choose another name")
+    # On the disk that must have room for what comes of them.
+    with code_lengths.Recorder(next(iter(outs.values())).parent) if outs else contextlib.nullcontext() as recorder:
+        record = recorder.record if recorder else None
+        step, text, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data, record)
+        _tell(arguments, step, text, result)
+        for key, path in outs.items():
+            assert recorder
+            write = code_lengths.write_characters if key == "--per-character" else code_lengths.write_lines
+            write(path, text.text, text.tokenizer, recorder)
+            if not arguments.json:
+                print(path)
     return 0
 
 
@@ -138,7 +155,7 @@ def _tell(arguments: argparse.Namespace, step: int, text: MeasuredText, result: 
 
 
 def _measure(
-    checkpoint: Path, device: str, split: str | None = None, path: Path | None = None
+    checkpoint: Path, device: str, split: str | None = None, path: Path | None = None, record: Record | None = None
 ) -> tuple[int, MeasuredText, Evaluation]:
     """Return the step of a checkpoint, a text, and how well it predicts it."""
     from rnnsparse.evaluation import evaluate
@@ -157,7 +174,7 @@ def _measure(
                 "as one symbol, which is easier to predict than they are"
             ]
         )
-    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation)
+    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation, record=record)
     if not math.isfinite(result.nats):
         raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
     return restored.step, measured, result

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import SPLITS, Source, python_docs_source, text_source, wikitext_source
+from rnnsparse.data.sources import SPLITS, Piece, Source, python_docs_source, text_source, wikitext_source
 from rnnsparse.data.split import Split
-from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.tokenizer import Chunk, Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
@@ -110,7 +111,7 @@ def load_corpus(
     sizes = ", ".join(f"{name} {split.bytes:,}" for name, split in entry.splits.items())
     return Corpus(
         tokenizer=entry.tokenizer,
-        **entry.splits,
+        **_readable(entry.splits, source),
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
     )
@@ -123,10 +124,33 @@ def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data",
     Raises as `load_corpus` does.
     """
     source = text_source(path, key, find_splits=False)
-    split = tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits["text"]
+    split = _readable(tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits, source)["text"]
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
     return split
+
+
+def _readable(splits: Mapping[str, Split], source: Source) -> dict[str, Split]:
+    """Return the splits with what reads their original text again: unknown ids do not hold it."""
+    readable, start = {}, 0
+    for name, split in splits.items():
+        own = name in source.parts  # or it is a stretch of the one text that was divided
+        pieces, begin = (source.parts[name], 0) if own else (source.parts["text"], start)
+        chunks = partial(_stretch, pieces, begin, begin + split.bytes)
+        readable[name] = replace(split, chunks=chunks)
+        start += split.bytes
+    return readable
+
+
+def _stretch(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Chunk]:
+    """Yield the bytes of a text from `start` to `stop`; reads to its end, where a file that has changed is noticed."""
+    position = 0
+    for piece in pieces:
+        for chunk in piece.chunks():
+            part = memoryview(chunk)[max(start - position, 0) : max(stop - position, 0)]
+            position += len(chunk)
+            if part:
+                yield part
 
 
 def _open_source(config: DataConfig, key: str) -> Source:
