@@ -49,4 +49,5 @@ def shorten_texts(runs: Sequence[Run]) -> None:
             short = short_names(list(set(places.values())))
             names |= {text: short[place] for text, place in places.items()}
     for run in runs:
-        run.config["data"]["path"] = names.get(run.summary.text or "", run.named_text[1])
+        if name := run.named_text[1]:
+            run.config["data"]["path"] = names.get(run.summary.text or "", name)
