@@ -60,10 +60,7 @@ def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None
         require_own_texts([run.folder for run in here if run.folder and run.has_checkpoint()])
         here = [_tested(run, test, left_out) for run in tqdm(here, "test", unit="run", disable=None)]
     left_out += _uncertain_texts(here)
-    # Of two equal runs the one that says more comes first.
-    found = sorted(
-        found + here, key=lambda one: (one.run.summary.seed, one.run.summary.test_bits_per_character is None)
-    )
+    found = sorted(found + here, key=_seed_and_what_is_missing)
     shorten_texts([one.run for one in found])
     settings = settings_of([one.run for one in found])
     found = [replace(one, setting=json.dumps(own, sort_keys=True)) for one, own in zip(found, settings, strict=True)]
@@ -81,6 +78,12 @@ class _Found:
 
     def has_checkpoint(self) -> bool:
         return self.folder is not None and atomic.existing(self.folder / LAST) is not None
+
+
+def _seed_and_what_is_missing(one: _Found) -> tuple[int, bool, bool]:
+    """Of two equal runs the one that says more comes first, and counts."""
+    summary = one.run.summary
+    return summary.seed, summary.text is None, summary.test_bits_per_character is None
 
 
 def _tested(found: _Found, test: Callable[[Path], float], left_out: list[str]) -> _Found:

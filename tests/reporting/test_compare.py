@@ -381,6 +381,7 @@ def test_a_run_that_does_not_know_its_text_is_taken_for_one_on_the_only_text_of_
         "older: an earlier version trained it, which does not tell its text: it is taken for that of known, which has "
         "the same name"
     ]
+    assert labels(read_runs([on_text("copy", "/y/in.txt", None, 1), known])[0]) == {"rigl": ["known"]}
     runs, lines = read_runs([known, unknown, on_text("third", "/z/in.txt", TWO, 2)])
     assert labels(runs) == {
         "rigl, text=x/in.txt": ["known"],
