@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from torch import nn
 
 from rnnsparse.cli import main
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint
+from rnnsparse.training import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 
 ROOT = Path(__file__).parent.parent
@@ -145,10 +146,80 @@ def test_evaluate_scores_the_split_or_the_text_it_is_told(cli: Workplace, tmp_pa
     assert other["bytes"] == len(TEXT[1:500].encode())
 
 
-def test_a_split_beside_another_text_is_refused(cli: Workplace) -> None:
-    code, out, err = cli("evaluate", cli.run, "--data", cli.folder / "text.txt", "--split", "test")
-    assert (code, out) == (2, "")
-    assert err == "rnnsparse: --split test: says nothing beside --data, which is measured whole; leave one out\n"
+def test_a_split_of_a_moved_text_is_found_as_in_training(cli: Workplace, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.txt"
+    moved.write_text(TEXT, encoding="utf-8")
+    own = json.loads(cli.ok("evaluate", cli.run, "--json"))
+    there = json.loads(cli.ok("evaluate", cli.run, "--data", moved, "--split", "test", "--json"))
+    assert (there.pop("split"), there.pop("text")) == ("test", str(moved))
+    assert there.keys() <= own.keys()
+    assert {key: own[key] for key in there if key != "seconds"} == {k: v for k, v in there.items() if k != "seconds"}
+    assert cli.ok("evaluate", cli.run, "--data", moved, "--split", "validation").startswith(f"validation of {moved}: ")
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, text in (("train", TEXT), ("valid", TEXT[:200]), ("test", TEXT[:100])):
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    assert json.loads(cli.ok("evaluate", cli.run, "--data", folder, "--split", "test", "--json"))["characters"] == 99
+    assert json.loads(cli.ok("evaluate", cli.run, "--data", folder, "--json"))["characters"] == len(TEXT) + 299
+
+
+def changing_run(cli: Workplace, tmp_path: Path, *overrides: str) -> tuple[Path, Path]:
+    """A run of its own, and its text, to be changed."""
+    text, run = tmp_path / "input.txt", tmp_path / "run"
+    text.write_text(TEXT, encoding="utf-8")
+    assert cli("train", cli.config, f"run.dir={run}", f"data.path={text}", *overrides)[0] == 0
+    return run, text
+
+
+def test_a_checkpoint_is_not_measured_on_another_text_than_its_own_unless_that_is_named(
+    cli: Workplace, tmp_path: Path
+) -> None:
+    run, text = changing_run(cli, tmp_path, "checkpoint.keep=[2]", "checkpoint.interval=2")
+    checkpoints = [run / name for name in ("last", "previous", "best", "step_2")]
+    before = [cli.ok("evaluate", folder).split(" in ")[0] for folder in checkpoints]
+
+    text.write_text(TEXT[: len(TEXT) // 2], encoding="utf-8")
+    for folder in checkpoints:
+        code, out, err = cli("evaluate", folder)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"rnnsparse: {folder}: data.path={text}: is no longer the text that this checkpoint was trained on: then "
+            "train 1,782, validation 99, test 99 bytes, now train 891, validation 49, test 50; bring that text back, "
+            "or measure one on purpose with `rnnsparse evaluate`, --data PATH and --split test\n"
+        )
+    cli.ok("evaluate", run, "--data", text, "--split", "test")
+    text.write_text(TEXT.replace("fox", "cat"), encoding="utf-8")
+    assert ": train 1,782, validation 99, test 99 bytes as then, but other ones; " in cli("evaluate", run)[2]
+    cli.ok("sample", run, "--length", 3)
+    cli.ok("inspect", run)
+
+    text.write_text(TEXT, encoding="utf-8")
+    assert [cli.ok("evaluate", folder).split(" in ")[0] for folder in checkpoints] == before
+
+
+def without_fingerprint(folder: Path) -> None:
+    """Make of a checkpoint what earlier versions wrote."""
+    (folder / "manifest.json").unlink()
+    manifest.write(folder, 4)
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_its_text_by_its_training_state(
+    cli: Workplace, tmp_path: Path
+) -> None:
+    run, text = changing_run(cli, tmp_path)
+    for name in ("last", "best"):
+        without_fingerprint(run / name)
+    cli.ok("evaluate", run)
+    warning = "an earlier version wrote it, without a fingerprint of its text, so nobody can tell whether data.path="
+    code, out, err = cli("evaluate", run / "best")
+    assert (code, out.startswith("test of "), err.count("\n")) == (0, True, 1)
+    assert err.startswith(f"rnnsparse: warning: {run / 'best'}: {warning}{text} is still the text")
+    text.write_text(TEXT[:-9], encoding="utf-8")
+    code, _, err = cli("evaluate", run)
+    assert code == 2
+    assert re.search(r"trained on: fingerprint then \w{8}, now \w{8}; bring that text back", err)
+    assert cli("evaluate", run / "best")[0] == 0
 
 
 def test_evaluate_tells_how_much_of_a_text_is_unknown(cli: Workplace, tmp_path: Path) -> None:
@@ -178,10 +249,28 @@ def test_evaluate_keeps_its_tokens_where_the_run_does(
 
 def test_evaluate_takes_a_run_or_any_checkpoint(cli: Workplace) -> None:
     line = cli.ok("evaluate", cli.run)
-    assert line.startswith("test: ")
+    assert line.startswith(f"test of {cli.folder / 'text.txt'}: ")
     assert line.rstrip().endswith("(step 4)")
     assert cli.ok("evaluate", cli.run / "last").split(" in ")[0] == line.split(" in ")[0]
     assert cli.ok("evaluate", cli.run / "best").endswith(f"(step {checkpoint.load(cli.run / 'best').step})\n")
+
+
+def test_the_bits_of_characters_and_lines_add_up_to_what_evaluate_tells(cli: Workplace, tmp_path: Path) -> None:
+    characters, lines = tmp_path / "characters.jsonl", tmp_path / "lines.csv"
+    report = json.loads(cli.ok("evaluate", cli.run, "--json", "--per-character", characters, "--per-line", lines))
+    rows = [json.loads(line) for line in characters.read_text().splitlines()]
+    with lines.open(newline="") as file:
+        of_lines = list(csv.DictReader(file))
+    # The test part is the last 99 bytes; the text is not that of the training.
+    assert "".join(row["text"] for row in rows) == TEXT.encode()[-99:].decode()
+    total = report["nats"] / math.log(2)
+    assert math.fsum(row["bits"] or 0 for row in rows) == pytest.approx(total, rel=1e-9)
+    assert math.fsum(float(row["bits"]) for row in of_lines) == pytest.approx(total, rel=1e-9)
+    assert sum(int(row["characters"]) for row in of_lines) == report["characters"] == len(rows) - 1
+    out = cli.ok("evaluate", cli.run, "--data", cli.folder / "text.txt", "--per-line", tmp_path / "more.jsonl")
+    assert out.splitlines()[1:] == [str(tmp_path / "more.jsonl")]
+    assert len((tmp_path / "more.jsonl").read_text().splitlines()) == TEXT.count("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"characters.jsonl", "lines.csv", "more.jsonl"}
 
 
 # ---- sample
@@ -412,6 +501,11 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
     "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
     "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),
+    "per character without a format": ("evaluate R --per-character N/new.txt", "is neither .jsonl nor .csv"),
+    "per character over a file": ("evaluate R --per-character N/old.csv", "--per-character: N/old.csv: exists and is"),
+    "per line to no folder": ("evaluate R --per-line N/none/a.csv", "--per-line: N/none/a.csv: there is no folder"),
+    "per line and character": ("evaluate R --per-line N/a.csv --per-character N/a.csv", "is that of --per-character"),
+    "evaluate a split of a folder without": ("evaluate R --data N/folder --split test", "--data=N/folder: the folder"),
     "truncated checkpoint": ("evaluate N/truncated", "bytes instead of"),
     "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
     "incomplete checkpoint": ("inspect N/incomplete", "so it is incomplete"),
@@ -446,6 +540,7 @@ def nasty(prepared: Path) -> Path:
     folder = prepared / "nasty"
     folder.mkdir()
     (folder / "folder").mkdir()
+    (folder / "old.csv").touch()
     contents = {"empty": "", "one": "a", "five": "short", "latin": "caf\xe9"}
     for name, text in contents.items():
         (folder / f"{name}.txt").write_bytes(text.encode("latin-1"))
@@ -519,6 +614,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
         tokenizer_json=lost.tokenizer.to_json(),
         config_yaml=lost.config.to_yaml(),
         training_state=None,
+        text=lost.saved.text,
     )
     for command in ("evaluate", "sample"):
         code, out, err = cli(command, tmp_path / "lost")

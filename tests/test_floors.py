@@ -18,7 +18,7 @@ FLOORS = [
     ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
     ["rnnsparse.nn"],
     ["rnnsparse.sparsity"],
-    ["rnnsparse.evaluation", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
+    ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
     ["rnnsparse.recipes", "rnnsparse.reporting"],

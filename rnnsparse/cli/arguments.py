@@ -68,10 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", commands.evaluate, "Measure bits per character.")
     add_checkpoint(evaluate)
-    help_text = "the part of the run's own text to measure on (default: test)"
+    help_text = "the part to measure on (default: test); of --data, if given, found or divided as in training"
     evaluate.add_argument("--split", choices=["validation", "test"], help=help_text)
-    help_text = "a text file or folder to measure on instead, all of it"
+    help_text = "a text file or folder to measure on instead of the run's own text; all of it, unless --split is given"
     evaluate.add_argument("--data", type=Path, metavar="PATH", help=help_text)
+    help_text = "also write the bits of every character to a new .jsonl or .csv file"
+    evaluate.add_argument("--per-character", type=Path, metavar="OUT", help=help_text)
+    help_text = "also write the bits of every line to a new .jsonl or .csv file"
+    evaluate.add_argument("--per-line", type=Path, metavar="OUT", help=help_text)
     evaluate.add_argument("--json", action="store_true", help="print one line of JSON")
     add_device(evaluate)
 

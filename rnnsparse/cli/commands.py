@@ -21,9 +21,10 @@ from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
-    from rnnsparse.evaluation import Evaluation
+    from rnnsparse.evaluation import Evaluation, Record
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
+    from rnnsparse.training.measured_text import MeasuredText
 
 LONGEST_PROMPT = 1 << 20  # bytes of a file
 
@@ -109,13 +110,34 @@ def writer_errors_told_once() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    if arguments.data is not None and arguments.split is not None:
-        raise UserError(
-            f"--split {arguments.split}: says nothing beside --data, which is measured whole; leave one out"
-        )
-    step, name, result = _measure(arguments.checkpoint, arguments.device, arguments.split or "test", arguments.data)
+    from rnnsparse import code_lengths
+
+    wanted = {"--per-character": arguments.per_character, "--per-line": arguments.per_line}
+    outs = {key: path for key, path in wanted.items() if path is not None}
+    for key, path in outs.items():
+        code_lengths.require_writable(path, key)
+    if len({os.path.abspath(path) for path in outs.values()}) < len(outs):
+        raise UserError(f"--per-line: {arguments.per_line}: is that of --per-character as well; choose another name")
+    # On the disk that must have room for what comes of them.
+    with code_lengths.Recorder(next(iter(outs.values())).parent) if outs else contextlib.nullcontext() as recorder:
+        record = recorder.record if recorder else None
+        step, text, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data, record)
+        _tell(arguments, step, text, result)
+        for key, path in outs.items():
+            assert recorder
+            write = code_lengths.write_characters if key == "--per-character" else code_lengths.write_lines
+            write(path, text.text, text.tokenizer, recorder)
+            if not arguments.json:
+                print(path)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, step: int, text: MeasuredText, result: Evaluation) -> None:
+    """Print what was measured."""
     report = {
-        "split": name,
+        "split": text.split or text.path,
+        # Without --data it is the text of the run, without --split it stands above.
+        **({"text": text.path} if arguments.data and arguments.split else {}),
         "bits_per_character": result.bits_per_character,
         "bits_per_byte": result.bits_per_byte,
         "characters": result.characters,
@@ -127,37 +149,35 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         print(
-            f"{name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
+            f"{text.name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
             f"{result.characters:,} characters in {result.seconds:.1f} s (step {step})"
         )
-    return 0
 
 
-def _measure(checkpoint: Path, device: str, split: str, path: str | None = None) -> tuple[int, str, Evaluation]:
-    """Return the step of a checkpoint, the name of a split or text, and how well it predicts it."""
-    from rnnsparse.data.corpus import cached_where_asked, load_corpus, load_text_split
+def _measure(
+    checkpoint: Path, device: str, split: str | None = None, path: Path | None = None, record: Record | None = None
+) -> tuple[int, MeasuredText, Evaluation]:
+    """Return the step of a checkpoint, a text, and how well it predicts it."""
     from rnnsparse.evaluation import evaluate
     from rnnsparse.training.assembly import choose_device, restore
+    from rnnsparse.training.measured_text import other_text, own_text
 
     restored = restore(checkpoint, choose_device(device))
-    data = cached_where_asked(restored.config.data)
-    if path is not None:
-        name = str(path)
-        text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=data.cache)
-    else:
-        name, text = split, getattr(load_corpus(data, tokenizer=restored.tokenizer), split)
+    measured = own_text(restored, split or "test") if path is None else other_text(restored, str(path), split)
+    text = measured.text
+    _warn([measured.warning] if measured.warning else [])
     if text.unknown_bytes:
         share = f"{text.unknown_bytes:,} of {text.bytes:,} bytes"
         _warn(
             [
-                f"{checkpoint}: {name}: {share} are characters that its training text has not; they all count as one "
-                "symbol, which is easier to predict than they are"
+                f"{checkpoint}: {measured.name}: {share} are characters that its training text has not; they all count "
+                "as one symbol, which is easier to predict than they are"
             ]
         )
-    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation)
+    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation, record=record)
     if not math.isfinite(result.nats):
         raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
-    return restored.step, name, result
+    return restored.step, measured, result
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -322,7 +342,7 @@ def compare(arguments: argparse.Namespace) -> int:
     from rnnsparse.reporting.reading import read_runs
 
     def test(run: Path) -> float:
-        return _measure(run, "auto", "test")[-1].bits_per_character
+        return _measure(run, "auto")[-1].bits_per_character
 
     runs, left_out = read_runs(arguments.runs, test if arguments.test else None)
     for line in left_out:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Source, python_docs_source, text_source
+from rnnsparse.data.sources import SPLITS, Piece, Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
-from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.tokenizer import Chunk, Tokenizer
 from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
-__all__ = ["Corpus", "DataConfig", "Split", "load_corpus", "load_text_split"]
+__all__ = ["Corpus", "DataConfig", "Split", "TextIdentity", "load_corpus", "load_text_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,17 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TextIdentity:
+    """What tells a text from others, wherever it lies: a fingerprint of its content and its division.
+
+    `bytes` are for people who wonder what has changed: those of each split, if they are known.
+    """
+
+    fingerprint: str
+    bytes: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Three splits in the symbols of one tokenizer.
 
@@ -75,28 +88,34 @@ class Corpus:
     fingerprint: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def identity(self) -> TextIdentity:
+        return TextIdentity(self.fingerprint, {name: getattr(self, name).bytes for name in SPLITS})
 
-def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
+
+def load_corpus(
+    config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2, key: str = "data.path"
+) -> Corpus:
     """Load the corpus that `config` names: tokenized into the cache the first time, mapped ever after.
 
-    A given tokenizer (a checkpoint's) replaces `config.tokenizer`. Raises a UserError when the text is
-    missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum` symbols; RunFailed
-    when the disk is full.
+    A given tokenizer (a checkpoint's) replaces `config.tokenizer`; `key` is what errors call the path. Raises a
+    UserError when the text is missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum`
+    symbols; RunFailed when the disk is full.
     """
-    source = _open_source(config)
+    source = _open_source(config, key)
     if tokenizer is None and config.tokenizer == "byte":
         tokenizer = Tokenizer.byte()
     entry = tokenized(source, tokenizer, divide=True, root=_cache_root(config.cache))
     for name, split in entry.splits.items():
         if len(split.tokens) < minimum:
             raise UserError(
-                f"{_setting(config)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
+                f"{_setting(config, key)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
                 f"and needs at least {minimum}; give a longer text"
             )
     sizes = ", ".join(f"{name} {split.bytes:,}" for name, split in entry.splits.items())
     return Corpus(
         tokenizer=entry.tokenizer,
-        **entry.splits,
+        **_readable(entry.splits, source),
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
         notes=source.notes,
@@ -110,7 +129,7 @@ def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data",
     Raises as `load_corpus` does.
     """
     source = text_source(path, key, find_splits=False)
-    split = tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits["text"]
+    split = _readable(tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits, source)["text"]
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
     return split
@@ -121,17 +140,40 @@ def cached_where_asked(recorded: DataConfig) -> DataConfig:
     return replace(recorded, cache=None) if os.environ.get("RNNSPARSE_CACHE") else recorded
 
 
-def _open_source(config: DataConfig) -> Source:
+def _readable(splits: Mapping[str, Split], source: Source) -> dict[str, Split]:
+    """Return the splits with what reads their original text again: unknown ids do not hold it."""
+    readable, start = {}, 0
+    for name, split in splits.items():
+        own = name in source.parts  # or it is a stretch of the one text that was divided
+        pieces, begin = (source.parts[name], 0) if own else (source.parts["text"], start)
+        chunks = partial(_stretch, pieces, begin, begin + split.bytes)
+        readable[name] = replace(split, chunks=chunks)
+        start += split.bytes
+    return readable
+
+
+def _stretch(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Chunk]:
+    """Yield the bytes of a text from `start` to `stop`; reads to its end, where a file that has changed is noticed."""
+    position = 0
+    for piece in pieces:
+        for chunk in piece.chunks():
+            part = memoryview(chunk)[max(start - position, 0) : max(stop - position, 0)]
+            position += len(chunk)
+            if part:
+                yield part
+
+
+def _open_source(config: DataConfig, key: str) -> Source:
     if config.source == "python_docs":
         return python_docs_source()
     if config.source == "text":
         assert config.path is not None  # DataConfig saw to it
-        return text_source(config.path, "data.path")
-    return wikitext_source(config.source, config.path)
+        return text_source(config.path, key)
+    return wikitext_source(config.source, config.path, key)
 
 
-def _setting(config: DataConfig) -> str:
-    return f"data.source={config.source}" if config.path is None else f"data.path={config.path}"
+def _setting(config: DataConfig, key: str) -> str:
+    return f"data.source={config.source}" if config.path is None else f"{key}={config.path}"
 
 
 def _cache_root(cache: str | None) -> Path:

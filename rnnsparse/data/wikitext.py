@@ -21,14 +21,14 @@ HUB_REPOSITORY = "Salesforce/wikitext"
 HUB_CONFIGS = {"wikitext103": "wikitext-103-raw-v1", "wikitext2": "wikitext-2-raw-v1"}
 
 
-def wikitext_source(source: str, path: str | None) -> Source:
+def wikitext_source(source: str, path: str | None, key: str = "data.path") -> Source:
     """WikiText through `datasets`: from the hub, or from `path`, a folder in its layout with one config.
 
     The hub stores WikiText's blank lines, " \\n", as empty rows; they are put back, so that the text is
     exactly that of the original files. A hub out of reach, or a folder that is not such a data set, raises a
     UserError.
     """
-    label = f"data.source={source}" if path is None else f"data.path={path}"
+    label = f"data.source={source}" if path is None else f"{key}={path}"
     if path is not None and not Path(path).is_dir():
         raise UserError(f"{label}: not a folder in the hub's layout; for a text file set data.source=text")
     splits = _load_splits(source, path, label)

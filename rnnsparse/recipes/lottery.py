@@ -157,4 +157,5 @@ def draw_ticket(rounds: Rounds, number: int) -> None:
         tokenizer_json=trained.saved.tokenizer_json,
         config_yaml=next_run.to_yaml(),
         training_state=None,
+        text=trained.saved.trained_text(),
     )

@@ -17,7 +17,7 @@ from typing import Any
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError, printable
 from rnnsparse.reporting.reading import is_results
-from rnnsparse.reporting.runs import Results, Run, Summary
+from rnnsparse.reporting.runs import TEXT, Results, Run, Summary, settings_of
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
@@ -99,19 +99,43 @@ def statistic(values: Sequence[float]) -> Statistic:
 
 def group(runs: Iterable[Run]) -> list[Setting]:
     """Return the settings of `runs`, the fewest bits per character first."""
-    together: dict[str, list[Run]] = {}
-    for run in runs:
-        together.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
-    groups = [tuple(sorted(members, key=lambda run: run.summary.seed)) for members in together.values()]
-    special = _special([members[0].settings() for members in groups])
-    settings = [
-        Setting(members, {key: value for key, value in members[0].settings().items() if key in special})
-        for members in groups
-    ]
-    for setting in settings:
+    runs = list(runs)
+    together: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for run, own in zip(runs, settings_of(runs), strict=True):
+        together.setdefault(json.dumps(own, sort_keys=True), (own, []))[1].append(run)
+    special = _special([own for own, _ in together.values()])
+    texts = _names_of_texts(together.values())
+    settings = []
+    for own, members in together.values():
+        setting = Setting(
+            tuple(sorted(members, key=lambda run: run.summary.seed)),
+            {key: value for key, value in own.items() if key in special},
+        )
         if SPARSITY in setting.special:
             setting.special[SPARSITY] = setting.sparsity
+        if TEXT in setting.special:
+            setting.special[TEXT] = texts[own["data.source"], own[TEXT]]
+        if setting.special.get(TEXT, "") is None:
+            del setting.special[TEXT]  # its source says all about it
+        settings.append(setting)
     return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
+
+
+def _names_of_texts(groups: Iterable[tuple[dict[str, Any], list[Run]]]) -> dict[tuple[str, str | None], str | None]:
+    """Return what to call each text, by its source and what identifies it: its path, as far as that is known.
+
+    Where texts have the same path, or none, the begin of the fingerprint tells them apart.
+    """
+    paths: dict[tuple[str, str | None], str | None] = {}
+    for own, members in groups:
+        run = next((member for member in members if member.summary.text), members[0])
+        paths.setdefault((own["data.source"], own[TEXT]), run.config["data"]["path"])
+    names = {}
+    for (source, text), path in paths.items():
+        alone = [other for (of, _), other in paths.items() if of == source].count(path) == 1
+        fingerprint = text[:8] if text and text != path else "unknown"
+        names[source, text] = path if alone else f"{path} {fingerprint}" if path else fingerprint
+    return names
 
 
 def _special(settings: Sequence[dict[str, Any]]) -> set[str]:

@@ -61,7 +61,7 @@ def report(settings: Sequence[Setting], overview: Sequence[Plot], left_out: Sequ
         f"<h1>{_counted(len(settings), 'setting')}, {_counted(count, 'run')}</h1>",
         f"<p>{_text(ABOUT_TABLE)}</p>",
         _table(table(settings), "all settings"),
-        f"<p>Not compared:</p><ul>{omitted}</ul>" if left_out else "",
+        f"<p>Left out, or uncertain:</p><ul>{omitted}</ul>" if left_out else "",
         f"<nav><p>In detail:</p><ul>{links}</ul></nav>" if several else "",
         _figures(overview),
         *sections,

@@ -273,6 +273,7 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
+            "text": self.corpus.fingerprint,
             **self.ranks.report(self.model),
         }
         if self.ranks.is_first:
@@ -347,6 +348,7 @@ class Trainer:
             tokenizer_json=self.tokenizer.to_json(),
             config_yaml=self.recorded.to_yaml(),
             training_state=training_state,
+            text=self.corpus.identity,
             keep=self.folder / run_folder.PREVIOUS if name == run_folder.LAST else None,
         )
 

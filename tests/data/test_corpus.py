@@ -108,6 +108,8 @@ def test_counts_are_exact_wherever_chunks_and_splits_end(
         start += split.characters
         known = set(text[: corpus.train.characters]) if tokenizer == "char" else set(part)
         assert split.bytes == len(part.encode())
+        assert split.chunks is not None
+        assert b"".join(split.chunks()).decode() == part
         assert split.unknown_bytes == sum(len(c.encode()) for c in part if c not in known)
         expected = "".join(c if c in known else "<unk>" for c in part)
         assert text_of(split, corpus.tokenizer) == expected
@@ -495,6 +497,24 @@ def test_changed_content_is_tokenized_anew(text_file: Path, caches: Path) -> Non
     assert "two" in texts_of(corpus)["train"]
     assert corpus.fingerprint != before
     assert len(entries(caches)) == 2
+
+
+def test_the_text_behind_unknown_ids_can_be_read_again(tmp_path: Path, small_chunks: None) -> None:
+    few = Tokenizer.char("n \n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("train", "valid-1", "valid-2", "test"):
+        (folder / f"{name}.txt").write_text(f"{TEXT}{name}\n", encoding="utf-8", newline="")
+    packed = tmp_path / "text.gz"
+    packed.write_bytes(gzip.compress(TEXT.encode()))
+    wikitext = DataConfig(source="wikitext103", path=str(write_dataset(tmp_path / "hub", ROWS)))
+    found = {
+        "validation": load_corpus(text_config(folder), few).validation,
+        "whole": load_text_split(packed, few),
+        "test": load_corpus(wikitext, few).test,
+    }
+    texts = {name: b"".join(split.chunks()).decode() for name, split in found.items() if split.chunks}
+    assert texts == {"validation": f"{TEXT}valid-1\n{TEXT}valid-2\n", "whole": TEXT, "test": " last \n \n"}
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])

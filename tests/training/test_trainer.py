@@ -44,6 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
     "logging": {"interval": 1, "tensorboard": False, "pictures": None},
 }
 SUMMARY_KEYS = {
+    "text",
     "bits_per_character",
     "bits_per_byte",
     "best_bits_per_character",
@@ -399,6 +400,8 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
     for name in ("last", "previous"):
         assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
+    text = load_corpus(config.data).identity
+    assert [checkpoint.load(config.folder / name).text for name in ("last", "previous", "best")] == [text] * 3
 
 
 def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_path: Path) -> None:
@@ -423,7 +426,9 @@ def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_p
     assert summary["bits_per_byte"] < summary["bits_per_character"]  # ü and ß have two bytes
 
     restored = restore(config.folder, CPU)
-    validation = load_corpus(config.data).validation
+    corpus = load_corpus(config.data)
+    assert summary["text"] == corpus.fingerprint
+    validation = corpus.validation
     result = evaluate(restored.model, validation, restored.tokenizer, config.evaluation)
     assert summary["bits_per_character"] == result.bits_per_character
     assert summary["bits_per_byte"] == result.bits_per_byte
