@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import SPLITS, Piece, Source, python_docs_source, text_source
+from rnnsparse.data.sources import Piece, Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
+from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import Chunk, Tokenizer
 from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
