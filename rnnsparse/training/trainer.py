@@ -178,7 +178,7 @@ class Trainer:
         if self.learner.left_out:
             logger.message(f"left out: {self.learner.left_out}")
         due: dict[str, float | int] = {}
-        if step % config.logging.interval == 0 or last:
+        if config.logging.tells_of(step, config.training.steps):
             due |= metrics | {"characters_per_second": self._pace()}
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
