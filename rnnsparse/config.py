@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,9 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:
-        typed = any(str(error).startswith(parse_override(override)[0]) for override in overrides)
+        # Of sparsity.basis typed, an error about sparsity.basis_from is none.
+        keys = (re.escape(parse_override(override)[0]) for override in overrides)
+        typed = any(re.match(rf"{key}(?!\w)", str(error)) for key in keys)
         raise UserError(str(error) if typed else f"{source}: {error}") from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")

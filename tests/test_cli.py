@@ -274,13 +274,25 @@ def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("training: {steps: 0}")
     (tmp_path / "unmet.yaml").write_text("sparsity: {overrides: {rnn.7: 0.5}}")
     (tmp_path / "half.yaml").write_text("training: {precision: bf16}")  # valid where it is to run
-    bad, unmet, half = tmp_path / "bad.yaml", tmp_path / "unmet.yaml", tmp_path / "half.yaml"
-    code, out, err = cli("validate", bad, cli.config, unmet, half)
+    (tmp_path / "idle.yaml").write_text("model: {dropout: 0.5}")
+    bad, unmet, half, idle = (tmp_path / f"{name}.yaml" for name in ("bad", "unmet", "half", "idle"))
+    missing, sweep = tmp_path / "missing.yaml", tmp_path / "sweep.yaml"
+    sweep.write_text("config: missing.yaml\ngrid: {run.seed: [1]}")
+    code, out, err = cli("validate", bad, cli.config, unmet, half, idle, missing, sweep)
     assert code == 2
-    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid"]
-    first, second = err.splitlines()
-    assert first.startswith(f"rnnsparse: {bad}: training.steps: 0: ")
-    assert "no block is called 'rnn.7'" in second
+    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid", f"{idle}: valid"]
+    for line, start in zip(
+        err.splitlines(),
+        [
+            f"rnnsparse: {bad}: training.steps: 0: ",
+            f"rnnsparse: {unmet}: sparsity.overrides.rnn.7: no block is called 'rnn.7'",
+            f"rnnsparse: warning: {idle}: model.dropout has no effect",
+            f"rnnsparse: {missing}: cannot be read",
+            f"rnnsparse: {sweep}: {missing}: cannot be read",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
     assert cli.ok("validate", *sorted((ROOT / "configs").rglob("*.yaml"))).count(": valid\n") >= 2
 
 
@@ -630,3 +642,11 @@ def test_help_answers_for_every_command_without_loading_torch() -> None:
     assert result.returncode == 0, result.stderr
     for command in ("train", "evaluate", "sample", "inspect", "validate", "methods", "export"):
         assert command in result.stdout
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["methods"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"rnnsparse: needs Linux or macOS, .*\n", err)

@@ -299,6 +299,14 @@ def test_what_was_typed_is_not_blamed_on_the_file() -> None:
         parse_config({"training": {"stpes": 10}}, "c.yaml", ["training.steps=10"])
     with pytest.raises(UserError, match=r"^sparsity\.metod: unknown key \(did you mean 'method'\?\)"):
         parse_config({}, "c.yaml", ["sparsity.metod=set"])
+    for file, typed in (
+        ({"sparsity": {"basis_from": ["x"]}}, "sparsity.basis=svd"),
+        ({"training": {"teacher_weight": 2}}, "training.teacher=run"),
+    ):
+        with pytest.raises(UserError, match=r"^c\.yaml: "):
+            parse_config(file, "c.yaml", [typed])
+    with pytest.raises(UserError, match=r"^training\.betas\.1: 2"):
+        parse_config({}, "c.yaml", ["training.betas=[0.9, 2]"])
 
 
 def test_a_sweep_is_no_configuration_and_says_what_runs_it() -> None:

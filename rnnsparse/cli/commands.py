@@ -235,12 +235,13 @@ def validate(arguments: argparse.Namespace) -> int:
                 print(f"{path}: valid, {len(load_sweep(path).runs)} runs")
                 continue
             config = load_config(path)
-            _warn(config.warnings)
+            _warn([f"{path}: {warning}" for warning in config.warnings])
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
             empty_model(config, 256, NOWHERE)
             require_execution(config, choose_device("cpu"))
         except UserError as error:
-            print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
+            named = str(error).startswith(f"{path}: ")
+            print(f"rnnsparse: {one_line(error if named else f'{path}: {error}')}", file=sys.stderr)
             failed += 1
         else:
             print(f"{path}: valid")
