@@ -270,6 +270,15 @@ def test_inspect_gives_the_same_report_of_a_configuration_a_run_and_a_checkpoint
     assert cli.ok("inspect", cli.run).splitlines()[1].startswith("embedding")
 
 
+def test_inspect_counts_for_the_device_that_the_configuration_names(cli: Workplace) -> None:
+    settings = ["model.execution=auto", "sparsity.sparsity=0.9", "training.device=cuda", "--json"]
+    report = json.loads(cli.ok("inspect", cli.config, *settings))
+    assert (report["device"], report["execution"]) == ("cuda", "masked")
+    code, out, err = cli("inspect", cli.config, "model.execution=sparse", "training.device=cuda")
+    assert (code, out) == (2, "")
+    assert err.startswith("rnnsparse: model.execution: sparse is impossible here: sparse execution is for CPUs")
+
+
 def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("training: {steps: 0}")
     (tmp_path / "unmet.yaml").write_text("sparsity: {overrides: {rnn.7: 0.5}}")

@@ -199,7 +199,14 @@ def _prompt(text: str) -> str:
 
 def inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, named_teacher, restore, vocabulary_size
+    from rnnsparse.training.assembly import (
+        choose_device,
+        named_device,
+        named_teacher,
+        require_execution,
+        restore,
+        vocabulary_size,
+    )
     from rnnsparse.training.inspection import inspect, table
     from rnnsparse.training.start import final_model
 
@@ -213,12 +220,13 @@ def inspect(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), device)
+        require_execution(config, named_device(config.training))
     try:
         teacher = named_teacher(config, device)
     except UserError as error:
         teacher = None
         _warn([f"{error}; training FLOPs are shown without it"])
-    report = inspect(config, model, budgets, teacher)
+    report = inspect(config, model, budgets, teacher, device=named_device(config.training))
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
 

@@ -64,6 +64,11 @@ def training_device(config: TrainingConfig) -> torch.device:
     return device
 
 
+def named_device(config: TrainingConfig) -> torch.device:
+    """Return the device that a run is to train on, whether this machine has it or not."""
+    return choose_device() if config.device == "auto" else torch.device(config.device)
+
+
 def vocabulary_size(data: DataConfig) -> int:
     """Return how many symbols a text has; reads it only if its characters are the symbols."""
     return 256 if data.tokenizer == "byte" else load_corpus(data).tokenizer.vocab_size
