@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.layers import Linear, TiedOutput
@@ -24,18 +25,28 @@ FORMAT_VERSION = 1
 NOT_IN_ARCHITECTURE = {"dropout", "execution"}
 
 
-def export_torch(model: CharLM, path: Path) -> None:
+def export_torch(model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
     """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
 
-    The file holds {"config": ..., "state_dict": ...}; the state loads strictly into a module of `embedding`
+    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The vocabulary has for each
+    symbol its bytes: those of its character in UTF-8, or b"<unk>" for the one of all other characters; or, of a byte
+    model, the byte itself. The tokenizer is the same as the JSON text of a tokenizer.json. The state loads strictly into a module of `embedding`
     (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear layers, each followed
     by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's weight).
 
     Raises:
         UserError: `path` exists, or its folder does not.
         RunFailed: it cannot be written.
+        ValueError: the tokenizer is of another model.
     """
-    exported = {"config": architecture(model), "state_dict": torch_state_dict(model)}
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
+    exported = {
+        "config": architecture(model),
+        "state_dict": torch_state_dict(model),
+        "vocabulary": list(tokenizer.symbols),
+        "tokenizer": tokenizer.to_json(),
+    }
     _write_new(path, lambda file: torch.save(exported, file))
 
 

@@ -357,8 +357,8 @@ def test_an_exported_model_has_the_same_bits_per_character_in_plain_pytorch(cli:
 
     (tmp_path / "text.txt").write_text(TEXT[:400], encoding="utf-8")
     report = json.loads(cli.ok("evaluate", cli.run, "--data", tmp_path / "text.txt", "--json"))
-    vocabulary = json.loads((cli.run / "last" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    tokens = torch.tensor([vocabulary[character] for character in TEXT[:400]])
+    vocabulary = {symbol: number for number, symbol in enumerate(exported["vocabulary"])}
+    tokens = torch.tensor([vocabulary[character.encode()] for character in TEXT[:400]])
     with torch.no_grad():
         logits = plain.output(plain.rnn(plain.embedding(tokens[:-1]))[0])
     nats = nn.functional.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()

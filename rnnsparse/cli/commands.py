@@ -318,7 +318,7 @@ def export(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device("cpu"))
     if arguments.format == "torch":
-        export_torch(restored.model, arguments.out)
+        export_torch(restored.model, restored.tokenizer, arguments.out)
     else:
         export_safetensors(restored.model, restored.tokenizer.to_json(), arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
