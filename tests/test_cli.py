@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rnnsparse.cli import main
+from rnnsparse.cli.commands import _prompt
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore
@@ -201,6 +202,29 @@ def test_sample_begins_with_the_prompt_from_the_command_line_or_a_file(cli: Work
     assert len(prompted) == 7 + 5 + 1
     (tmp_path / "prompt.txt").write_bytes("jug\nß ".encode())
     assert cli.ok("sample", cli.run, "--prompt", f"@{tmp_path / 'prompt.txt'}", "--length", 5).startswith("jug\nß ")
+
+
+def test_a_prompt_that_begins_with_an_at_sign_is_typed_with_two(cli: Workplace, tmp_path: Path) -> None:
+    code, _, err = cli("sample", cli.run, "--prompt", "@home is")
+    assert code == 2
+    assert err.endswith("name a text file, or, for a prompt that begins with an @, type two: @@\n")
+    code, _, err = cli("sample", cli.run, "--prompt", "@@home is")
+    assert (code, err.count("'@'")) == (2, 1), "the prompt has an @, which the training text has not"
+    assert _prompt("@@home is") == "@home is"
+    assert _prompt("@@@") == "@@"
+
+
+def test_sampling_stops_at_a_text_that_is_not_printed(cli: Workplace) -> None:
+    whole = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2)
+    first, second = whole.split("\n\n--- sample 2 ---\n")
+    found = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2, "--stop", "e", "--stop", r"\n")
+    assert found == "\n\n--- sample 2 ---\n".join(re.split("[e\n]", text)[0] for text in (first, second)) + "\n"
+
+
+def test_a_stop_string_that_never_comes_is_told(cli: Workplace) -> None:
+    code, out, err = cli("sample", cli.run, "--length", 5, "--stop", "XY")
+    assert (code, len(out)) == (0, 6)
+    assert err.startswith("rnnsparse: warning: --stop 'XY': never comes: the text holds characters that")
 
 
 def test_samples_are_divided_and_the_first_is_the_same_alone(cli: Workplace) -> None:
@@ -437,6 +461,8 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
     "incomplete checkpoint": ("inspect N/incomplete", "so it is incomplete"),
     "resume a corrupt checkpoint": ("train C run.dir=N/resumed --resume", "its sha256 is not the one in manifest.json"),
+    "empty stop string": ("sample R --stop=", "argument --stop: an empty text would end everything"),
+    "a backslash alone": (r"sample R --stop a\d", r"argument --stop: 'a\\d': \d stands for nothing; write a backslash"),
     "unknown characters": ("sample R --prompt XY", "'X', 'Y'; leave them out, or train with data.tokenizer=byte"),
     "a prompt that is no text": ("sample R --prompt \udcff", "which is not a Unicode character"),
     "missing prompt file": ("sample R --prompt @N/none", "--prompt: N/none: cannot be read: No such file"),

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
+    from rnnsparse.data.tokenizer import Tokenizer
     from rnnsparse.evaluation import Evaluation
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
@@ -171,7 +172,9 @@ def sample(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        stop=tuple(arguments.stop),
     )
+    _warn(_never_written(arguments.stop, restored.tokenizer))
     sampler = Sampler(restored.model, restored.tokenizer, prompt)
     for number in range(arguments.num_samples):
         if number:
@@ -183,15 +186,27 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _never_written(stop: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield a line for each stop string that a model cannot write."""
+    for text in stop:
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            yield f"--stop {text!r}: never comes: {error}"
+
+
 def _prompt(text: str) -> str:
-    """Return the prompt itself, or the text of the file that `@FILE` names."""
+    """Return the prompt itself, or the text of the file that `@FILE` names; `@@` stands for an @ that names none."""
     if not text.startswith("@"):
         return text
+    if text.startswith("@@"):
+        return text[1:]
     try:
         return files.read(Path(text[1:]), LONGEST_PROMPT, pipes=True).decode("utf-8")
     except OSError as error:
         raise UserError(
-            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
+            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or, for a prompt that begins "
+            "with an @, type two: @@"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt: {text[1:]}: is not UTF-8 at byte {error.start}; convert it") from None
@@ -346,7 +361,7 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _warn(warnings: Sequence[str]) -> None:
+def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print(f"rnnsparse: warning: {one_line(warning)}", file=sys.stderr)
 
