@@ -97,6 +97,19 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
 }
 
+# Settings that are any text, and whether they may be null.
+_TEXTS = {
+    f"{section}.{name}": hint is not str
+    for section, cls in SECTIONS.items()
+    for name, hint in get_type_hints(cls).items()
+    if hint in (str, str | None)
+}
+
+
+def is_text(key: str) -> bool:
+    """Return whether a setting is any text, of which a number is the one that is written."""
+    return key in _TEXTS
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides such as "training.steps=100", and validate.
@@ -105,7 +118,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: anything wrong in the file or the overrides; one line.
     """
     try:
-        data = yaml12.read_file(path, pipes=True)
+        data = yaml12.read_file(path, pipes=True, is_text=is_text)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
@@ -243,7 +256,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Return the key and the value of one `section.key=value`.
 
     Raises:
-        UserError: it is none, there is no such section, the value is not YAML, or a part of it would be a comment.
+        UserError: it is none, there is no such section, or YAML reads something else than what is written.
     """
     path, equals, text = override.partition("=")
     section, _, key = path.partition(".")
@@ -253,13 +266,19 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise UserError(
             f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
         )
+    quoted = f"quote the value: {shlex.quote(f'{path}={yaml12.quoted(text)}')}"
     try:
         value = yaml12.read(text)
     except ValueError as error:
-        raise UserError(f"{override}: the value is not YAML: {error}") from None
+        way_out = f"; {quoted}" if is_text(path) else ""
+        raise UserError(f"{override}: the value is not YAML: {error}{way_out}") from None
     if yaml12.ends_in_comment(text):
-        quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
-        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or quote the value: {quoted}")
+        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or {quoted}")
+    if is_text(path):
+        try:
+            value = yaml12.read_text(text, null=_TEXTS[path])
+        except ValueError as error:
+            raise UserError(f"{override}: {error}, and not the text that was typed; {quoted}") from None
     return path, value
 
 
@@ -324,6 +343,8 @@ def _validated(hint: Any, value: Any, key: str) -> Any:
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("list_type", "tuple_type"):
             reason = f"must be a list, such as [{_shown(first['input'])}]"
+        if first["type"] == "string_type":
+            reason = f"must be text; put it in quotes, such as {yaml12.quoted(_shown(first['input']))}"
         raise UserError(
             f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(hint)})"
         ) from None

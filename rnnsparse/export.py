@@ -28,11 +28,11 @@ NOT_IN_ARCHITECTURE = {"dropout", "execution"}
 def export_torch(model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
     """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
 
-    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly into
-    a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear layers,
-    each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's weight).
-    The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for all others. The
-    tokenizer is the JSON text of tokenizer.json.
+    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
+    into a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear
+    layers, each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's
+    weight). The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for all others.
+    The tokenizer is the JSON text of tokenizer.json.
 
     Raises:
         UserError: `path` exists, or its folder does not.
