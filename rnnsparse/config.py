@@ -70,7 +70,8 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        assert self.run.dir is not None, "parse_config gives every run a folder"
+        if self.run.dir is None:
+            raise ValueError("run.dir: is null; name a folder (parse_config gives every run one)")
         return Path(self.run.dir)
 
     def to_dict(self) -> dict[str, Any]:

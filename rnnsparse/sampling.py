@@ -55,10 +55,14 @@ class Sampler:
     Raises:
         UserError: the prompt has characters that the tokenizer does not know.
         RunFailed: the model's logits are not numbers.
+        ValueError: the tokenizer is of another model.
     """
 
     def __init__(self, model: CharLM, tokenizer: Tokenizer, prompt: str = "") -> None:
-        assert tokenizer.vocab_size == model.vocab_size, "a model samples with its own tokenizer"
+        if tokenizer.vocab_size != model.vocab_size:
+            raise ValueError(
+                f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}"
+            )
         self._tokenizer = tokenizer
         self._stepper = model.stepper()
         symbols_T = tokenizer.encode(prompt) if prompt else _opening(tokenizer)
@@ -167,7 +171,8 @@ def candidates(
     Top-p (Holtzman et al. 2020) counts the probabilities that top-k has cut and renormalised. The likeliest
     symbol always stays; of equally likely ones, the smallest.
     """
-    assert temperature > 0
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not above 0, and nothing can be drawn at it")
     # The largest becomes zero before the division, which could overflow at tiny temperatures.
     logits_V = (logits_V - logits_V.max()) / temperature
     if top_k is None and top_p is None:

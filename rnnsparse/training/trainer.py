@@ -59,7 +59,8 @@ class Trainer:
         recorded: RunConfig | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        assert recorded or not config.method.recipe, f"a run of method {config.method.name} is trained by its recipe"
+        if config.method.recipe and not recorded:
+            raise ValueError(f"a run of method {config.method.name} is trained by its recipe")
         self.config, self._stream = config, stream
         self.recorded = recorded or config
         self.folder = config.folder
