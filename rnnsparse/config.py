@@ -169,6 +169,8 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
             warnings.append("model.readout_activation has no effect without model.readout_dims")
         warnings += _idle(parsed["training"], method)
         _require_momenta(method, parsed["training"])
+        if parsed["data"].vocabulary is not None and parsed["data"].tokenizer == "byte":
+            warnings.append("data.vocabulary has no effect with data.tokenizer=byte")
         if budget.basis_from is not None and budget.basis != "svd":
             warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}

@@ -12,6 +12,7 @@ from rnnsparse.data.cache import default_root, tokenized
 from rnnsparse.data.sources import Source, python_docs_source, text_source, wikitext_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.vocabulary import read_vocabulary
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
@@ -41,6 +42,13 @@ class DataConfig:
         Literal["byte", "char"],
         Doc("byte (256 symbols, reads every text) or char (the characters of the training text)"),
     ] = "byte"
+    vocabulary: Annotated[
+        PathName | None,
+        Doc(
+            "char: run, checkpoint or tokenizer.json whose characters are the symbols, in the place of those of the "
+            "training text, as to go on with its model (start.weights) on another text; others are one unknown symbol"
+        ),
+    ] = None
     cache: Annotated[
         PathName | None,
         Doc(
@@ -71,18 +79,22 @@ class Corpus:
     description: str
     fingerprint: str
 
+    def unknown(self) -> str:
+        """Return how many characters the tokenizer does not know, in the parts that training reads; "" for none."""
+        parts = (("training", self.train), ("validation", self.validation))
+        counts = {name: (split.unknown_symbols(self.tokenizer), split.characters) for name, split in parts}
+        return " and ".join(f"{n:,} of {of:,} characters of the {name} text" for name, (n, of) in counts.items() if n)
+
 
 def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
     """Load the corpus that `config` names: tokenized into the cache the first time, mapped ever after.
 
-    A given tokenizer (a checkpoint's) replaces `config.tokenizer`. Raises a UserError when the text is
+    A given tokenizer (a checkpoint's) replaces those of `config`. Raises a UserError when the text is
     missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum` symbols; RunFailed
     when the disk is full.
     """
     source = _open_source(config)
-    if tokenizer is None and config.tokenizer == "byte":
-        tokenizer = Tokenizer.byte()
-    entry = tokenized(source, tokenizer, divide=True, root=_cache_root(config.cache))
+    entry = tokenized(source, tokenizer or given_tokenizer(config), divide=True, root=_cache_root(config.cache))
     for name, split in entry.splits.items():
         if len(split.tokens) < minimum:
             raise UserError(
@@ -96,6 +108,17 @@ def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum:
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
     )
+
+
+def given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """Return the tokenizer that `config` names, or None for the one that the text's own characters make.
+
+    Raises:
+        UserError: `config.vocabulary` is none.
+    """
+    if config.tokenizer == "byte":
+        return Tokenizer.byte()
+    return None if config.vocabulary is None else read_vocabulary(config.vocabulary)
 
 
 def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:

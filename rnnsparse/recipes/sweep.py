@@ -102,9 +102,14 @@ def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
 
 
 def needs(run: Run, others: Iterable[Run]) -> bool:
-    """Return whether a run starts or learns from one of `others`, or is written in its basis."""
+    """Return whether a run starts or learns from one of `others`, or is written in its basis or vocabulary."""
     config = run.config
-    named = [*config.start.runs.values(), config.training.teacher, config.budget.basis_from]
+    named = [
+        *config.start.runs.values(),
+        config.training.teacher,
+        config.budget.basis_from,
+        config.data.vocabulary,
+    ]
     places = [Path(place).resolve() for place in named if place is not None]
     folders = [other.config.folder.resolve() for other in others] if places else []
     return any(place.is_relative_to(folder) for place in places for folder in folders)

@@ -12,7 +12,7 @@ import torch
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.corpus import DataConfig, given_tokenizer, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.kernels import are_compiled
@@ -71,7 +71,7 @@ def named_device(config: TrainingConfig) -> torch.device:
 
 def vocabulary_size(data: DataConfig) -> int:
     """Return how many symbols a text has; reads it only if its characters are the symbols."""
-    return 256 if data.tokenizer == "byte" else load_corpus(data).tokenizer.vocab_size
+    return (given_tokenizer(data) or load_corpus(data).tokenizer).vocab_size
 
 
 def empty_model(

@@ -35,7 +35,8 @@ class Teacher:
         if restored.saved.tokenizer_json != tokenizer.to_json():
             raise UserError(
                 f"training.teacher: {path}: predicts other symbols than this run has; name a run with the same "
-                f"data.tokenizer, trained on the same text if that is char"
+                f"data.tokenizer, and if that is char, trained on the same text or with its symbols: "
+                f"data.vocabulary={path}"
             )
         self.model = restored.model.eval()
         self.state_LSBH = self.model.initial_state(batch_size)
