@@ -106,8 +106,10 @@ def evaluate(
 
     Raises:
         UserError: fewer than two characters.
+        ValueError: the tokenizer is of another model.
     """
-    assert tokenizer.vocab_size == model.vocab_size, "a model is evaluated with its own tokenizer"
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
     if split.characters < 2:
         raise UserError(
             f"the text to evaluate has {split.characters} characters, but needs at least 2, as each is "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnsparse import files
+from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.layers import Linear, TiedOutput
 from rnnsparse.nn.storage import block_tensors
@@ -20,18 +21,28 @@ FORMAT_VERSION = 1
 NOT_IN_ARCHITECTURE = {"dropout", "execution"}
 
 
-def export_torch(model: CharLM, path: Path) -> None:
+def export_torch(model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
     """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
 
-    The file holds {"config": ..., "state_dict": ...}; the state loads strictly into a module of `embedding`
-    (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear layers, each followed
-    by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's weight).
+    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
+    into a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear
+    layers, each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's
+    weight). The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for all others.
+    The tokenizer is the JSON text of tokenizer.json.
 
     Raises:
         UserError: `path` exists, or its folder does not.
         RunFailed: it cannot be written.
+        ValueError: the tokenizer is of another model.
     """
-    exported = {"config": architecture(model), "state_dict": torch_state_dict(model)}
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
+    exported = {
+        "config": architecture(model),
+        "state_dict": torch_state_dict(model),
+        "vocabulary": list(tokenizer.symbols),
+        "tokenizer": tokenizer.to_json(),
+    }
     files.write_new(path, lambda file: torch.save(exported, file))
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rnnsparse.cli import main
+from rnnsparse.cli.commands import _prompt
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.training import checkpoint, manifest
 from rnnsparse.training.assembly import restore
@@ -292,6 +293,29 @@ def test_sample_begins_with_the_prompt_from_the_command_line_or_a_file(cli: Work
     assert cli.ok("sample", cli.run, "--prompt", f"@{tmp_path / 'prompt.txt'}", "--length", 5).startswith("jug\nß ")
 
 
+def test_a_prompt_that_begins_with_an_at_sign_is_typed_with_two(cli: Workplace, tmp_path: Path) -> None:
+    code, _, err = cli("sample", cli.run, "--prompt", "@home is")
+    assert code == 2
+    assert err.endswith("name a text file, or, for a prompt that begins with an @, type two: @@\n")
+    code, _, err = cli("sample", cli.run, "--prompt", "@@home is")
+    assert (code, err.count("'@'")) == (2, 1), "the prompt has an @, which the training text has not"
+    assert _prompt("@@home is") == "@home is"
+    assert _prompt("@@@") == "@@"
+
+
+def test_sampling_stops_at_a_text_that_is_not_printed(cli: Workplace) -> None:
+    whole = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2)
+    first, second = whole.split("\n\n--- sample 2 ---\n")
+    found = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2, "--stop", "e", "--stop", r"\n")
+    assert found == "\n\n--- sample 2 ---\n".join(re.split("[e\n]", text)[0] for text in (first, second)) + "\n"
+
+
+def test_a_stop_string_that_never_comes_is_told(cli: Workplace) -> None:
+    code, out, err = cli("sample", cli.run, "--length", 5, "--stop", "XY")
+    assert (code, len(out)) == (0, 6)
+    assert err.startswith("rnnsparse: warning: --stop 'XY': never comes: the text holds characters that")
+
+
 def test_samples_are_divided_and_the_first_is_the_same_alone(cli: Workplace) -> None:
     one = cli.ok("sample", cli.run, "--length", 10)
     three = cli.ok("sample", cli.run, "--length", 10, "--num-samples", 3)
@@ -359,17 +383,38 @@ def test_inspect_gives_the_same_report_of_a_configuration_a_run_and_a_checkpoint
     assert cli.ok("inspect", cli.run).splitlines()[1].startswith("embedding")
 
 
+def test_inspect_counts_for_the_device_that_the_configuration_names(cli: Workplace) -> None:
+    settings = ["model.execution=auto", "sparsity.sparsity=0.9", "training.device=cuda", "--json"]
+    report = json.loads(cli.ok("inspect", cli.config, *settings))
+    assert (report["device"], report["execution"]) == ("cuda", "masked")
+    code, out, err = cli("inspect", cli.config, "model.execution=sparse", "training.device=cuda")
+    assert (code, out) == (2, "")
+    assert err.startswith("rnnsparse: model.execution: sparse is impossible here: sparse execution is for CPUs")
+
+
 def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("training: {steps: 0}")
     (tmp_path / "unmet.yaml").write_text("sparsity: {overrides: {rnn.7: 0.5}}")
     (tmp_path / "half.yaml").write_text("training: {precision: bf16}")  # valid where it is to run
-    bad, unmet, half = tmp_path / "bad.yaml", tmp_path / "unmet.yaml", tmp_path / "half.yaml"
-    code, out, err = cli("validate", bad, cli.config, unmet, half)
+    (tmp_path / "idle.yaml").write_text("model: {dropout: 0.5}")
+    bad, unmet, half, idle = (tmp_path / f"{name}.yaml" for name in ("bad", "unmet", "half", "idle"))
+    missing, sweep = tmp_path / "missing.yaml", tmp_path / "sweep.yaml"
+    sweep.write_text("config: missing.yaml\ngrid: {run.seed: [1]}")
+    code, out, err = cli("validate", bad, cli.config, unmet, half, idle, missing, sweep)
     assert code == 2
-    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid"]
-    first, second = err.splitlines()
-    assert first.startswith(f"rnnsparse: {bad}: training.steps: 0: ")
-    assert "no block is called 'rnn.7'" in second
+    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid", f"{idle}: valid"]
+    for line, start in zip(
+        err.splitlines(),
+        [
+            f"rnnsparse: {bad}: training.steps: 0: ",
+            f"rnnsparse: {unmet}: sparsity.overrides.rnn.7: no block is called 'rnn.7'",
+            f"rnnsparse: warning: {idle}: model.dropout has no effect",
+            f"rnnsparse: {missing}: cannot be read",
+            f"rnnsparse: {sweep}: {missing}: cannot be read",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
     assert cli.ok("validate", *sorted((ROOT / "configs").rglob("*.yaml"))).count(": valid\n") >= 2
 
 
@@ -425,8 +470,8 @@ def test_an_exported_model_has_the_same_bits_per_character_in_plain_pytorch(cli:
 
     (tmp_path / "text.txt").write_text(TEXT[:400], encoding="utf-8")
     report = json.loads(cli.ok("evaluate", cli.run, "--data", tmp_path / "text.txt", "--json"))
-    vocabulary = json.loads((cli.run / "last" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    tokens = torch.tensor([vocabulary[character] for character in TEXT[:400]])
+    vocabulary = {symbol: number for number, symbol in enumerate(exported["vocabulary"])}
+    tokens = torch.tensor([vocabulary[character.encode()] for character in TEXT[:400]])
     with torch.no_grad():
         logits = plain.output(plain.rnn(plain.embedding(tokens[:-1]))[0])
     nats = nn.functional.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
@@ -510,6 +555,8 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
     "incomplete checkpoint": ("inspect N/incomplete", "so it is incomplete"),
     "resume a corrupt checkpoint": ("train C run.dir=N/resumed --resume", "its sha256 is not the one in manifest.json"),
+    "empty stop string": ("sample R --stop=", "argument --stop: an empty text would end everything"),
+    "a backslash alone": (r"sample R --stop a\d", r"argument --stop: 'a\\d': \d stands for nothing; write a backslash"),
     "unknown characters": ("sample R --prompt XY", "'X', 'Y'; leave them out, or train with data.tokenizer=byte"),
     "a prompt that is no text": ("sample R --prompt \udcff", "which is not a Unicode character"),
     "missing prompt file": ("sample R --prompt @N/none", "--prompt: N/none: cannot be read: No such file"),
@@ -742,3 +789,11 @@ def test_help_answers_for_every_command_without_loading_torch() -> None:
     assert result.returncode == 0, result.stderr
     for command in ("train", "evaluate", "sample", "inspect", "validate", "methods", "export"):
         assert command in result.stdout
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["methods"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"rnnsparse: needs Linux or macOS, .*\n", err)

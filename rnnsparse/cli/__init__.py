@@ -12,11 +12,14 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rnnsparse.cli.arguments import parse
-from rnnsparse.errors import RunFailed, UserError, one_line
+from rnnsparse.errors import NEEDS_POSIX, RunFailed, UserError, one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    if sys.platform == "win32":
+        print(f"rnnsparse: {NEEDS_POSIX}", file=sys.stderr)
+        return 2
     arguments = parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,9 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = add("sample", commands.sample, "Write text.")
     add_checkpoint(sample)
-    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
+    help_text = "what the text continues; for one that begins with an @, type two"
+    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help=help_text)
+    help_text = (
+        "end before the first of these in what is written; may be given several times; \\n, \\t, \\r and \\\\ are line "
+        "end, tab, carriage return and backslash"
+    )
+    sample.add_argument("--stop", type=_unescaped, action="append", default=[], metavar="TEXT", help=help_text)
     sample.add_argument(
-        "--length", type=_positive_int, default=500, metavar="N", help="symbols to write (default: 500)"
+        "--length", type=_positive_int, default=500, metavar="N", help="symbols to write at most (default: 500)"
     )
     sample.add_argument(
         "--temperature",
@@ -171,6 +178,20 @@ def _part(text: str) -> tuple[int, int]:
     ):
         return int(index), int(count)
     raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, from 1/N to N/N")
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        if match[1] in ESCAPES:
+            return ESCAPES[match[1]]
+        raise argparse.ArgumentTypeError(f"{text!r}: {match[0]} stands for nothing; write a backslash as two")
+
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text would end everything before it begins")
+    return re.sub(r"\\(.?)", character, text, flags=re.DOTALL)
 
 
 _positive_int = _number(int, lambda n: n > 0, "a whole number above 0")

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from rnnsparse.errors import RunFailed, UserError, one_line
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
+    from rnnsparse.data.tokenizer import Tokenizer
     from rnnsparse.evaluation import Evaluation, Record
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
@@ -192,7 +193,9 @@ def sample(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        stop=tuple(arguments.stop),
     )
+    _warn(_never_written(arguments.stop, restored.tokenizer))
     sampler = Sampler(restored.model, restored.tokenizer, prompt)
     for number in range(arguments.num_samples):
         if number:
@@ -204,15 +207,27 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _never_written(stop: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield a line for each stop string that a model cannot write."""
+    for text in stop:
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            yield f"--stop {text!r}: never comes: {error}"
+
+
 def _prompt(text: str) -> str:
-    """Return the prompt itself, or the text of the file that `@FILE` names."""
+    """Return the prompt itself, or the text of the file that `@FILE` names; `@@` stands for an @ that names none."""
     if not text.startswith("@"):
         return text
+    if text.startswith("@@"):
+        return text[1:]
     try:
         return files.read(Path(text[1:]), LONGEST_PROMPT, pipes=True).decode("utf-8")
     except OSError as error:
         raise UserError(
-            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
+            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or, for a prompt that begins "
+            "with an @, type two: @@"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt: {text[1:]}: is not UTF-8 at byte {error.start}; convert it") from None
@@ -220,7 +235,14 @@ def _prompt(text: str) -> str:
 
 def inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, named_teacher, restore, vocabulary_size
+    from rnnsparse.training.assembly import (
+        choose_device,
+        named_device,
+        named_teacher,
+        require_execution,
+        restore,
+        vocabulary_size,
+    )
     from rnnsparse.training.inspection import inspect, table
     from rnnsparse.training.start import final_model
 
@@ -234,12 +256,13 @@ def inspect(arguments: argparse.Namespace) -> int:
         config = load_config(arguments.target, arguments.overrides)
         _warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), device)
+        require_execution(config, named_device(config.training))
     try:
         teacher = named_teacher(config, device)
     except UserError as error:
         teacher = None
         _warn([f"{error}; training FLOPs are shown without it"])
-    report = inspect(config, model, budgets, teacher)
+    report = inspect(config, model, budgets, teacher, device=named_device(config.training))
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
 
@@ -256,12 +279,13 @@ def validate(arguments: argparse.Namespace) -> int:
                 print(f"{path}: valid, {len(load_sweep(path).runs)} runs")
                 continue
             config = load_config(path)
-            _warn(config.warnings)
+            _warn([f"{path}: {warning}" for warning in config.warnings])
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
             empty_model(config, 256, NOWHERE)
             require_execution(config, choose_device("cpu"))
         except UserError as error:
-            print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
+            named = str(error).startswith(f"{path}: ")
+            print(f"rnnsparse: {one_line(error if named else f'{path}: {error}')}", file=sys.stderr)
             failed += 1
         else:
             print(f"{path}: valid")
@@ -330,7 +354,7 @@ def export(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device("cpu"))
     if arguments.format == "torch":
-        export_torch(restored.model, arguments.out)
+        export_torch(restored.model, restored.tokenizer, arguments.out)
     else:
         export_safetensors(restored.model, restored.tokenizer.to_json(), arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
@@ -358,7 +382,7 @@ def compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _warn(warnings: Sequence[str]) -> None:
+def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print(f"rnnsparse: warning: {one_line(warning)}", file=sys.stderr)
 

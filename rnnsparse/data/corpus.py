@@ -16,6 +16,7 @@ from rnnsparse.data.sources import Piece, Source, python_docs_source, text_sourc
 from rnnsparse.data.split import Split
 from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import Chunk, Tokenizer
+from rnnsparse.data.vocabulary import read_vocabulary
 from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
@@ -46,6 +47,13 @@ class DataConfig:
         Literal["byte", "char"],
         Doc("byte (256 symbols, reads every text) or char (the characters of the training text)"),
     ] = "byte"
+    vocabulary: Annotated[
+        PathName | None,
+        Doc(
+            "char: run, checkpoint or tokenizer.json whose characters are the symbols, in the place of those of the "
+            "training text, as to go on with its model (start.weights) on another text; others are one unknown symbol"
+        ),
+    ] = None
     cache: Annotated[
         PathName | None,
         Doc(
@@ -93,20 +101,24 @@ class Corpus:
     def identity(self) -> TextIdentity:
         return TextIdentity(self.fingerprint, {name: getattr(self, name).bytes for name in SPLITS})
 
+    def unknown(self) -> str:
+        """Return how many characters the tokenizer does not know, in the parts that training reads; "" for none."""
+        parts = (("training", self.train), ("validation", self.validation))
+        counts = {name: (split.unknown_symbols(self.tokenizer), split.characters) for name, split in parts}
+        return " and ".join(f"{n:,} of {of:,} characters of the {name} text" for name, (n, of) in counts.items() if n)
+
 
 def load_corpus(
     config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2, key: str = "data.path"
 ) -> Corpus:
     """Load the corpus that `config` names: tokenized into the cache the first time, mapped ever after.
 
-    A given tokenizer (a checkpoint's) replaces `config.tokenizer`; `key` is what errors call the path. Raises a
+    A given tokenizer (a checkpoint's) replaces those of `config`; `key` is what errors call the path. Raises a
     UserError when the text is missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum`
     symbols; RunFailed when the disk is full.
     """
     source = _open_source(config, key)
-    if tokenizer is None and config.tokenizer == "byte":
-        tokenizer = Tokenizer.byte()
-    entry = tokenized(source, tokenizer, divide=True, root=_cache_root(config.cache))
+    entry = tokenized(source, tokenizer or given_tokenizer(config), divide=True, root=_cache_root(config.cache))
     for name, split in entry.splits.items():
         if len(split.tokens) < minimum:
             raise UserError(
@@ -121,6 +133,17 @@ def load_corpus(
         fingerprint=source.digest,
         notes=source.notes,
     )
+
+
+def given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """Return the tokenizer that `config` names, or None for the one that the text's own characters make.
+
+    Raises:
+        UserError: `config.vocabulary` is none.
+    """
+    if config.tokenizer == "byte":
+        return Tokenizer.byte()
+    return None if config.vocabulary is None else read_vocabulary(config.vocabulary)
 
 
 def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:

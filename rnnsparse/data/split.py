@@ -28,6 +28,13 @@ class Split:
     unknown_bytes: int = 0
     chunks: Callable[[], Iterator[Chunk]] | None = field(default=None, repr=False, compare=False)
 
+    def unknown_symbols(self, tokenizer: Tokenizer) -> int:
+        """Return how many tokens stand for characters that the tokenizer does not know."""
+        if not self.unknown_bytes:
+            return 0
+        blocks = (self.tokens[start : start + BLOCK] for start in range(0, len(self.tokens), BLOCK))
+        return sum(int(np.count_nonzero(block == tokenizer.unknown_id)) for block in blocks)
+
     def head(self, symbols: int, tokenizer: Tokenizer) -> Split:
         """Return the first `symbols` tokens with their own counts.
 

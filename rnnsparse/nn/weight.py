@@ -142,7 +142,8 @@ class SparseWeight(nn.Module):
     def __init__(self, name: str, rows: int, cols: int, block_names: Sequence[str] = ()) -> None:
         super().__init__()
         names = list(block_names) or [name]
-        assert rows % len(names) == 0, f"{name}: {rows} rows do not split into {len(names)} equal blocks"
+        if rows % len(names):
+            raise ValueError(f"{name}: {rows} rows do not split into {len(names)} equal blocks")
         height = rows // len(names)
         self.name, self.rows, self.cols = name, rows, cols
         self.blocks = tuple(Block(n, i * height, (i + 1) * height) for i, n in enumerate(names))
@@ -245,7 +246,8 @@ class SparseWeight(nn.Module):
 
     def matrix(self) -> Matrix:
         """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
-        assert self.basis is None, f"{self.name}: coefficients are no entries of the matrix to multiply with"
+        if self.basis is not None:
+            raise ValueError(f"{self.name}: coefficients are no entries of the matrix to multiply with")
         if self._matrix is None:
             from rnnsparse.kernels.cpu import build_matrix
 

@@ -19,7 +19,7 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
 from rnnsparse.recipes.sweep_packs import Packing
-from rnnsparse.recipes.sweep_status import Estimator, Status, duration, status
+from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, status
 from rnnsparse.training import lock
 from rnnsparse.training.assembly import training_device
 from rnnsparse.training.interrupts import stop_on_signals
@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
     for run in runs:
         training_device(run.config.training)
     # Each text is tokenized once, here, and not by every run at the same time.
-    vocab_sizes = {data: load_corpus(data).tokenizer.vocab_size for data in {run.config.data for run in runs}}
+    vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
     return _Runner(
         sweep, runs, say, Estimator(vocab_sizes, program_bytes), Packing(runs, sweep.pack, vocab_sizes)
     ).run()

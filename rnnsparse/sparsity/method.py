@@ -38,9 +38,11 @@ class Moment:
 
     def momentum(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each connection's gradient [n]; zeros before its first step."""
-        assert self.optimizer is not None
+        if self.optimizer is None:
+            raise ValueError("there is no optimizer, which keeps the momenta")
         settings = self.optimizer.defaults
-        assert "betas" in settings or settings.get("momentum"), "the optimizer keeps no momenta"
+        if not ("betas" in settings or settings.get("momentum")):
+            raise ValueError("the optimizer keeps no momenta")
         pieces = []
         for part in group.parts:
             values = part.weight.values
@@ -165,7 +167,8 @@ class Method(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state, f"{self.name} remembers nothing, but the checkpoint holds {sorted(state)}"
+        if state:
+            raise ValueError(f"{self.name} remembers nothing, but the checkpoint holds {sorted(state)}")
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -176,7 +179,8 @@ def register(name: str) -> Callable[[M], M]:
     """Make a method available as `sparsity.method: name`."""
 
     def decorate(method: M) -> M:
-        assert name not in METHODS, f"two methods are called {name}"
+        if name in METHODS:
+            raise ValueError(f"two methods are called {name}")
         method.name = name
         METHODS[name] = method
         return method

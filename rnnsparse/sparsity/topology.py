@@ -17,7 +17,8 @@ def draw_positions(count: int, positions: int, generator: torch.Generator) -> Te
 
     Time and memory grow with `count`, not with `positions`, unless most positions are wanted.
     """
-    assert 0 <= count <= positions
+    if not 0 <= count <= positions:
+        raise ValueError(f"{count} of {positions} positions cannot be drawn")
     if 4 * count >= positions:
         return torch.randperm(positions, generator=generator)[:count].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
@@ -101,7 +102,8 @@ def keep_largest(positions: Tensor, scores: Tensor, count: int) -> Tensor:
 
     Dropping the smallest thus breaks ties by position: the first go first.
     """
-    assert 0 <= count <= positions.numel(), "more to keep than there is"
+    if not 0 <= count <= positions.numel():
+        raise ValueError(f"{count} of {positions.numel()} connections cannot be kept")
     order = scores.argsort(stable=True)
     return positions[order[positions.numel() - count :].sort().values]
 

@@ -14,9 +14,22 @@ from rnnsparse.training.inspection import table
 
 
 def banner(
-    config: RunConfig, corpus: Corpus, device: torch.device, step: int, report: dict[str, Any], ranks: str
+    config: RunConfig,
+    corpus: Corpus,
+    device: torch.device,
+    step: int,
+    report: dict[str, Any],
+    ranks: str,
+    unknown: str = "",
 ) -> list[str]:
-    """Return lines for a run that has made `step` steps; `report` is that of `inspect`, `ranks` tells who trains."""
+    """Return lines for a run that has made `step` steps.
+
+    Args:
+        report: that of `inspect`.
+        ranks: who trains.
+        unknown: how much of the text is not in a vocabulary that is not its own.
+    """
+    taken = f" of {config.data.vocabulary}" if config.data.vocabulary and config.data.tokenizer == "char" else ""
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -35,7 +48,8 @@ def banner(
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
         f"data        {corpus.description}",
         *(f"            {note}" for note in corpus.notes),
-        f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
+        f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s{taken}; a uniform guess costs {uniform_bits:.2f} bits each",
+        *([f"unknown     {unknown}"] if unknown else []),
         f"method      {config.method.name}{basis}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}: {passes:,.2f} times the training text",
         *([_round_and_round(read, length)] if read > length else []),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rnnsparse.errors import UserError
+from rnnsparse.errors import NEEDS_POSIX, UserError
+
+try:
+    import fcntl
+except ImportError:
+    raise ImportError(f"rnnsparse {NEEDS_POSIX}") from None
 
 NAME = ".lock"
 # Whoever only looks (`holder`) has the lock for an instant.

@@ -103,7 +103,8 @@ class RunLogger:
 
         A value that is not finite is null in metrics.jsonl, which stays strict JSON. The line is flushed.
         """
-        assert "step" not in values, "the step is an argument of its own"
+        if "step" in values:
+            raise ValueError("the step is an argument of its own")
         record = {"step": step} | {key: _json_number(value) for key, value in values.items()}
         self._metrics.add(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:

@@ -113,7 +113,8 @@ def _backward(
     logits_MTBV, states_MLSBH = packed.forward(models, inputs_MTB, states, random_numbers)
     losses, numbers = [], []
     for i, learner in enumerate(learners):
-        assert not learner.scaler.is_enabled(), "half precision is not packed"
+        if learner.scaler.is_enabled():
+            raise ValueError("half precision is not packed")
         loss, nats = learner.loss(logits_MTBV[i], inputs_MTB[i], targets_MTB[i])
         losses.append(loss)
         numbers += [loss, nats]

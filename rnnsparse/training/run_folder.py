@@ -26,7 +26,14 @@ LAST, PREVIOUS = "last", "previous"
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
 # Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
-PLACES = {"sparsity.basis_from", "start.topology", "start.weights", "start.rewind", "training.teacher"}
+PLACES = {
+    "data.vocabulary",
+    "sparsity.basis_from",
+    "start.topology",
+    "start.weights",
+    "start.rewind",
+    "training.teacher",
+}
 FREE_KEYS = {
     "training.device",
     "training.threads",

@@ -59,7 +59,8 @@ class Trainer:
         recorded: RunConfig | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        assert recorded or not config.method.recipe, f"a run of method {config.method.name} is trained by its recipe"
+        if config.method.recipe and not recorded:
+            raise ValueError(f"a run of method {config.method.name} is trained by its recipe")
         self.config, self._stream = config, stream
         self.recorded = recorded or config
         self.folder = config.folder
@@ -79,6 +80,7 @@ class Trainer:
         tokenizer = Tokenizer.from_json(saved.tokenizer_json) if saved else None
         self.corpus = load_corpus(config.data, tokenizer)
         self.tokenizer = self.corpus.tokenizer
+        self._unknown = self.corpus.unknown() if config.data.vocabulary and self.ranks.is_first else ""
         first = None
         if saved:
             self.model, budgets = assembly.saved_model(saved, config, self.tokenizer, self.device)
@@ -146,6 +148,8 @@ class Trainer:
                 with stopping as stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
+                    if self._unknown:
+                        logger.message(f"warning: data.vocabulary: lacks {self._unknown}; {ONE_SYMBOL}")
                     if self.step == 0:
                         logger.connection_counts(0, connection_counts(self.model))
                     while self.step < training.steps and not self._has_stalled():
@@ -178,7 +182,7 @@ class Trainer:
         if self.learner.left_out:
             logger.message(f"left out: {self.learner.left_out}")
         due: dict[str, float | int] = {}
-        if step % config.logging.interval == 0 or last:
+        if config.logging.tells_of(step, config.training.steps):
             due |= metrics | {"characters_per_second": self._pace()}
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
@@ -239,7 +243,7 @@ class Trainer:
     def banner(self) -> list[str]:
         """Return what a user wants to check before waiting for hours, as lines."""
         step, ranks = self.step if self._resumed else 0, self.ranks.line(self.model)
-        return banner(self.config, self.corpus, self.device, step, self._inspect(), ranks)
+        return banner(self.config, self.corpus, self.device, step, self._inspect(), ranks, self._unknown)
 
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
@@ -374,4 +378,5 @@ class Trainer:
             setattr(self, name, state[name])
 
 
+ONE_SYMBOL = "all count as one symbol, which is easier to predict than they are"
 COUNTERS = ("best", "evaluations_without_gain")

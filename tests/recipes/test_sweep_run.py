@@ -216,12 +216,17 @@ def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = str(base / "runs" / "seed=1")
-    grid = [{"run.seed": 1}, {"start.weights": first}, {"run.seed": 1, "training.teacher": first}]
-    path = write(base, grid=grid, memory="8GB", processes=3, pack=3)
+    (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
+    other_text = {"start.weights": first, "data.vocabulary": first, "data.path": str(base / "other.txt")}
+    grid = [{"run.seed": 1}, other_text, {"run.seed": 1, "training.teacher": first}]
+    path = write(base, overrides={"data.tokenizer": "char"}, grid=grid, memory="8GB", processes=3, pack=3)
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert f"data.vocabulary: {first}: there is no such file or folder" in capsys.readouterr().out
     assert main(["sweep", str(path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert out.index("finished     seed=1: ") < out.index("started      weights=")
     assert "3 of 3 runs are done" in out
+    assert "warning: data.vocabulary: lacks " in next((base / "runs").glob("weights=*.log")).read_text()
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_starts(
