@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,21 @@ from rnnsparse.training.inspection import table
 
 
 def banner(
-    config: RunConfig, corpus: Corpus, device: torch.device, step: int, report: dict[str, Any], ranks: str
+    config: RunConfig,
+    corpus: Corpus,
+    device: torch.device,
+    step: int,
+    report: dict[str, Any],
+    ranks: str,
+    stretch: Sequence[str] = (),
 ) -> list[str]:
-    """Return lines for a run that has made `step` steps; `report` is that of `inspect`, `ranks` tells who trains."""
+    """Return lines for a run that has made `step` steps.
+
+    Args:
+        report: that of `inspect`.
+        ranks: tells who trains.
+        stretch: lines on what a run goes on with that is resumed with other settings.
+    """
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
     machine = torch.cuda.get_device_name(device) if on_cuda else f"CPU, {torch.get_num_threads()} threads"
@@ -30,6 +43,7 @@ def banner(
     taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
+        *stretch,
         f"data        {corpus.description}",
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s; a uniform guess costs {uniform_bits:.2f} bits each",
         f"method      {config.method.name}{basis}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "

@@ -21,12 +21,14 @@ def inspect(
     budgets: Sequence[Budget],
     teacher: CharLM | None = None,
     taken: int | None = None,
+    planned: int | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
     Training FLOPs are those of a whole run, or of its first `taken` steps: with all runs that a recipe makes, and with
     the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
-    starts from; a run that is rewound counts as one of its whole length.
+    starts from; a run that is rewound counts as one of its whole length. A method that prunes by the steps that the run
+    was `planned` with, before it was trained longer, is counted by these.
     """
     blocks = []
     for weight in model.sparse_weights().values():
@@ -55,11 +57,11 @@ def inspect(
         config.method,
         model,
         budgets,
-        config.training.steps,
+        config.training.steps if planned is None else planned,
         symbols * micro_batches,
         config.model,
         micro_batches,
-        taken,
+        config.training.steps if taken is None else taken,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:
