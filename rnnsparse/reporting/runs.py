@@ -33,7 +33,8 @@ Step = Annotated[int, Ge(0), Lt(1 << 53)]
 class Summary:
     """What `summary.json` says; a run of an earlier version may lack what may be None.
 
-    `test_bits_per_character` is measured by `compare --test`, not by the run.
+    `test_bits_per_character` is measured by `compare --test`, not by the run. `stretches` tells which settings it had
+    at first, if it was trained longer, or on, with others and is not what it would be with these from the start.
     """
 
     bits_per_character: Number
@@ -57,6 +58,7 @@ class Summary:
     ranks: Count = 1
     communicated_bytes_per_step: Number = 0.0
     communicated_vs_dense: Number = 0.0
+    stretches: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ class Run:
         flat = {f"{section}.{key}": value for section, keys in self.config.items() for key, value in keys.items()}
         if flat["data.source"] == "text":
             flat["data.text"] = flat["data.path"]
+        flat["training.stretches"] = self.summary.stretches or None
         if self.summary.method == "dense":
             flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k in OF_DENSE}
         return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}
