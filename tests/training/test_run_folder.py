@@ -298,7 +298,9 @@ def test_a_run_may_go_on_with_other_numbers_where_it_is_told_to(tmp_path: Path, 
     config = config_in(tmp_path / "run", override)
     assert run_folder.last_checkpoint(config, changing=True).step == 3
     key = override.partition("=")[0]
-    with pytest.raises(UserError, match=rf"{key}: the run to resume has .* let `train` change this one by {key} and --r"):
+    with pytest.raises(
+        UserError, match=rf"{key}: the run to resume has .* let `train` change this one by {key} and --r"
+    ):
         run_folder.last_checkpoint(config)
 
 
