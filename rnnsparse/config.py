@@ -60,6 +60,8 @@ class RunConfig:
     checkpoint: CheckpointConfig
     # Settings that are valid but do nothing here, each as one line; they are no part of the run.
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    # What was typed, by section.key, and not only written in a file; no part of the run either.
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
     method: Method = field(init=False, compare=False)
     training: TrainingConfig = field(init=False, compare=False)
 
@@ -174,7 +176,8 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         if budget.basis_from is not None and budget.basis != "svd":
             warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
-        config = RunConfig(warnings=tuple(warnings), **parsed)
+        typed_keys = frozenset(parse_override(override)[0] for override in overrides)
+        config = RunConfig(warnings=tuple(warnings), typed=typed_keys, **parsed)
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:

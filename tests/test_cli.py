@@ -234,9 +234,7 @@ def test_evaluate_tells_how_much_of_a_text_is_unknown(cli: Workplace, tmp_path: 
 
 def test_resuming_a_finished_run_says_so_and_how_to_train_longer(cli: Workplace) -> None:
     told = cli.ok("train", cli.config, f"run.dir={cli.run}", "--resume")
-    assert (
-        f"finished before: all 4 steps are taken; to train longer, start a new run with start.weights={cli.run}" in told
-    )
+    assert "finished before: all 4 steps are taken; to train longer, raise training.steps with --resume\n" in told
 
 
 def test_evaluate_keeps_its_tokens_where_the_run_does(

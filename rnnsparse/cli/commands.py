@@ -64,8 +64,8 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
                     tell("\n".join(trainer.banner()))
                     if trainer.step >= config.training.steps:
                         tell(
-                            f"finished before: all {trainer.step:,} steps are taken; to train longer, start a new run "
-                            f"with start.weights={config.folder}"
+                            f"finished before: all {trainer.step:,} steps are taken; to train longer, raise "
+                            "training.steps with --resume"
                         )
                 summary = trainer.train()
     except Interrupted as stopped:
@@ -245,6 +245,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     )
     from rnnsparse.training.inspection import inspect, table
     from rnnsparse.training.start import final_model
+    from rnnsparse.training.stretches import planned_in
 
     device = choose_device("cpu")
     if arguments.target.is_dir():
@@ -252,8 +253,10 @@ def inspect(arguments: argparse.Namespace) -> int:
             raise UserError(f"{arguments.overrides[0]}: overrides apply to a configuration, not to {arguments.target}")
         restored = restore(arguments.target, device)
         config, model, budgets = restored.config, restored.model, restored.budgets
+        planned = planned_in(restored.saved, config)
     else:
         config = load_config(arguments.target, arguments.overrides)
+        planned = config.training.steps
         _warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), device)
         require_execution(config, named_device(config.training))
@@ -262,7 +265,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     except UserError as error:
         teacher = None
         _warn([f"{error}; training FLOPs are shown without it"])
-    report = inspect(config, model, budgets, teacher, device=named_device(config.training))
+    report = inspect(config, model, budgets, teacher, device=named_device(config.training), planned=planned)
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
 

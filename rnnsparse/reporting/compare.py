@@ -228,7 +228,7 @@ def as_csv(settings: Sequence[Setting]) -> str:
             chosen = [setting.special.get(key, "") for key in special]
             cells = [value if isinstance(value, str) else json.dumps(value) for value in chosen]
             words = [_as_text(word) for word in (run.name, setting.label, *cells)]
-            writer.writerow([*words, *(values[name] for name in summary)])
+            writer.writerow([*words, *(_as_text(v) if isinstance(v, str) else v for v in map(values.get, summary))])
     return out.getvalue()
 
 

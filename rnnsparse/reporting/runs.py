@@ -37,7 +37,8 @@ class Summary:
     """What `summary.json` says; a run of an earlier version may lack what may be None.
 
     `text` is the fingerprint of what it was trained on. `test_bits_per_character` is measured by `compare --test`, not
-    by the run.
+    by the run. `stretches` tells which settings it had at first, if it was trained longer, or on, with others and is not
+    what it would be with these from the start.
     """
 
     bits_per_character: Number
@@ -62,6 +63,7 @@ class Summary:
     ranks: Count = 1
     communicated_bytes_per_step: Number = 0.0
     communicated_vs_dense: Number = 0.0
+    stretches: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,7 @@ class Run:
         """
         flat = {f"{section}.{key}": value for section, keys in self.config.items() for key, value in keys.items()}
         flat[TEXT] = self.summary.text or self.named_text[1]
+        flat["training.stretches"] = self.summary.stretches or None
         if self.summary.method == "dense":
             flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k in OF_DENSE}
         return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}

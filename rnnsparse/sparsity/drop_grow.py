@@ -30,6 +30,7 @@ from rnnsparse.steps import Steps
 class DropGrow(Method):
     """Drop by magnitude; grow by `grow_score` where a method has one, else at random. Budgets stay as they are."""
 
+    depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.3
     schedule: Annotated[Literal["cosine", "linear", "constant"], Doc("how drop_fraction goes to zero")] = "cosine"

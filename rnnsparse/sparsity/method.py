@@ -67,6 +67,8 @@ class Method(ABC):
     mostly_dense: ClassVar[bool] = False
     # Whether counts depend on every update, so that one whose step overflowed has to be made up for at the next step.
     makes_up_updates: ClassVar[bool] = False
+    # Whether what it does at a step depends on how many there are to be, by a field `stop` that is a share of them.
+    depends_on_length: ClassVar[bool] = False
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 

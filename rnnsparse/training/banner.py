@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ def banner(
     report: dict[str, Any],
     ranks: str,
     unknown: str = "",
+    stretch: Sequence[str] = (),
 ) -> list[str]:
     """Return lines for a run that has made `step` steps.
 
@@ -28,6 +30,7 @@ def banner(
         report: that of `inspect`.
         ranks: who trains.
         unknown: how much of the text is not in a vocabulary that is not its own.
+        stretch: lines on what a run goes on with that is resumed with other settings.
     """
     taken = f" of {config.data.vocabulary}" if config.data.vocabulary and config.data.tokenizer == "char" else ""
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
@@ -46,6 +49,7 @@ def banner(
     taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
+        *stretch,
         f"data        {corpus.description}",
         *(f"            {note}" for note in corpus.notes),
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s{taken}; a uniform guess costs {uniform_bits:.2f} bits each",

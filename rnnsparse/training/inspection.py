@@ -23,12 +23,14 @@ def inspect(
     teacher: CharLM | None = None,
     taken: int | None = None,
     device: torch.device | None = None,
+    planned: int | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
     Training FLOPs are those of a whole run, or of its first `taken` steps: with all runs that a recipe makes, and with
     the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
-    starts from; a run that is rewound counts as one of its whole length. Execution and memory are those of a run on
+    starts from; a run that is rewound counts as one of its whole length. A method that prunes by the steps that the run
+    was `planned` with, before it was trained longer, is counted by these. Execution and memory are those of a run on
     `device`, which this machine need not have; by default it is the model's.
     """
     own = model.embedding.values.device
@@ -57,11 +59,11 @@ def inspect(
         config.method,
         model,
         budgets,
-        config.training.steps,
+        config.training.steps if planned is None else planned,
         symbols * micro_batches,
         config.model,
         micro_batches,
-        taken,
+        config.training.steps if taken is None else taken,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:

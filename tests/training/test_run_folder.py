@@ -277,6 +277,33 @@ def test_a_checkpoint_with_another_programs_settings_is_refused(tmp_path: Path, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=9",
+        "training.learning_rate=1",
+        "training.lr_schedule=constant",
+        "training.warmup=5",
+        "training.final_learning_rate=0.5",
+        "training.weight_decay=1",
+        "training.grad_clip=null",
+        "evaluation.interval=5",
+        "sparsity.stop=0.5",
+        "sparsity.drop_fraction=0.5",
+        "sparsity.schedule=constant",
+    ],
+)
+def test_a_run_may_go_on_with_other_numbers_where_it_is_told_to(tmp_path: Path, override: str) -> None:
+    saved_run(tmp_path / "run")
+    config = config_in(tmp_path / "run", override)
+    assert run_folder.last_checkpoint(config, changing=True).step == 3
+    key = override.partition("=")[0]
+    with pytest.raises(
+        UserError, match=rf"{key}: the run to resume has .* let `train` change this one by {key} and --r"
+    ):
+        run_folder.last_checkpoint(config)
+
+
 # ---- the small files
 
 

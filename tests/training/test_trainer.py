@@ -687,8 +687,8 @@ def test_who_looked_before_another_trained_here_is_refused(tmp_path: Path, resum
 def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
-    with pytest.raises(UserError, match=r"training\.steps: the run to resume has 7, not 8"):
-        Trainer(config_in(tmp_path, "run", "training.steps=8"), resume=True)
+    with pytest.raises(UserError, match=r"training\.accumulate: the run to resume has 2, not 3"):
+        Trainer(config_in(tmp_path, "run", "training.accumulate=3"), resume=True)
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "other"])
