@@ -23,7 +23,8 @@ from rnnsparse.errors import UserError, one_line
 from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.reporting.compare import as_markdown
 from tests.fuzz.judge import Crash, command, refused_or_valid
-from tests.fuzz.kinds import FINISHED, RUN, kinds, workplace
+from tests.fuzz.kinds import kinds
+from tests.fuzz.workplace import FINISHED, RUN, workplace
 
 
 @pytest.fixture(scope="module", autouse=True)
