@@ -128,6 +128,12 @@ def test_a_compressed_state_is_not_unpacked() -> None:
     assert not accepts("training state", packed.getvalue())
 
 
+def test_the_numbers_of_symbols_are_looked_at_before_the_library_counts_up_to_them() -> None:
+    tokenizer = json.loads((FINISHED / "last/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["z"] = 2**31
+    assert not accepts("tokenizer.json", json.dumps(tokenizer).encode())
+
+
 @pytest.mark.parametrize(("name", "pack"), [("bomb.gz", gzip.compress), ("bomb.xz", lzma.compress)])
 def test_a_bomb_is_not_unpacked(name: str, pack: Callable[[bytes], bytes]) -> None:
     Path(name).write_bytes(pack(b"a" * (66 << 20)))
