@@ -1,6 +1,6 @@
 """`python -m tests.fuzz`: the long search, one process for each kind; prints a table, exits with 1 after a crash.
 
-Inputs that crash are written to --out. The run of the README's table: python -m tests.fuzz --inputs 1000000
+Inputs that crash are written to --out. A million of them: python -m tests.fuzz --inputs 1000000
 """
 
 from __future__ import annotations
