@@ -6,6 +6,7 @@ Every section is the small dataclass of the component that uses it. A field's ty
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import shlex
@@ -334,12 +335,22 @@ def _build(cls: type[C], values: Mapping[str, Any], section: str) -> C:
     for key in values:
         if key not in names:
             raise UserError(f"{section}.{key}: unknown key{suggest(key, names)}; there are {', '.join(names)}")
-    hints = get_type_hints(cls, include_extras=True)
-    return cls(**{key: _validated(hints[key], value, f"{section}.{key}") for key, value in values.items()})
+    return cls(**{key: _validated(cls, key, value, f"{section}.{key}") for key, value in values.items()})
 
 
-def _validated(hint: Any, value: Any, key: str) -> Any:
-    adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False))
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _adapter(cls: type, name: str) -> pydantic.TypeAdapter[Any]:
+    # Kept: making one takes longer than all the rest of reading a key, and a sweep reads each key for every run.
+    return pydantic.TypeAdapter(_hints(cls)[name], config=pydantic.ConfigDict(allow_inf_nan=False))
+
+
+def _validated(cls: type, name: str, value: Any, key: str) -> Any:
+    adapter = _adapter(cls, name)
     try:
         # YAML has the data model of JSON; in JSON mode lists may become tuples, while "5" still is no number.
         return adapter.validate_json(json.dumps(value), strict=True)
@@ -352,7 +363,7 @@ def _validated(hint: Any, value: Any, key: str) -> Any:
         if first["type"] == "string_type":
             reason = f"must be text; put it in quotes, such as {yaml12.quoted(_shown(first['input']))}"
         raise UserError(
-            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(hint)})"
+            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(_hints(cls)[name])})"
         ) from None
 
 
@@ -378,7 +389,7 @@ def _shown(value: Any) -> str:
 
 def describe_fields(cls: type) -> list[tuple[str, Any, str]]:
     """Return (name, default, help) of each setting of a component's dataclass."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     rows = []
     for f in dataclasses.fields(cls):
         if f.init:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 from tqdm import tqdm
@@ -191,10 +192,15 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
 T = TypeVar("T")
 
 
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)  # kept: a comparison reads many summaries
+
+
 def _parsed(kind: type[T], path: Path, largest: int, what: str) -> T:
-    adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(kind)
     try:
-        return adapter.validate_json(files.read(path, largest))
+        read: T = _adapter(cast(Any, kind)).validate_json(files.read(path, largest))
+        return read
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
     except pydantic.ValidationError as error:

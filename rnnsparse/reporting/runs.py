@@ -37,8 +37,8 @@ class Summary:
     """What `summary.json` says; a run of an earlier version may lack what may be None.
 
     `text` is the fingerprint of what it was trained on. `test_bits_per_character` is measured by `compare --test`, not
-    by the run. `stretches` tells which settings it had at first, if it was trained longer, or on, with others and is not
-    what it would be with these from the start.
+    by the run. `stretches` tells which settings it had at first, if it was trained longer, or on, with others and is
+    not what it would be with these from the start.
     """
 
     bits_per_character: Number

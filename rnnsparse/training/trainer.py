@@ -339,7 +339,7 @@ class Trainer:
             self.budgets,
             self.learner.teacher.model if self.learner.teacher and named else None,
             taken,
-            self.learner.sparsifier.total_steps,
+            planned=self.learner.sparsifier.total_steps,
         )
 
     # ---- logging

@@ -26,7 +26,8 @@ from rnnsparse.errors import UserError, one_line
 from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.reporting.compare import as_markdown
 from tests.fuzz.judge import Crash, command, refused_or_valid
-from tests.fuzz.kinds import FINISHED, RUN, kinds, workplace
+from tests.fuzz.kinds import kinds
+from tests.fuzz.workplace import FINISHED, RUN, workplace
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,6 +129,12 @@ def test_a_compressed_state_is_not_unpacked() -> None:
         for entry in stored.infolist():
             small.writestr(entry.filename, stored.read(entry))
     assert not accepts("training state", packed.getvalue())
+
+
+def test_the_numbers_of_symbols_are_looked_at_before_the_library_counts_up_to_them() -> None:
+    tokenizer = json.loads((FINISHED / "last/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["z"] = 2**31
+    assert not accepts("tokenizer.json", json.dumps(tokenizer).encode())
 
 
 def zipped(data: bytes) -> bytes:
