@@ -11,7 +11,7 @@ from typing import Any
 from rnnsparse.training.run_folder import PLACES
 
 # Every run has these, so they say nothing without its name.
-_CHECKPOINT = re.compile(r"last|previous|best|ticket|step_\d+")
+_CHECKPOINT = re.compile(r"last|previous|best|previous_best|ticket|step_\d+")
 
 
 def short_names(folders: Sequence[Path]) -> dict[Path, str]:
