@@ -34,11 +34,13 @@ def train(arguments: argparse.Namespace) -> int:
     from rnnsparse.training.lifeline import follow_parent
 
     follow_parent()
-    with lasting_output("stdout"), interrupts_for_all_signals():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lasting_output("stdout"))
+        if "LOCAL_RANK" not in os.environ:  # torchrun ends ranks by SIGTERM, also those that wait for others
+            stack.enter_context(interrupts_for_all_signals())
         from rnnsparse.training.distributed import join_ranks
 
-        with join_ranks() as ranks:
-            return _train_on(ranks, arguments)
+        return _train_on(stack.enter_context(join_ranks()), arguments)
 
 
 def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
