@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / "rnnsparse").rglob("*.py"))
 # A module imports from its own floor and those below. The longest prefix counts.
 FLOORS = [
     ["rnnsparse"],  # the package itself: its version
-    [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "yaml12")],
+    [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "streams", "yaml12")],
     ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
     ["rnnsparse.nn"],
     ["rnnsparse.sparsity"],

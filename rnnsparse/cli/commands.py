@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnnsparse import files
 from rnnsparse.errors import RunFailed, UserError, one_line
+from rnnsparse.streams import lasting_output
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
@@ -31,10 +32,17 @@ LONGEST_PROMPT = 1 << 20  # bytes of a file
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from rnnsparse.training.distributed import join_ranks
+    from rnnsparse.training.interrupts import interrupts_for_all_signals
+    from rnnsparse.training.lifeline import follow_parent
 
-    with join_ranks() as ranks:
-        return _train_on(ranks, arguments)
+    follow_parent()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lasting_output("stdout"))
+        if "LOCAL_RANK" not in os.environ:  # torchrun ends ranks by SIGTERM, also those that wait for others
+            stack.enter_context(interrupts_for_all_signals())
+        from rnnsparse.training.distributed import join_ranks
+
+        return _train_on(stack.enter_context(join_ranks()), arguments)
 
 
 def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
@@ -296,6 +304,15 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
+    from rnnsparse.training.interrupts import interrupts_for_all_signals
+
+    if arguments.dry_run:
+        return _sweep(arguments)
+    with lasting_output("stdout"), interrupts_for_all_signals():
+        return _sweep(arguments)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
     from rnnsparse.recipes.sweep import load_sweep, shard
     from rnnsparse.recipes.sweep_run import run_sweep
     from rnnsparse.recipes.sweep_status import plan

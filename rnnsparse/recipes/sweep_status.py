@@ -17,7 +17,7 @@ from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.reporting.reading import read_summary
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import lock, run_folder
+from rnnsparse.training import lifeline, lock, run_folder
 from rnnsparse.training.assembly import choose_device, named_teacher, vocabulary_size
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.start import final_model
@@ -55,6 +55,12 @@ def status(run: Run) -> Status:
         return Status("refused", str(error))
     except (OSError, ValueError) as error:
         return Status("refused", f"{folder}: cannot be read: {error}; choose another dir")
+
+
+def is_ending(run: Run) -> bool:
+    """Return whether a run is still being saved by a process of a sweep that has ended; it will soon be free."""
+    other = lock.holder(run.config.folder)
+    return other is not None and lifeline.is_ending(other)
 
 
 def _recorded(folder: Path) -> RunConfig:

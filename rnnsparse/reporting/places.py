@@ -12,7 +12,7 @@ from rnnsparse.reporting.runs import Run, known_texts
 from rnnsparse.training.run_folder import PLACES
 
 # Every run has these, so they say nothing without its name.
-_CHECKPOINT = re.compile(r"last|previous|best|ticket|step_\d+")
+_CHECKPOINT = re.compile(r"last|previous|best|previous_best|ticket|step_\d+")
 
 
 def short_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -82,7 +82,8 @@ def verify(folder: Path, required: set[str], optional: set[str]) -> Manifest:
 
 def damaged(path: Path, reason: str) -> Damaged:
     """Return the error for a file of a checkpoint that cannot be trusted."""
-    way_out = "use another checkpoint (such as previous/ or best/ of the same run), or restore this one from a copy"
+    others = "previous/, best/ or previous_best/ of the same run"
+    way_out = f"use another checkpoint (such as {others}), or restore this one from a copy"
     return Damaged(f"{path}: {reason}", way_out)
 
 

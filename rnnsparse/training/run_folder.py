@@ -25,6 +25,8 @@ from rnnsparse.training.stretches import Stretch
 
 LAST, PREVIOUS = "last", "previous"
 SUMMARY = "summary.json"
+BEST, PREVIOUS_BEST = "best", "previous_best"
+SPARES = {LAST: PREVIOUS, BEST: PREVIOUS_BEST}  # where the one before goes, should the new one be damaged
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
 # Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
@@ -120,7 +122,7 @@ def held(config: RunConfig, *, resumed_at: int | None, claims: bool) -> Iterator
             if saved.step != resumed_at:
                 raise UserError(f"{folder}: another process has trained in this run.dir meanwhile; start again")
             make_ready(folder, saved)
-            warning = "; ".join(filter(None, (warning, saved.warning)))
+            warning = "; ".join(filter(None, (warning, saved.warning, mend_best(folder))))
         yield warning
 
 
@@ -179,6 +181,30 @@ def make_ready(folder: Path, saved: checkpoint.Checkpoint) -> None:
             shutil.rmtree(path, ignore_errors=True)
     if saved.folder.name == PREVIOUS:
         atomic.put_in_place(saved.folder, saved.folder.with_name(LAST))
+
+
+def mend_best(folder: Path) -> str:
+    """Put the spare in the place of a damaged best model; return "", or a warning that says so.
+
+    What the run computes does not depend on either; its record stays what it was, so only a better model replaces it.
+
+    Raises:
+        OSError: read-only, no permission.
+    """
+    try:
+        checkpoint.load(folder / BEST)
+        return ""
+    except UserError as error:
+        best = atomic.existing(folder / BEST)
+        if best is not None and not isinstance(error, Damaged):
+            return ""  # somebody's files are in it, which the next save names
+        reason = f"{error.what}: damaged" if isinstance(error, Damaged) else f"{folder / BEST}: is missing"
+    try:
+        spare = checkpoint.load(folder / PREVIOUS_BEST)
+    except UserError:
+        return "" if best is None else f"{reason}, and there is no whole {folder / PREVIOUS_BEST}"
+    atomic.put_in_place(spare.folder, folder / BEST)
+    return f"{reason}; the best model before it, of step {spare.step}, takes its place"
 
 
 def refuse_another_run(was: RunConfig, config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -94,6 +95,7 @@ class Trainer:
         self.learner = Learner(config, self.model, budgets, self.corpus, self.device, self.ranks)
         self.best: float | None = None
         self.evaluations_without_gain = 0
+        self._stop = StopRequest()
         self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
         self.stretches: list[Stretch] = []  # all but the first
         self._begins_stretch = False
@@ -140,7 +142,8 @@ class Trainer:
             UserError: another process trains in the run's folder.
             RunFailed: loss or gradients are not finite, or a checkpoint cannot be written; the last one is intact.
         """
-        training = self.training(stop_on_signals())
+        told_on = (self._stream or sys.stderr) if self.ranks.is_first else None
+        training = self.training(stop_on_signals(told_on))
         try:
             next(training)
             while True:
@@ -170,7 +173,7 @@ class Trainer:
                     run_folder.write_stretches(self.folder, self.stretches)
                     if not new:
                         run_folder.write_settings(self.recorded)  # whatever has become of the file
-                with stopping as stop, self._logger() as logger:
+                with stopping as self._stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
                     if self._unknown:
@@ -179,12 +182,14 @@ class Trainer:
                         logger.connection_counts(0, connection_counts(self.model))
                     while self._goes_on():
                         self._train_step((yield), logger)
-                        if self.ranks.any(stop.requested):
-                            self._records = logger.sync()
-                            self.save()
-                            raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
-                    self._records = logger.sync()
-                self.save()
+                        if self.ranks.any(self._stop.requested):
+                            self._stop.save_from_here()
+                            break
+                    with self._stop.saving():
+                        self._records = logger.sync()
+                        self.save()
+                    if self.ranks.any(self._stop.requested):
+                        raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
                 return self._finish()
         except OSError as error:
             raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
@@ -241,7 +246,7 @@ class Trainer:
             raise self._failure(f"step {self.step}: validation costs {bits} bits per character; {LOWER}")
         if self.best is None or bits < self.best:
             self.best, self.evaluations_without_gain = bits, 0
-            self._save_to("best", training_state=None)
+            self._save_to(run_folder.BEST, training_state=None)
         else:
             self.evaluations_without_gain += 1
         return {
@@ -375,7 +380,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {LOWER}")
         self.ranks.require_same_topology(self.model)
-        with averaged(self.learner.optimizer):
+        with self._stop.saving(), averaged(self.learner.optimizer):
             self._save_to(name, self._training_state())
         self.ranks.wait()  # until it is there for all to read
 
@@ -392,16 +397,18 @@ class Trainer:
     def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
         if not self.ranks.is_first:
             return
-        checkpoint.save(
-            self.folder / name,
-            step=self.step,
-            model=self.model,
-            tokenizer_json=self.tokenizer.to_json(),
-            config_yaml=self.recorded.to_yaml(),
-            training_state=training_state,
-            text=self.corpus.identity,
-            keep=self.folder / run_folder.PREVIOUS if name == run_folder.LAST else None,
-        )
+        spare = run_folder.SPARES.get(name)
+        with self._stop.saving():
+            checkpoint.save(
+                self.folder / name,
+                step=self.step,
+                model=self.model,
+                tokenizer_json=self.tokenizer.to_json(),
+                config_yaml=self.recorded.to_yaml(),
+                training_state=training_state,
+                text=self.corpus.identity,
+                keep=self.folder / spare if spare else None,
+            )
 
     def _training_state(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in COUNTERS}

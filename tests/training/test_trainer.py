@@ -290,6 +290,55 @@ def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(
     assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_stopped_run_whose_reader_has_left_saves_itself(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "checkpoint.interval=100", "logging.interval=1")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as gone:
+        trainer = Trainer(config, stream=gone)
+        take_step = trainer.learner.take_step
+
+        def stop_in_step_3() -> dict[str, Any]:
+            if trainer.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return take_step()
+
+        trainer.learner.take_step = stop_in_step_3  # type: ignore[method-assign]
+        with pytest.raises(Interrupted, match="stopped after step 3, saved in "):
+            trainer.train()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())
+    assert checkpoint.load(config.folder).step == 3
+
+
+@pytest.mark.parametrize(("stops_at", "name"), [(3, "last"), (STEPS, "last"), (4, "best")])
+def test_a_second_interrupt_loses_no_checkpoint_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int, name: str
+) -> None:
+    """At the last step both come while the run saves itself as it would anyway."""
+    save, saved = checkpoint.save, []
+
+    def interrupted(folder: Path, **arguments: Any) -> None:
+        if (arguments["step"], folder.name) == (stops_at, name):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        save(folder, **arguments)
+        saved.append((arguments["step"], folder.name))
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    config = config_in(tmp_path, "run", "checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2")
+    stream = stop_after(3) if stops_at == 3 else None
+    with pytest.raises(Interrupted, match=f"stopped after step {stops_at}, "):
+        trained(config, stream=stream)
+    assert (stops_at, name) in saved
+    assert checkpoint.load(config.folder).step == stops_at
+    monkeypatch.undo()
+    trained(config, resume=True)
+    trained(
+        config_in(tmp_path, "undisturbed", *("checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2"))
+    )
+    assert_same(traces(config.folder), traces(tmp_path / "undisturbed"))
+
+
 def test_extended_training_is_the_run_with_more_steps_and_resumes_as_it(tmp_path: Path) -> None:
     trained(config_in(tmp_path, "longer", "training.steps=14", "training.warmup=4", "sparsity.interval=4"))
     config = config_in(tmp_path, "extended", "training.multiplier=2", "training.warmup=2")
@@ -393,10 +442,12 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
     config = config_in(tmp_path, "run", "logging.tensorboard=true")
     trained(config)
     files = ["config.yaml", "connectivity.jsonl", "environment.json", "metrics.jsonl", "summary.json"]
-    expected = sorted([*files, "best", "last", "previous", "tensorboard"])
+    expected = sorted([*files, "best", "last", "previous", "previous_best", "tensorboard"])
     assert sorted(os.listdir(config.folder)) == expected
     weights = {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"}
-    assert set(os.listdir(config.folder / "best")) == weights
+    for name in ("best", "previous_best"):
+        assert set(os.listdir(config.folder / name)) == weights
+    assert checkpoint.load(config.folder / "previous_best").step < checkpoint.load(config.folder / "best").step
     for name in ("last", "previous"):
         assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
