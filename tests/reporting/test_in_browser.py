@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rnnsparse.reporting.compare import group, write
+from rnnsparse.reporting.compare import group
+from rnnsparse.reporting.comparison_folder import write
 from rnnsparse.reporting.reading import read_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
