@@ -70,6 +70,11 @@ class Setting:
         return self._config.training.steps
 
     @cached_property
+    def bits(self) -> Statistic:
+        """Bits per character on the validation text at the end of training."""
+        return statistic([run.summary.bits_per_character for run in self.runs])
+
+    @cached_property
     def _config(self) -> RunConfig:
         return parse_config(self.runs[0].config, self.runs[0].name)
 
@@ -109,7 +114,7 @@ def group(runs: Iterable[Run]) -> list[Setting]:
     for setting in settings:
         if SPARSITY in setting.special:
             setting.special[SPARSITY] = setting.sparsity
-    return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
+    return sorted(settings, key=lambda setting: (setting.bits.mean, setting.label))
 
 
 def _special(settings: Sequence[dict[str, Any]]) -> set[str]:

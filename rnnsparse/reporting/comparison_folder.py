@@ -26,7 +26,7 @@ def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) ->
     files = {
         "results.csv": as_csv(settings).encode(),
         "results.json": Results(runs=runs).to_json().encode(),
-        **{f"{plot.name}.png": plot.png for plot in plots},
+        **{f"{plot.name}.png": plot.png for plot in plots if plot.png},
         "report.html": report(settings, plots, left_out).encode(),
     }
     stale = {f"{name}.png" for name in OVERVIEW} - set(files)
