@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from rnnsparse.reporting.compare import Setting, group
+from rnnsparse.reporting.markup import figures
 from rnnsparse.reporting.plots.figure import new_figure
 from rnnsparse.reporting.plots.labels import End, height, lay_out, name_lines, spread, wrapped
-from rnnsparse.reporting.plots.network import of_setting
-from rnnsparse.reporting.plots.overview import overview
+from rnnsparse.reporting.plots.overview import overview, shown_curve
 from rnnsparse.reporting.plots.series import COLOURS, colour_of_methods, readable_shade, series
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.reporting.report import report
@@ -32,6 +33,14 @@ def test_a_method_has_one_colour_and_its_variants_have_lines_of_their_own(settin
         assert {(one.settings[0].method, one.colour) for one in found} == set(colour_of_methods(settings).items())
         looks = [(one.colour, str(one.line)) for one in found]
         assert len(set(looks)) == len(looks)
+
+
+def test_a_curve_over_training_batches_is_put_together_and_ends_where_training_ended(settings: list[Setting]) -> None:
+    run = settings[0].runs[0]
+    steps, bits = list(range(10, 540, 10)), [float(i) for i in range(53)]
+    curves = replace(run.curves, steps=steps, bits_per_character=bits, moved=[], ever_active=[])
+    found = shown_curve(replace(settings[0], runs=(replace(run, curves=curves),)), validated=False)
+    assert found == (list(range(30, 540, 20)), [i + 0.5 for i in range(1, 53, 2)])
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -81,9 +90,6 @@ def test_names_of_lines_that_end_together_are_all_in_the_picture_and_apart() -> 
 def test_a_report_of_26_runs_is_smaller_than_two_megabytes(settings: list[Setting]) -> None:
     """Its details are thirteen times those of the setting that has most connections, whose pictures are the fullest."""
     assert (len(settings), sum(len(setting.runs) for setting in settings)) == (13, 26)
-    bare = report(settings[:1], [], [])
-    scout = next(setting for setting in settings if setting.method == "scout")
-    assert len(of_setting(scout, COLOURS[0])) == 6
-    one = len(report([scout], [], []))
-    plots = len(report(settings[:1], overview(settings), [])) - len(bare)
-    assert 13 * one + plots < 2_000_000
+    page = report([next(setting for setting in settings if setting.method == "scout")], [], [])
+    assert page.count("<img") == 6
+    assert 13 * len(page) + len(figures(overview(settings))) < 2_000_000

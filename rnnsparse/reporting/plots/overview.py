@@ -156,7 +156,7 @@ def _learning_curves(settings: Sequence[Setting]) -> Plot:
     sparsities = sorted({setting.sparsity for setting in settings if setting.method != "dense"}) or [0.0]
     validated = all(len(run.curves.validation) > 2 for setting in settings for run in setting.runs)
     found = [
-        (one, {setting.sparsity: _shown_curve(setting, validated) for setting in one.settings})
+        (one, {setting.sparsity: shown_curve(setting, validated) for setting in one.settings})
         for one in series(settings, SPARSITY)
     ]
     shown = [
@@ -196,11 +196,14 @@ def _learning_curves(settings: Sequence[Setting]) -> Plot:
         return overview_plot(figure, OVERVIEW[3], "Learning curves", description)
 
 
-def _shown_curve(setting: Setting, validated: bool) -> tuple[list[int], list[float]]:
-    """Return the mean curve; of training batches, which differ more than methods do, means of neighbouring points."""
+def shown_curve(setting: Setting, validated: bool) -> tuple[list[int], list[float]]:
+    """Return the mean curve; of training batches, which differ more than methods do, means of neighbouring points.
+
+    It ends where training ended; points that are left over are first ones, which lie above the frame.
+    """
     steps, bits = mean_curve(setting, validated)
     size = 1 if validated else max(1, len(steps) // TRAINING_POINTS)
-    parts = [slice(stop - size, stop) for stop in range(size, len(steps) + 1, size)]
+    parts = [slice(stop - size, stop) for stop in range(size + len(steps) % size, len(steps) + 1, size)]
     return [steps[part][-1] for part in parts], [math.fsum(bits[part]) / size for part in parts]
 
 
