@@ -382,7 +382,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
+    from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table
     from rnnsparse.reporting.reading import read_runs
 
     def test(run: Path) -> float:
@@ -397,6 +397,8 @@ def compare(arguments: argparse.Namespace) -> int:
     rows = table(settings)
     print(as_markdown(rows) if arguments.markdown else f"{as_text(rows)}\n\n{ABOUT_TABLE}")
     if arguments.out:
+        from rnnsparse.reporting.comparison_folder import write  # brings the drawing, which takes a second
+
         for path in write(arguments.out, settings, left_out):
             print(path, file=sys.stderr if arguments.markdown else sys.stdout)
     return 0

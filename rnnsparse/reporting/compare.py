@@ -11,13 +11,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.errors import UserError, printable
-from rnnsparse.reporting.reading import is_results
-from rnnsparse.reporting.runs import TEXT, Results, Run, Summary, settings_of
+from rnnsparse.errors import printable
+from rnnsparse.reporting.runs import TEXT, Run, Summary, settings_of
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
@@ -72,6 +70,11 @@ class Setting:
         return self._config.training.steps
 
     @cached_property
+    def bits(self) -> Statistic:
+        """Bits per character on the validation text at the end of training."""
+        return statistic([run.summary.bits_per_character for run in self.runs])
+
+    @cached_property
     def _config(self) -> RunConfig:
         return parse_config(self.runs[0].config, self.runs[0].name)
 
@@ -118,7 +121,7 @@ def group(runs: Iterable[Run]) -> list[Setting]:
         if setting.special.get(TEXT, "") is None:
             del setting.special[TEXT]  # its source says all about it
         settings.append(setting)
-    return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
+    return sorted(settings, key=lambda setting: (setting.bits.mean, setting.label))
 
 
 def _names_of_texts(groups: Iterable[tuple[dict[str, Any], list[Run]]]) -> dict[tuple[str, str | None], str | None]:
@@ -235,47 +238,3 @@ def as_csv(settings: Sequence[Setting]) -> str:
 def _as_text(word: str) -> str:
     """Keep spreadsheets from taking a word for a formula."""
     return f"'{word}" if word.startswith(("=", "+", "-", "@")) else word
-
-
-# ---- the folder
-
-
-def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) -> list[Path]:
-    """Write results.csv, results.json, the plots and report.html; return their paths.
-
-    What an earlier comparison wrote there is replaced.
-
-    Raises:
-        UserError: the folder cannot be made, or files of these names in it are not of an earlier comparison.
-    """
-    from rnnsparse.reporting.plots.overview import OVERVIEW, overview
-    from rnnsparse.reporting.report import report
-
-    plots = overview(settings)
-    runs = [run for setting in settings for run in setting.runs]
-    files = {
-        "results.csv": as_csv(settings).encode(),
-        "results.json": Results(runs=runs).to_json().encode(),
-        **{f"{plot.name}.png": plot.png for plot in plots},
-        "report.html": report(settings, plots, left_out).encode(),
-    }
-    stale = {f"{name}.png" for name in OVERVIEW} - set(files)
-    _claim(folder, [*files, *stale])
-    for name, data in files.items():
-        folder.joinpath(name).write_bytes(data)
-    for name in stale:
-        folder.joinpath(name).unlink(missing_ok=True)
-    return [folder / name for name in files]
-
-
-def _claim(folder: Path, names: Sequence[str]) -> None:
-    """Make the folder, and make sure that what will be replaced in it is from an earlier comparison."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {folder}: cannot be a folder: {error.strerror}; name another") from None
-    there = [folder / name for name in names if folder.joinpath(name).exists()]
-    if there and not is_results(folder / "results.json"):
-        raise UserError(
-            f"--out: {there[0]}: is not from an earlier comparison and would be overwritten; name another folder"
-        )

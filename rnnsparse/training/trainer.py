@@ -31,9 +31,9 @@ from rnnsparse.training.manifest import damaged
 from rnnsparse.training.nonfinite import LOWER, Diverged
 from rnnsparse.training.optim import after_evaluation, averaged, with_settings
 from rnnsparse.training.peak_memory import peak_memory
-from rnnsparse.training.pictures import log_pictures, sample_text
 from rnnsparse.training.state_check import require_fitting
 from rnnsparse.training.stretches import Stretch
+from rnnsparse.training.tensorboard_views import log_pictures, sample_text
 
 TakeStep = Callable[[], dict[str, Any]]  # returns the step's metrics
 Training = Generator[None, TakeStep, dict[str, Any]]  # returns the run's summary
