@@ -8,4 +8,6 @@ python=.venv/bin/python
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy rnnsparse
-"$python" -m pytest "$@"
+# A process a core, each with one thread; a file's tests share what they have trained, so they stay together.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+"$python" -m pytest -n auto --dist loadfile "$@"

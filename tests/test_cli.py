@@ -237,13 +237,17 @@ def test_resuming_a_finished_run_says_so_and_how_to_train_longer(cli: Workplace)
     assert "finished before: all 4 steps are taken; to train longer, raise training.steps with --resume\n" in told
 
 
-def test_evaluate_keeps_its_tokens_where_the_run_does(
+def test_evaluate_keeps_its_tokens_where_the_run_does_unless_told_otherwise(
     cli: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.delenv("RNNSPARSE_CACHE", raising=False)
     (tmp_path / "other.txt").write_text(TEXT[:300], encoding="utf-8")
+    before = len(list((cli.folder / "cache").iterdir()))
     cli.ok("evaluate", cli.run, "--data", tmp_path / "other.txt")
-    assert not (tmp_path / "elsewhere").exists()
+    assert len(list((cli.folder / "cache").iterdir())) == before + 1
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "elsewhere"))
+    cli.ok("evaluate", cli.run, "--data", tmp_path / "other.txt")
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 1
 
 
 def test_evaluate_takes_a_run_or_any_checkpoint(cli: Workplace) -> None:

@@ -133,7 +133,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         step, text, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data, record)
         _tell(arguments, step, text, result)
         for key, path in outs.items():
-            assert recorder
+            assert recorder is not None
             write = code_lengths.write_characters if key == "--per-character" else code_lengths.write_lines
             write(path, text.text, text.tokenizer, recorder)
             if not arguments.json:
