@@ -21,10 +21,9 @@ class Sparsifier:
     """Carries out topology updates.
 
     A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
-    that returned True, `after_step`. Steps count from 1. Release the loss before `after_backward`: a graph that is
-    still alive remembers the shapes from before an update. A step whose gradients overflowed leaves out all but the
+    that returned True, `after_step`. Steps count from 1. A step whose gradients overflowed leaves out all but the
     first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
-    or `finish` after the last one.
+    or `finish` after the last one. `sparsity/loop.py` does all of this in two lines.
     `budgets` are those that the run began with.
     """
 
@@ -108,6 +107,11 @@ class Sparsifier:
         self._rewire(
             [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
         )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps that the method's schedule is made for."""
+        return self._total_steps
 
     def _sparse_budgets(self) -> list[Budget]:
         return [budget for budget in self.budgets if not budget.dense]
