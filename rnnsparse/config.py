@@ -6,7 +6,9 @@ Every section is the small dataclass of the component that uses it. A field's ty
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +61,8 @@ class RunConfig:
     checkpoint: CheckpointConfig
     # Settings that are valid but do nothing here, each as one line; they are no part of the run.
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    # What was typed, by section.key, and not only written in a file; no part of the run either.
+    typed: frozenset[str] = field(default=frozenset(), compare=False)
     method: Method = field(init=False, compare=False)
     training: TrainingConfig = field(init=False, compare=False)
 
@@ -69,7 +73,8 @@ class RunConfig:
 
     @property
     def folder(self) -> Path:
-        assert self.run.dir is not None, "parse_config gives every run a folder"
+        if self.run.dir is None:
+            raise ValueError("run.dir: is null; name a folder (parse_config gives every run one)")
         return Path(self.run.dir)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,6 +101,19 @@ SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
 }
 
+# Settings that are any text, and whether they may be null.
+_TEXTS = {
+    f"{section}.{name}": hint is not str
+    for section, cls in SECTIONS.items()
+    for name, hint in get_type_hints(cls).items()
+    if hint in (str, str | None)
+}
+
+
+def is_text(key: str) -> bool:
+    """Return whether a setting is any text, of which a number is the one that is written."""
+    return key in _TEXTS
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply overrides such as "training.steps=100", and validate.
@@ -104,7 +122,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         UserError: anything wrong in the file or the overrides; one line.
     """
     try:
-        data = yaml12.read_file(path, pipes=True)
+        data = yaml12.read_file(path, pipes=True, is_text=is_text)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
@@ -154,14 +172,19 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
             warnings.append("model.readout_activation has no effect without model.readout_dims")
         warnings += _idle(parsed["training"], method)
         _require_momenta(method, parsed["training"])
+        if parsed["data"].vocabulary is not None and parsed["data"].tokenizer == "byte":
+            warnings.append("data.vocabulary has no effect with data.tokenizer=byte")
         if budget.basis_from is not None and budget.basis != "svd":
             warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
-        config = RunConfig(warnings=tuple(warnings), **parsed)
+        typed_keys = frozenset(parse_override(override)[0] for override in overrides)
+        config = RunConfig(warnings=tuple(warnings), typed=typed_keys, **parsed)
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:
-        typed = any(str(error).startswith(parse_override(override)[0]) for override in overrides)
+        # Of sparsity.basis typed, an error about sparsity.basis_from is none.
+        keys = (re.escape(parse_override(override)[0]) for override in overrides)
+        typed = any(re.match(rf"{key}(?!\w)", str(error)) for key in keys)
         raise UserError(str(error) if typed else f"{source}: {error}") from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
@@ -240,7 +263,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Return the key and the value of one `section.key=value`.
 
     Raises:
-        UserError: it is none, there is no such section, the value is not YAML, or a part of it would be a comment.
+        UserError: it is none, there is no such section, or YAML reads something else than what is written.
     """
     path, equals, text = override.partition("=")
     section, _, key = path.partition(".")
@@ -250,13 +273,19 @@ def parse_override(override: str) -> tuple[str, Any]:
         raise UserError(
             f"{override}: unknown section {section!r}{suggest(section, SECTIONS)}; there are {', '.join(SECTIONS)}"
         )
+    quoted = f"quote the value: {shlex.quote(f'{path}={yaml12.quoted(text)}')}"
     try:
         value = yaml12.read(text)
     except ValueError as error:
-        raise UserError(f"{override}: the value is not YAML: {error}") from None
+        way_out = f"; {quoted}" if is_text(path) else ""
+        raise UserError(f"{override}: the value is not YAML: {error}{way_out}") from None
     if yaml12.ends_in_comment(text):
-        quoted = shlex.quote(f"{path}={json.dumps(text, ensure_ascii=False)}")
-        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or quote the value: {quoted}")
+        raise UserError(f"{override}: to YAML, a comment begins at the #; leave it out, or {quoted}")
+    if is_text(path):
+        try:
+            value = yaml12.read_text(text, null=_TEXTS[path])
+        except ValueError as error:
+            raise UserError(f"{override}: {error}, and not the text that was typed; {quoted}") from None
     return path, value
 
 
@@ -306,12 +335,22 @@ def _build(cls: type[C], values: Mapping[str, Any], section: str) -> C:
     for key in values:
         if key not in names:
             raise UserError(f"{section}.{key}: unknown key{suggest(key, names)}; there are {', '.join(names)}")
-    hints = get_type_hints(cls, include_extras=True)
-    return cls(**{key: _validated(hints[key], value, f"{section}.{key}") for key, value in values.items()})
+    return cls(**{key: _validated(cls, key, value, f"{section}.{key}") for key, value in values.items()})
 
 
-def _validated(hint: Any, value: Any, key: str) -> Any:
-    adapter = pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(allow_inf_nan=False))
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _adapter(cls: type, name: str) -> pydantic.TypeAdapter[Any]:
+    # Kept: making one takes longer than all the rest of reading a key, and a sweep reads each key for every run.
+    return pydantic.TypeAdapter(_hints(cls)[name], config=pydantic.ConfigDict(allow_inf_nan=False))
+
+
+def _validated(cls: type, name: str, value: Any, key: str) -> Any:
+    adapter = _adapter(cls, name)
     try:
         # YAML has the data model of JSON; in JSON mode lists may become tuples, while "5" still is no number.
         return adapter.validate_json(json.dumps(value), strict=True)
@@ -321,8 +360,10 @@ def _validated(hint: Any, value: Any, key: str) -> Any:
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("list_type", "tuple_type"):
             reason = f"must be a list, such as [{_shown(first['input'])}]"
+        if first["type"] == "string_type":
+            reason = f"must be text; put it in quotes, such as {yaml12.quoted(_shown(first['input']))}"
         raise UserError(
-            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(hint)})"
+            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(_hints(cls)[name])})"
         ) from None
 
 
@@ -348,7 +389,7 @@ def _shown(value: Any) -> str:
 
 def describe_fields(cls: type) -> list[tuple[str, Any, str]]:
     """Return (name, default, help) of each setting of a component's dataclass."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     rows = []
     for f in dataclasses.fields(cls):
         if f.init:

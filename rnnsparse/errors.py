@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST_LINE = 2000
+NEEDS_POSIX = "needs Linux or macOS, whose file locks and exchange of folders it uses; on Windows, run it in WSL"
 
 
 class UserError(ValueError):

@@ -85,6 +85,7 @@ def evaluate(
     *,
     max_batches: int | None = None,
     sharing: Sharing | None = None,
+    record: Record | None = None,
 ) -> Evaluation:
     """Score every symbol of `split` but the first exactly once, state carried through the whole stream.
 
@@ -101,11 +102,14 @@ def evaluate(
     Args:
         max_batches: stop after so many forward calls, with the sums until then.
         sharing: reads only a part of the lanes here and the rest in other processes, with the same result in all.
+        record: is given the code length of each symbol that is scored here; their sum is the result's `nats`.
 
     Raises:
         UserError: fewer than two characters.
+        ValueError: the tokenizer is of another model.
     """
-    assert tokenizer.vocab_size == model.vocab_size, "a model is evaluated with its own tokenizer"
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
     if split.characters < 2:
         raise UserError(
             f"the text to evaluate has {split.characters} characters, but needs at least 2, as each is "
@@ -115,23 +119,39 @@ def evaluate(
     plan = plan_lanes(len(split.tokens) - 1, config.lanes, config.priming)
     if sharing:
         plan = plan.part(slice(sharing.rank, None, sharing.world_size))
+    unknown_id, naming = tokenizer.unknown_id, math.log(CODE_POINTS - tokenizer.vocab_size)
+    record_symbols = record
+    if record and unknown_id is not None:
+
+        def record_symbols(position: int, nats: NDArray[np.float64]) -> None:
+            unknown = split.tokens[position : position + len(nats)] == unknown_id
+            record(position, nats + naming * unknown)
+
     was_training = model.training
     model.eval()
     try:
-        nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches)
+        nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches, record_symbols)
     finally:
         model.train(was_training)
     if sharing:
         nats, *counts = sharing.total(nats, *counts_V.tolist())
         counts_V = np.array(counts, dtype=np.int64)
-    unknown = 0 if tokenizer.unknown_id is None else int(counts_V[tokenizer.unknown_id])
+    unknown = 0 if unknown_id is None else int(counts_V[unknown_id])
     return Evaluation(
-        nats=nats + unknown * math.log(CODE_POINTS - tokenizer.vocab_size),
+        nats=nats + unknown * naming,
         symbols=int(counts_V.sum()),
         characters=int(counts_V @ tokenizer.starts_character),
         bytes=int(counts_V @ tokenizer.byte_lengths) + _unknown_bytes(unknown, split, tokenizer),
         seconds=time.perf_counter() - started,
     )
+
+
+class Record(Protocol):
+    """Takes the code lengths of symbols, as lanes that are read side by side come to them."""
+
+    def __call__(self, position: int, nats: NDArray[np.float64], /) -> None:
+        """Take those of consecutive symbols, of which the first is number `position` of the text."""
+        ...
 
 
 class LanePlan(NamedTuple):
@@ -167,7 +187,12 @@ def plan_lanes(targets: int, lanes: int, priming: int) -> LanePlan:
 
 @torch.no_grad()
 def _score(
-    model: CharLM, split: Split, plan: LanePlan, sequence_length: int, max_batches: int | None
+    model: CharLM,
+    split: Split,
+    plan: LanePlan,
+    sequence_length: int,
+    max_batches: int | None,
+    record: Record | None,
 ) -> tuple[float, NDArray[np.int64]]:
     """Return the nats of the scored symbols, and how often each symbol was scored [V]."""
     device = model.embedding.values.device
@@ -186,6 +211,11 @@ def _score(
         tokens = to_device(torch.from_numpy(tokens_TB), device)
         logits_TBV, state = model(tokens[:-1], state)
         nats_TB = _code_lengths(logits_TBV, tokens[1:])
+        if record:
+            for lane_T, first, skip in zip(nats_TB.cpu().numpy().T, plan.starts, plan.skips, strict=True):
+                scored_T = lane_T[max(skip - start, 0) :]
+                if len(scored_T):
+                    record(first + stop + 1 - len(scored_T), scored_T)
         # Not a product with the mask: infinity times zero would not be zero.
         nats += nats_TB.masked_fill_(to_device(torch.from_numpy(unscored_TB), device), 0).sum()
     return nats.item(), counts_V

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from rnnsparse.errors import RunFailed, UserError
+from rnnsparse import files
+from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.layers import Linear, TiedOutput
 from rnnsparse.nn.storage import block_tensors
@@ -24,19 +21,29 @@ FORMAT_VERSION = 1
 NOT_IN_ARCHITECTURE = {"dropout", "execution"}
 
 
-def export_torch(model: CharLM, path: Path) -> None:
+def export_torch(model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
     """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
 
-    The file holds {"config": ..., "state_dict": ...}; the state loads strictly into a module of `embedding`
-    (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear layers, each followed
-    by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's weight).
+    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
+    into a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM or nn.GRU with all layers), `readout` (nn.Linear
+    layers, each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the embedding's
+    weight). The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for all others.
+    The tokenizer is the JSON text of tokenizer.json.
 
     Raises:
         UserError: `path` exists, or its folder does not.
         RunFailed: it cannot be written.
+        ValueError: the tokenizer is of another model.
     """
-    exported = {"config": architecture(model), "state_dict": torch_state_dict(model)}
-    _write_new(path, lambda file: torch.save(exported, file))
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
+    exported = {
+        "config": architecture(model),
+        "state_dict": torch_state_dict(model),
+        "vocabulary": list(tokenizer.symbols),
+        "tokenizer": tokenizer.to_json(),
+    }
+    files.write_new(path, lambda file: torch.save(exported, file))
 
 
 def export_safetensors(model: CharLM, tokenizer_json: str, path: Path) -> None:
@@ -58,7 +65,7 @@ def export_safetensors(model: CharLM, tokenizer_json: str, path: Path) -> None:
         "basis": "canonical" if basis is None else "dct" if basis.derived else "svd",
         "tokenizer": tokenizer_json,
     }
-    _write_new(path, lambda file: file.write(safetensors.torch.save(block_tensors(model), metadata)))
+    files.write_new(path, lambda file: file.write(safetensors.torch.save(block_tensors(model), metadata)))
 
 
 def architecture(model: CharLM) -> dict[str, Any]:
@@ -82,28 +89,3 @@ def torch_state_dict(model: CharLM) -> dict[str, Tensor]:
         state["output.weight"] = state["embedding.weight"]
         state["output.bias"] = model.output.bias
     return {name: tensor.detach().cpu() for name, tensor in state.items()}
-
-
-def _write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file that appears at `path` only when it is complete and on disk."""
-    if os.path.lexists(path):
-        raise UserError(f"{path}: exists and is never overwritten; choose another name, or remove it first")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first, or choose another")
-    temporary = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch hides the reason why its file could not be written behind an internal error of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        reason = cause.strerror or cause
-        raise RunFailed(f"{path}: cannot be written ({reason}) and was not; write it elsewhere") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -1,12 +1,16 @@
-"""Files that may come from strangers, read whole but never without bounds."""
+"""Files that may come from strangers, read whole but never without bounds; and new ones, there whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from rnnsparse.errors import UserError
+from rnnsparse.errors import RunFailed, UserError
 
 
 def read(path: Path, largest: int, pipes: bool = False) -> bytes:
@@ -27,3 +31,43 @@ def read(path: Path, largest: int, pipes: bool = False) -> bytes:
     if len(data) > largest:
         raise UserError(f"{path}: has more than {largest:,} bytes, too many for what it should hold; use another file")
     return data
+
+
+def require_new(path: Path, key: str = "") -> None:
+    """Make sure that a file can be written to `path` without overwriting anything; `key` is what errors call it.
+
+    Raises:
+        UserError: there is something, or no folder to write to.
+    """
+    called = f"{key}: {path}" if key else str(path)
+    if os.path.lexists(path):
+        raise UserError(f"{called}: exists and is never overwritten; choose another name, or remove it first")
+    if not path.parent.is_dir():
+        raise UserError(f"{called}: there is no folder {path.parent}; make it first, or choose another")
+
+
+def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that appears at `path` only when it is complete and on disk.
+
+    Raises:
+        UserError: there is something at `path`, or no folder to write to.
+        RunFailed: it cannot be written.
+    """
+    require_new(path)
+    temporary = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch hides the reason why its file could not be written behind an internal error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror or cause
+        raise RunFailed(f"{path}: cannot be written ({reason}) and was not; write it elsewhere") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -76,7 +76,7 @@ def training_flops(
         characters_per_step: symbols per optimizer step, over all lanes, ranks and accumulated micro-batches.
         reference: the dense model to compare with, by default one of this model's shape.
         micro_batches: into how many parts the characters of a step are divided.
-        taken: after how many of the steps the run was stopped, by default at its end.
+        taken: after how many steps the run has ended, by default all; they may be more than it was planned with.
     """
     sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
     first = _product_flops(

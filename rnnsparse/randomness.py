@@ -23,7 +23,8 @@ def draw_positions(count: int, positions: int, generator: torch.Generator) -> Te
 
     Time and memory grow with `count`, not with `positions`, unless most positions are wanted.
     """
-    assert 0 <= count <= positions
+    if not 0 <= count <= positions:
+        raise ValueError(f"{count} of {positions} positions cannot be drawn")
     if 4 * count >= positions:
         return torch.randperm(positions, generator=generator)[:count].sort().values
     drawn = torch.empty(0, dtype=torch.int64)

@@ -5,7 +5,7 @@ Shape suffixes: T time, V vocabulary, K candidates for the next symbol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -39,6 +39,11 @@ class SamplingConfig:
     ] = None
     seed: Annotated[int, Doc("the same seed gives the same samples")] = 0
     num_samples: Annotated[int, Ge(1), Doc("independent continuations of the prompt")] = 1
+    stop: Annotated[tuple[str, ...], Doc("the sample ends before the first of these that it would have")] = ()
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise ValueError("stop: an empty text would end every sample before its first symbol")
 
 
 class Sampler:
@@ -50,10 +55,14 @@ class Sampler:
     Raises:
         UserError: the prompt has characters that the tokenizer does not know.
         RunFailed: the model's logits are not numbers.
+        ValueError: the tokenizer is of another model.
     """
 
     def __init__(self, model: CharLM, tokenizer: Tokenizer, prompt: str = "") -> None:
-        assert tokenizer.vocab_size == model.vocab_size, "a model samples with its own tokenizer"
+        if tokenizer.vocab_size != model.vocab_size:
+            raise ValueError(
+                f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}"
+            )
         self._tokenizer = tokenizer
         self._stepper = model.stepper()
         symbols_T = tokenizer.encode(prompt) if prompt else _opening(tokenizer)
@@ -69,7 +78,21 @@ class Sampler:
         Each sample has random numbers of its own, so it does not depend on how many others are drawn. Every
         piece is valid text: what a byte model writes that is not UTF-8 becomes U+FFFD, and a character cut
         off by the end of the sample is left out. <unk> is never drawn.
+
+        The sample ends before the first of the texts in `config.stop` that is complete in what the model writes; the
+        prompt does not count. What may become one is held back until that is decided.
         """
+        ending = Ending(config.stop)
+        for text in self._pieces(config, number):
+            if certain := ending.push(text):
+                yield certain
+            if ending.reached:
+                return
+        if ending.held:
+            yield ending.held
+
+    def _pieces(self, config: SamplingConfig, number: int) -> Iterator[str]:
+        """Yield text as soon as its characters are whole, up to `config.length` symbols."""
         generator = generator_for(config.seed, "sample", number)
         decoder = self._tokenizer.stream_decoder()
         logits_V, state = self._logits_V, self._state
@@ -92,6 +115,54 @@ class Sampler:
         return int(symbols_K[torch.multinomial(probabilities_K, 1, generator=generator)])
 
 
+class Ending:
+    """Cuts a text that comes piece by piece before the first of some stop strings that is complete.
+
+    Attributes:
+        held: the end of the text so far that may become a stop string.
+        reached: whether one has come; of several that end together, the text is cut before the longest.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._borders = [_borders(text) for text in stop]
+        self._matched = [0] * len(stop)  # characters at the beginning of each with which the text ends
+        self.held, self.reached = "", False
+
+    def push(self, piece: str) -> str:
+        """Return what is certain now of the text."""
+        if not self._stop:
+            return piece
+        shown = ""
+        for character in piece:
+            self.held += character
+            complete = 0
+            for i, (text, borders) in enumerate(zip(self._stop, self._borders, strict=True)):
+                length = self._matched[i]
+                while length and text[length] != character:
+                    length = borders[length - 1]
+                self._matched[i] = length = length + (text[length] == character)
+                if length == len(text):
+                    complete = max(complete, length)
+            certain = len(self.held) - (complete or max(self._matched))
+            shown, self.held = shown + self.held[:certain], self.held[certain:]
+            if complete:
+                self.held, self.reached = "", True
+                break
+        return shown
+
+
+def _borders(text: str) -> list[int]:
+    """Return for each beginning of a text the longest shorter one with which it ends (Knuth, Morris & Pratt 1977)."""
+    borders = [0]
+    for character in text[1:]:
+        length = borders[-1]
+        while length and text[length] != character:
+            length = borders[length - 1]
+        borders.append(length + (text[length] == character))
+    return borders
+
+
 def candidates(
     logits_V: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -100,7 +171,8 @@ def candidates(
     Top-p (Holtzman et al. 2020) counts the probabilities that top-k has cut and renormalised. The likeliest
     symbol always stays; of equally likely ones, the smallest.
     """
-    assert temperature > 0
+    if not temperature > 0:
+        raise ValueError(f"temperature: {temperature} is not above 0, and nothing can be drawn at it")
     # The largest becomes zero before the division, which could overflow at tiny temperatures.
     logits_V = (logits_V - logits_V.max()) / temperature
     if top_k is None and top_p is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from fractions import Fraction
 from math import floor
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
@@ -20,6 +21,7 @@ class Steps:
     """
 
 
+@functools.cache
 def step_fields(cls: type) -> list[str]:
     """Return the names of the fields of a dataclass that are marked as `Steps`."""
     hints: dict[str, Any] = get_type_hints(cls, include_extras=True)

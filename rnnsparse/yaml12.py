@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ import yaml
 from rnnsparse import files
 
 LARGEST_FILE = 100_000  # characters; a configuration is a page of text, and reading takes time
+
+# What is said of a text without quotes that has a colon, an @ or an asterisk.
+OF_UNQUOTED_TEXT = (
+    "mapping values are not allowed",
+    "cannot start any token",
+    "aliases (*name)",
+    "expected alphabetic or numeric character",
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -78,8 +88,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_number)
 
 
-def read(text: str) -> Any:
+def read(text: str, is_text: Callable[[str], bool] | None = None) -> Any:
     """Return the data in a YAML text: dictionaries with string keys, lists, strings, numbers, booleans and None.
+
+    Args:
+        is_text: whether what stands at a place, such as "data.path", is to be text: a number is then what is written.
 
     Raises:
         ValueError: not YAML; one line with the line number.
@@ -87,7 +100,13 @@ def read(text: str) -> Any:
     if len(text) > LARGEST_FILE:
         raise ValueError(f"{len(text):,} characters are too many for a configuration")
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if is_text:
+            _take_as_written(node, "", is_text)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -98,20 +117,62 @@ def read(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from None
 
 
+def _take_as_written(node: yaml.Node, place: str, is_text: Callable[[str], bool]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            _take_as_written(value, f"{place}.{key.value}" if place else str(key.value), is_text)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _take_as_written(value, place, is_text)
+    elif not node.tag.endswith(":null") and is_text(place):
+        node.tag = "tag:yaml.org,2002:str"
+
+
+def read_text(text: str, null: bool = False) -> str | None:
+    """Return what a value says that is to be text: what is written, number or word, and what is in quotes without them.
+
+    Args:
+        null: whether null, and no text at all, are None.
+
+    Raises:
+        ValueError: not YAML, or YAML reads something else than what is written.
+    """
+    value = read(text)  # which says what is wrong
+    node = yaml.compose(text, _Loader)
+    if isinstance(node, yaml.ScalarNode) and isinstance(value, str) and (node.style or text.startswith("!")):
+        return value
+    if value is None and null:
+        return None
+    if isinstance(node, yaml.ScalarNode) and value is not None and node.value == text:
+        return text
+    raise ValueError(f"to YAML this is {json.dumps(value, ensure_ascii=False)}")
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, with which `read` gives just that text, even where white space is made one space."""
+    return re.sub(r"(?<= ) |[^\S ]", lambda space: f"\\u{ord(space[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
 def ends_in_comment(text: str) -> bool:
     """Return whether `read` leaves out the end of a text that it can read, from a # on."""
     tokens = (token for token in yaml.scan(text, _Loader) if token.start_mark.index < token.end_mark.index)
     return "#" in text[max((token.end_mark.index for token in tokens), default=0) :]
 
 
-def read_file(path: Path, pipes: bool = False) -> Any:
-    """Return the data in a YAML file; `pipes` as in `files.read`.
+def read_file(path: Path, pipes: bool = False, is_text: Callable[[str], bool] | None = None) -> Any:
+    """Return the data in a YAML file; `pipes` as in `files.read`, `is_text` as in `read`.
 
     Raises:
         ValueError: not YAML, or not UTF-8; a UserError, which names the file, if it is too large or no plain file.
         OSError: it cannot be read.
     """
-    return read(files.read(path, 4 * LARGEST_FILE, pipes).decode("utf-8"))
+    text = files.read(path, 4 * LARGEST_FILE, pipes).decode("utf-8")
+    try:
+        return read(text, is_text)
+    except ValueError as error:
+        if any(problem in str(error) for problem in OF_UNQUOTED_TEXT):
+            raise ValueError(f"{error}; if that is a part of a text, put the text in quotes") from None
+        raise
 
 
 class _Dumper(yaml.SafeDumper):

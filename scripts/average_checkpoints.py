@@ -55,6 +55,7 @@ def average(found: list[Restored], out: Path) -> None:
         tokenizer_json=last.saved.tokenizer_json,
         config_yaml=last.saved.config_yaml,
         training_state=None,
+        text=last.saved.trained_text(),
     )
 
 

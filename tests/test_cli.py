@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -21,8 +22,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rnnsparse.cli import main
+from rnnsparse.cli.commands import _prompt
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint
+from rnnsparse.training import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 
 ROOT = Path(__file__).parent.parent
@@ -145,10 +147,80 @@ def test_evaluate_scores_the_split_or_the_text_it_is_told(cli: Workplace, tmp_pa
     assert other["bytes"] == len(TEXT[1:500].encode())
 
 
-def test_a_split_beside_another_text_is_refused(cli: Workplace) -> None:
-    code, out, err = cli("evaluate", cli.run, "--data", cli.folder / "text.txt", "--split", "test")
-    assert (code, out) == (2, "")
-    assert err == "rnnsparse: --split test: says nothing beside --data, which is measured whole; leave one out\n"
+def test_a_split_of_a_moved_text_is_found_as_in_training(cli: Workplace, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.txt"
+    moved.write_text(TEXT, encoding="utf-8")
+    own = json.loads(cli.ok("evaluate", cli.run, "--json"))
+    there = json.loads(cli.ok("evaluate", cli.run, "--data", moved, "--split", "test", "--json"))
+    assert (there.pop("split"), there.pop("text")) == ("test", str(moved))
+    assert there.keys() <= own.keys()
+    assert {key: own[key] for key in there if key != "seconds"} == {k: v for k, v in there.items() if k != "seconds"}
+    assert cli.ok("evaluate", cli.run, "--data", moved, "--split", "validation").startswith(f"validation of {moved}: ")
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, text in (("train", TEXT), ("valid", TEXT[:200]), ("test", TEXT[:100])):
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    assert json.loads(cli.ok("evaluate", cli.run, "--data", folder, "--split", "test", "--json"))["characters"] == 99
+    assert json.loads(cli.ok("evaluate", cli.run, "--data", folder, "--json"))["characters"] == len(TEXT) + 299
+
+
+def changing_run(cli: Workplace, tmp_path: Path, *overrides: str) -> tuple[Path, Path]:
+    """A run of its own, and its text, to be changed."""
+    text, run = tmp_path / "input.txt", tmp_path / "run"
+    text.write_text(TEXT, encoding="utf-8")
+    assert cli("train", cli.config, f"run.dir={run}", f"data.path={text}", *overrides)[0] == 0
+    return run, text
+
+
+def test_a_checkpoint_is_not_measured_on_another_text_than_its_own_unless_that_is_named(
+    cli: Workplace, tmp_path: Path
+) -> None:
+    run, text = changing_run(cli, tmp_path, "checkpoint.keep=[2]", "checkpoint.interval=2")
+    checkpoints = [run / name for name in ("last", "previous", "best", "step_2")]
+    before = [cli.ok("evaluate", folder).split(" in ")[0] for folder in checkpoints]
+
+    text.write_text(TEXT[: len(TEXT) // 2], encoding="utf-8")
+    for folder in checkpoints:
+        code, out, err = cli("evaluate", folder)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"rnnsparse: {folder}: data.path={text}: is no longer the text that this checkpoint was trained on: then "
+            "train 1,782, validation 99, test 99 bytes, now train 891, validation 49, test 50; bring that text back, "
+            "or measure one on purpose with `rnnsparse evaluate`, --data PATH and --split test\n"
+        )
+    cli.ok("evaluate", run, "--data", text, "--split", "test")
+    text.write_text(TEXT.replace("fox", "cat"), encoding="utf-8")
+    assert ": train 1,782, validation 99, test 99 bytes as then, but other ones; " in cli("evaluate", run)[2]
+    cli.ok("sample", run, "--length", 3)
+    cli.ok("inspect", run)
+
+    text.write_text(TEXT, encoding="utf-8")
+    assert [cli.ok("evaluate", folder).split(" in ")[0] for folder in checkpoints] == before
+
+
+def without_fingerprint(folder: Path) -> None:
+    """Make of a checkpoint what earlier versions wrote."""
+    (folder / "manifest.json").unlink()
+    manifest.write(folder, 4)
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_its_text_by_its_training_state(
+    cli: Workplace, tmp_path: Path
+) -> None:
+    run, text = changing_run(cli, tmp_path)
+    for name in ("last", "best"):
+        without_fingerprint(run / name)
+    cli.ok("evaluate", run)
+    warning = "an earlier version wrote it, without a fingerprint of its text, so nobody can tell whether data.path="
+    code, out, err = cli("evaluate", run / "best")
+    assert (code, out.startswith("test of "), err.count("\n")) == (0, True, 1)
+    assert err.startswith(f"rnnsparse: warning: {run / 'best'}: {warning}{text} is still the text")
+    text.write_text(TEXT[:-9], encoding="utf-8")
+    code, _, err = cli("evaluate", run)
+    assert code == 2
+    assert re.search(r"trained on: fingerprint then \w{8}, now \w{8}; bring that text back", err)
+    assert cli("evaluate", run / "best")[0] == 0
 
 
 def test_evaluate_tells_how_much_of_a_text_is_unknown(cli: Workplace, tmp_path: Path) -> None:
@@ -162,9 +234,7 @@ def test_evaluate_tells_how_much_of_a_text_is_unknown(cli: Workplace, tmp_path: 
 
 def test_resuming_a_finished_run_says_so_and_how_to_train_longer(cli: Workplace) -> None:
     told = cli.ok("train", cli.config, f"run.dir={cli.run}", "--resume")
-    assert (
-        f"finished before: all 4 steps are taken; to train longer, start a new run with start.weights={cli.run}" in told
-    )
+    assert "finished before: all 4 steps are taken; to train longer, raise training.steps with --resume\n" in told
 
 
 def test_evaluate_keeps_its_tokens_where_the_run_does(
@@ -178,10 +248,28 @@ def test_evaluate_keeps_its_tokens_where_the_run_does(
 
 def test_evaluate_takes_a_run_or_any_checkpoint(cli: Workplace) -> None:
     line = cli.ok("evaluate", cli.run)
-    assert line.startswith("test: ")
+    assert line.startswith(f"test of {cli.folder / 'text.txt'}: ")
     assert line.rstrip().endswith("(step 4)")
     assert cli.ok("evaluate", cli.run / "last").split(" in ")[0] == line.split(" in ")[0]
     assert cli.ok("evaluate", cli.run / "best").endswith(f"(step {checkpoint.load(cli.run / 'best').step})\n")
+
+
+def test_the_bits_of_characters_and_lines_add_up_to_what_evaluate_tells(cli: Workplace, tmp_path: Path) -> None:
+    characters, lines = tmp_path / "characters.jsonl", tmp_path / "lines.csv"
+    report = json.loads(cli.ok("evaluate", cli.run, "--json", "--per-character", characters, "--per-line", lines))
+    rows = [json.loads(line) for line in characters.read_text().splitlines()]
+    with lines.open(newline="") as file:
+        of_lines = list(csv.DictReader(file))
+    # The test part is the last 99 bytes; the text is not that of the training.
+    assert "".join(row["text"] for row in rows) == TEXT.encode()[-99:].decode()
+    total = report["nats"] / math.log(2)
+    assert math.fsum(row["bits"] or 0 for row in rows) == pytest.approx(total, rel=1e-9)
+    assert math.fsum(float(row["bits"]) for row in of_lines) == pytest.approx(total, rel=1e-9)
+    assert sum(int(row["characters"]) for row in of_lines) == report["characters"] == len(rows) - 1
+    out = cli.ok("evaluate", cli.run, "--data", cli.folder / "text.txt", "--per-line", tmp_path / "more.jsonl")
+    assert out.splitlines()[1:] == [str(tmp_path / "more.jsonl")]
+    assert len((tmp_path / "more.jsonl").read_text().splitlines()) == TEXT.count("\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"characters.jsonl", "lines.csv", "more.jsonl"}
 
 
 # ---- sample
@@ -201,6 +289,29 @@ def test_sample_begins_with_the_prompt_from_the_command_line_or_a_file(cli: Work
     assert len(prompted) == 7 + 5 + 1
     (tmp_path / "prompt.txt").write_bytes("jug\nß ".encode())
     assert cli.ok("sample", cli.run, "--prompt", f"@{tmp_path / 'prompt.txt'}", "--length", 5).startswith("jug\nß ")
+
+
+def test_a_prompt_that_begins_with_an_at_sign_is_typed_with_two(cli: Workplace, tmp_path: Path) -> None:
+    code, _, err = cli("sample", cli.run, "--prompt", "@home is")
+    assert code == 2
+    assert err.endswith("name a text file, or, for a prompt that begins with an @, type two: @@\n")
+    code, _, err = cli("sample", cli.run, "--prompt", "@@home is")
+    assert (code, err.count("'@'")) == (2, 1), "the prompt has an @, which the training text has not"
+    assert _prompt("@@home is") == "@home is"
+    assert _prompt("@@@") == "@@"
+
+
+def test_sampling_stops_at_a_text_that_is_not_printed(cli: Workplace) -> None:
+    whole = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2)
+    first, second = whole.split("\n\n--- sample 2 ---\n")
+    found = cli.ok("sample", cli.run, "--length", 200, "--num-samples", 2, "--stop", "e", "--stop", r"\n")
+    assert found == "\n\n--- sample 2 ---\n".join(re.split("[e\n]", text)[0] for text in (first, second)) + "\n"
+
+
+def test_a_stop_string_that_never_comes_is_told(cli: Workplace) -> None:
+    code, out, err = cli("sample", cli.run, "--length", 5, "--stop", "XY")
+    assert (code, len(out)) == (0, 6)
+    assert err.startswith("rnnsparse: warning: --stop 'XY': never comes: the text holds characters that")
 
 
 def test_samples_are_divided_and_the_first_is_the_same_alone(cli: Workplace) -> None:
@@ -270,17 +381,38 @@ def test_inspect_gives_the_same_report_of_a_configuration_a_run_and_a_checkpoint
     assert cli.ok("inspect", cli.run).splitlines()[1].startswith("embedding")
 
 
+def test_inspect_counts_for_the_device_that_the_configuration_names(cli: Workplace) -> None:
+    settings = ["model.execution=auto", "sparsity.sparsity=0.9", "training.device=cuda", "--json"]
+    report = json.loads(cli.ok("inspect", cli.config, *settings))
+    assert (report["device"], report["execution"]) == ("cuda", "masked")
+    code, out, err = cli("inspect", cli.config, "model.execution=sparse", "training.device=cuda")
+    assert (code, out) == (2, "")
+    assert err.startswith("rnnsparse: model.execution: sparse is impossible here: sparse execution is for CPUs")
+
+
 def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("training: {steps: 0}")
     (tmp_path / "unmet.yaml").write_text("sparsity: {overrides: {rnn.7: 0.5}}")
     (tmp_path / "half.yaml").write_text("training: {precision: bf16}")  # valid where it is to run
-    bad, unmet, half = tmp_path / "bad.yaml", tmp_path / "unmet.yaml", tmp_path / "half.yaml"
-    code, out, err = cli("validate", bad, cli.config, unmet, half)
+    (tmp_path / "idle.yaml").write_text("model: {dropout: 0.5}")
+    bad, unmet, half, idle = (tmp_path / f"{name}.yaml" for name in ("bad", "unmet", "half", "idle"))
+    missing, sweep = tmp_path / "missing.yaml", tmp_path / "sweep.yaml"
+    sweep.write_text("config: missing.yaml\ngrid: {run.seed: [1]}")
+    code, out, err = cli("validate", bad, cli.config, unmet, half, idle, missing, sweep)
     assert code == 2
-    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid"]
-    first, second = err.splitlines()
-    assert first.startswith(f"rnnsparse: {bad}: training.steps: 0: ")
-    assert "no block is called 'rnn.7'" in second
+    assert out.splitlines() == [f"{cli.config}: valid", f"{half}: valid", f"{idle}: valid"]
+    for line, start in zip(
+        err.splitlines(),
+        [
+            f"rnnsparse: {bad}: training.steps: 0: ",
+            f"rnnsparse: {unmet}: sparsity.overrides.rnn.7: no block is called 'rnn.7'",
+            f"rnnsparse: warning: {idle}: model.dropout has no effect",
+            f"rnnsparse: {missing}: cannot be read",
+            f"rnnsparse: {sweep}: {missing}: cannot be read",
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start)
     assert cli.ok("validate", *sorted((ROOT / "configs").rglob("*.yaml"))).count(": valid\n") >= 2
 
 
@@ -336,8 +468,8 @@ def test_an_exported_model_has_the_same_bits_per_character_in_plain_pytorch(cli:
 
     (tmp_path / "text.txt").write_text(TEXT[:400], encoding="utf-8")
     report = json.loads(cli.ok("evaluate", cli.run, "--data", tmp_path / "text.txt", "--json"))
-    vocabulary = json.loads((cli.run / "last" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    tokens = torch.tensor([vocabulary[character] for character in TEXT[:400]])
+    vocabulary = {symbol: number for number, symbol in enumerate(exported["vocabulary"])}
+    tokens = torch.tensor([vocabulary[character.encode()] for character in TEXT[:400]])
     with torch.no_grad():
         logits = plain.output(plain.rnn(plain.embedding(tokens[:-1]))[0])
     nats = nn.functional.cross_entropy(logits.double(), tokens[1:], reduction="sum").item()
@@ -412,10 +544,17 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
     "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
     "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),
+    "per character without a format": ("evaluate R --per-character N/new.txt", "is neither .jsonl nor .csv"),
+    "per character over a file": ("evaluate R --per-character N/old.csv", "--per-character: N/old.csv: exists and is"),
+    "per line to no folder": ("evaluate R --per-line N/none/a.csv", "--per-line: N/none/a.csv: there is no folder"),
+    "per line and character": ("evaluate R --per-line N/a.csv --per-character N/a.csv", "is that of --per-character"),
+    "evaluate a split of a folder without": ("evaluate R --data N/folder --split test", "--data=N/folder: the folder"),
     "truncated checkpoint": ("evaluate N/truncated", "bytes instead of"),
     "corrupt checkpoint": ("sample N/corrupt", "its sha256 is not the one in manifest.json"),
     "incomplete checkpoint": ("inspect N/incomplete", "so it is incomplete"),
     "resume a corrupt checkpoint": ("train C run.dir=N/resumed --resume", "its sha256 is not the one in manifest.json"),
+    "empty stop string": ("sample R --stop=", "argument --stop: an empty text would end everything"),
+    "a backslash alone": (r"sample R --stop a\d", r"argument --stop: 'a\\d': \d stands for nothing; write a backslash"),
     "unknown characters": ("sample R --prompt XY", "'X', 'Y'; leave them out, or train with data.tokenizer=byte"),
     "a prompt that is no text": ("sample R --prompt \udcff", "which is not a Unicode character"),
     "missing prompt file": ("sample R --prompt @N/none", "--prompt: N/none: cannot be read: No such file"),
@@ -446,6 +585,7 @@ def nasty(prepared: Path) -> Path:
     folder = prepared / "nasty"
     folder.mkdir()
     (folder / "folder").mkdir()
+    (folder / "old.csv").touch()
     contents = {"empty": "", "one": "a", "five": "short", "latin": "caf\xe9"}
     for name, text in contents.items():
         (folder / f"{name}.txt").write_bytes(text.encode("latin-1"))
@@ -492,6 +632,22 @@ def test_bad_input_exits_with_2_and_one_line_and_damages_nothing(
     assert after == {path: content for path, content in before.items() if not path.startswith(ignored)}
 
 
+def test_evaluation_with_a_cache_that_cannot_be_written_names_the_way_out_and_takes_it(
+    cli: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, recorded = tmp_path / "run", tmp_path / "recorded"
+    assert cli("train", cli.config, f"run.dir={run}", f"data.cache={recorded}", "training.steps=1")[0] == 0
+    shutil.rmtree(recorded)
+    recorded.touch()
+    monkeypatch.delenv("RNNSPARSE_CACHE", raising=False)
+    code, _, err = cli("evaluate", run)
+    assert code == 2
+    assert err.startswith(f"rnnsparse: {recorded}: cannot be written")
+    assert "RNNSPARSE_CACHE" in err
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "cache"))
+    assert cli("evaluate", run)[0] == 0
+
+
 def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, tmp_path: Path) -> None:
     lost = restore(cli.run, torch.device("cpu"))
     for parameter in lost.model.parameters():
@@ -503,6 +659,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
         tokenizer_json=lost.tokenizer.to_json(),
         config_yaml=lost.config.to_yaml(),
         training_state=None,
+        text=lost.saved.text,
     )
     for command in ("evaluate", "sample"):
         code, out, err = cli(command, tmp_path / "lost")
@@ -630,3 +787,11 @@ def test_help_answers_for_every_command_without_loading_torch() -> None:
     assert result.returncode == 0, result.stderr
     for command in ("train", "evaluate", "sample", "inspect", "validate", "methods", "export"):
         assert command in result.stdout
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["methods"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"rnnsparse: needs Linux or macOS, .*\n", err)

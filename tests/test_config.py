@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnsparse import yaml12
-from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, parse_config
-from rnnsparse.errors import UserError
+from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, parse_config, parse_override
+from rnnsparse.errors import UserError, one_line
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.steps import step_fields
 from rnnsparse.training.assembly import choose_device, empty_model
@@ -170,7 +171,7 @@ def test_a_section_may_be_empty(section: str) -> None:
         ("training: {weight_decay: -1e-5}", r"training\.weight_decay: -1e-05"),
         ("logging: {tensorboard: yes}", r'logging\.tensorboard: "yes": .*boolean'),
         ("logging: {tensorboard: 1}", r"logging\.tensorboard: 1: .*boolean"),
-        ("logging: {sample_prompt: 5}", r"logging\.sample_prompt: 5: .*string"),
+        ("logging: {sample_prompt: 5}", r"logging\.sample_prompt: 5: must be text; put it in quotes, such as \"5\""),
         ("model: {cell: rnn}", r"model\.cell: \"rnn\": .*'lstm' or 'gru'"),
         ("model: {dropout: 1}", r"model\.dropout: 1: .*less than 1"),
         ("model: {readout_dims: [8, 0]}", r"model\.readout_dims\.1: 0: .*greater than 0"),
@@ -181,13 +182,13 @@ def test_a_section_may_be_empty(section: str) -> None:
         ("data: {source: wikitext}", r"data\.source: \"wikitext\": .*'wikitext103', 'wikitext2'"),
         ("run: {seed: -1}", r"run\.seed: -1: .*greater than or equal to 0"),
         ("run: {seed: 9223372036854775808}", r"run\.seed: 9223372036854775808: .*less than"),
-        ("run: {name: 5}", r"run\.name: 5: .*string"),
+        ("run: {name: 5}", r"run\.name: 5: must be text; put it in quotes, such as \"5\""),
         ("evaluation: {symbols: 1}", r"evaluation\.symbols: 1: .*greater than or equal to 2"),
         ("checkpoint: {interval: 0}", r"checkpoint\.interval: 0"),
         ("sparsity: {sparsity: 1}", r"sparsity\.sparsity: 1: .*less than 1"),
         ("sparsity: {sparsity: 75%}", r'sparsity\.sparsity: "75%": .*number'),
         ("sparsity: {dense: embedding}", r"sparsity\.dense: \"embedding\": must be a list"),
-        ("sparsity: {dense: [5]}", r"sparsity\.dense\.0: 5: .*string"),
+        ("sparsity: {dense: [5]}", r"sparsity\.dense\.0: 5: must be text; put it in quotes, such as \"5\""),
         ("sparsity: {overrides: [embedding]}", r"sparsity\.overrides: .*object"),
         ("sparsity: {overrides: {embedding: 1.1}}", r"sparsity\.overrides\.embedding: 1\.1: .*less than or equal to 1"),
         ("sparsity: {overrides: {embedding: null}}", r"sparsity\.overrides\.embedding: null"),
@@ -299,6 +300,14 @@ def test_what_was_typed_is_not_blamed_on_the_file() -> None:
         parse_config({"training": {"stpes": 10}}, "c.yaml", ["training.steps=10"])
     with pytest.raises(UserError, match=r"^sparsity\.metod: unknown key \(did you mean 'method'\?\)"):
         parse_config({}, "c.yaml", ["sparsity.metod=set"])
+    for file, typed in (
+        ({"sparsity": {"basis_from": ["x"]}}, "sparsity.basis=svd"),
+        ({"training": {"teacher_weight": 2}}, "training.teacher=run"),
+    ):
+        with pytest.raises(UserError, match=r"^c\.yaml: "):
+            parse_config(file, "c.yaml", [typed])
+    with pytest.raises(UserError, match=r"^training\.betas\.1: 2"):
+        parse_config({}, "c.yaml", ["training.betas=[0.9, 2]"])
 
 
 def test_a_sweep_is_no_configuration_and_says_what_runs_it() -> None:
@@ -395,6 +404,72 @@ def test_an_override_replaces_one_value(override: str, section: str, key: str, v
 )
 def test_a_hash_within_a_value_is_part_of_it(value: str, path: str | None) -> None:
     assert config_of("data: {source: wikitext2}", f"data.path={value}").data.path == path
+
+
+@pytest.mark.parametrize(
+    "text", ["1984", "0x1F", "1e5", "1_000", "007", "+5", "-.5", "true", "No", "2001-01-01", "a=b", "~x"]
+)
+@pytest.mark.parametrize("key", ["logging.sample_prompt", "data.cache", "run.name"])
+def test_a_setting_that_is_text_takes_a_number_as_it_is_written(key: str, text: str, tmp_path: Path) -> None:
+    section, _, name = key.partition(".")
+    assert getattr(getattr(config_of("", f"{key}={text}"), section), name) == text
+    (tmp_path / "c.yaml").write_text(f"{section}: {{{name}: {text}}}")
+    assert getattr(getattr(load_config(tmp_path / "c.yaml"), section), name) == text
+
+
+def test_null_is_null_where_that_is_allowed() -> None:
+    for text in ("null", "~", "", " "):
+        assert config_of("data: {cache: x}", f"data.cache={text}").data.cache is None
+    assert re.search("to YAML this is null, and not the text", refusal("", "logging.sample_prompt=null"))
+
+
+@pytest.mark.parametrize(
+    ("value", "reads"),
+    [
+        ("ROMEO:", 'to YAML this is {"ROMEO": null}, and not the text that was typed'),
+        ("Alice: x.txt", 'to YAML this is {"Alice": "x.txt"}'),
+        ("The ", 'to YAML this is "The"'),
+        (" The", 'to YAML this is "The"'),
+        ("a\nb", 'to YAML this is "a b"'),
+        ("- a", 'to YAML this is ["a"]'),
+        ("&a b", 'to YAML this is "b"'),
+        ("@home", "is not YAML: line 1, column 1"),
+        ('"a" b', "is not YAML: line 1"),
+        ("1984 ", "to YAML this is 1984"),
+        ("Où  êtes\u00a0-vous ?  ", 'to YAML this is "Où'),
+    ],
+)
+def test_what_yaml_would_change_in_a_text_is_refused_with_what_to_type(value: str, reads: str) -> None:
+    with pytest.raises(UserError) as error:
+        config_of("", f"logging.sample_prompt={value}")
+    reason = one_line(error.value)
+    assert reads in reason
+    (typed,) = shlex.split(reason.partition("; quote the value: ")[2])
+    assert config_of("", typed).logging.sample_prompt == value
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12))
+def test_any_text_is_taken_as_it_was_typed_or_refused_with_what_to_type(text: str) -> None:
+    try:
+        _, value = parse_override(f"logging.sample_prompt={text}")
+    except UserError as error:
+        (typed,) = shlex.split(one_line(error).rpartition("quote the value: ")[2])
+        assert parse_override(typed)[1] == text
+    else:
+        assert value == text or text.lstrip()[0] in "\"'|>!"
+
+
+def test_a_file_whose_text_is_no_yaml_or_no_text_says_to_quote_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for value in ("Alice: x.txt", "@home", "*a.txt", "*.txt"):
+        path.write_text(f"data:\n  cache: {value}\n")
+        with pytest.raises(
+            UserError, match=r"c\.yaml: line \d, .*; if that is a part of a text, put the text in quotes$"
+        ):
+            load_config(path)
+    path.write_text("data:\n  cache:\n    ROMEO:\n")
+    with pytest.raises(UserError, match=r'data\.cache: {"ROMEO": null}: must be text; put it in quotes, such as "'):
+        load_config(path)
 
 
 def test_overrides_also_reach_sections_that_the_file_leaves_out_or_empty() -> None:

@@ -22,6 +22,7 @@ from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.topology import draw_positions
 
 VOCABULARY = 20
+TOKENIZER = Tokenizer.char("\n abcdefghijklmnopé")
 
 
 class PlainModel(nn.Module):
@@ -91,7 +92,7 @@ def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
         readout_activation="tanh",
         tie_embeddings=tied,
     ).to(dtype)
-    export_torch(model, tmp_path / "model.pt")
+    export_torch(model, TOKENIZER, tmp_path / "model.pt")
     plain = load_plain(tmp_path / "model.pt", dtype)
     tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
     torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=tolerance)
@@ -100,6 +101,7 @@ def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
 def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -> None:
     export_torch(
         sparse_model(embedding_dim=8, hidden_size=12, num_layers=2, readout_dims=(8,), tie_embeddings=True),
+        TOKENIZER,
         tmp_path / "model.pt",
     )
     exported = torch.load(tmp_path / "model.pt", weights_only=True)
@@ -115,16 +117,32 @@ def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -
     }
     rnn = [f"rnn.{p}_{k}_l{i}" for i in (0, 1) for p in ("weight", "bias") for k in ("ih", "hh")]
     names = ["embedding.weight", *rnn, "readout.0.weight", "readout.0.bias", "output.weight", "output.bias"]
-    assert set(exported) == {"config", "state_dict"}
+    assert set(exported) == {"config", "state_dict", "vocabulary", "tokenizer"}
     assert sorted(exported["state_dict"]) == sorted(names)
     assert torch.equal(exported["state_dict"]["output.weight"], exported["state_dict"]["embedding.weight"])
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, Tokenizer.byte()])
+def test_plain_pytorch_reads_the_vocabulary_with_the_weights(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    export_torch(sparse_model(tokenizer.vocab_size), tokenizer, tmp_path / "model.pt")
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    ids = tokenizer.encode("a café\n").tolist()
+    assert b"".join(exported["vocabulary"][i] for i in ids).decode() == "a café\n"
+    assert len(exported["vocabulary"]) == exported["config"]["vocab_size"]
+    assert Tokenizer.from_json(exported["tokenizer"]) == tokenizer
+
+
+def test_a_model_is_not_exported_with_the_symbols_of_another(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a tokenizer of 256 symbols is not that of a model of 20"):
+        export_torch(sparse_model(), Tokenizer.byte(), tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_export_gives_the_same_bits_per_character(tmp_path: Path) -> None:
     tokenizer = Tokenizer.byte()
     model = sparse_model(tokenizer.vocab_size, embedding_dim=8, hidden_size=12)
     tokens = tokenizer.encode("the quick brown fox " * 20)
-    export_torch(model, tmp_path / "model.pt")
+    export_torch(model, tokenizer, tmp_path / "model.pt")
     logits_TBV = load_plain(tmp_path / "model.pt")(torch.from_numpy(tokens[:-1].astype(np.int64))[:, None])
     bits = nn.functional.cross_entropy(logits_TBV[:, 0], torch.from_numpy(tokens[1:].astype(np.int64))) / math.log(2)
     split = Split(tokens, len(tokens), len(tokens))
@@ -182,7 +200,7 @@ def test_safetensors_grow_with_the_connections(tmp_path: Path) -> None:
 
 def export_either(format: str, path: Path) -> None:
     model = sparse_model(256, embedding_dim=64, hidden_size=64)
-    export_torch(model, path) if format == "torch" else export_safetensors(model, "{}", path)
+    export_torch(model, Tokenizer.byte(), path) if format == "torch" else export_safetensors(model, "{}", path)
 
 
 @pytest.mark.parametrize("format", ["torch", "safetensors"])

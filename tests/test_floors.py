@@ -14,12 +14,12 @@ MODULES = sorted((ROOT / "rnnsparse").rglob("*.py"))
 # A module imports from its own floor and those below. The longest prefix counts.
 FLOORS = [
     ["rnnsparse"],  # the package itself: its version, and where the public names are
-    [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "yaml12")],
+    [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "streams", "yaml12")],
     ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
     ["rnnsparse.cells"],
     ["rnnsparse.nn"],
     ["rnnsparse.sparsity"],
-    ["rnnsparse.evaluation", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
+    ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
     ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
@@ -117,6 +117,35 @@ def test_imports_only_go_up_the_house(path: Path) -> None:
 def test_only_the_command_line_prints(path: Path) -> None:
     if not within(module_name(path), "rnnsparse.cli"):
         assert prints(path.read_text(encoding="utf-8")) == []
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; none if imports go one way."""
+    free: set[str] = set()
+    while found := {module for module, needs in graph.items() if module not in free and needs <= free}:
+        free |= found
+    path: list[str] = []
+    module = next((module for module in graph if module not in free), None)
+    while module is not None and module not in path:
+        path.append(module)
+        module = next(needed for needed in graph[module] if needed not in free)
+    return path[path.index(module) :] if module else []
+
+
+@pytest.mark.parametrize("package", ["rnnsparse.reporting"])
+def test_imports_within_a_package_go_one_way(package: str) -> None:
+    """Late ones, within a function, count too."""
+    names = {module_name(path): path for path in MODULES if within(module_name(path), package)}
+    graph = {
+        module: {part for name in imports(path.read_text(encoding="utf-8")) for part in (name, name.rpartition(".")[0])}
+        & set(names)
+        for module, path in names.items()
+    }
+    assert circle(graph) == []
+
+
+def test_a_circle_is_noticed() -> None:
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c"]
 
 
 def test_reading_the_settings_does_not_load_the_trainer() -> None:

@@ -185,7 +185,7 @@ def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_th
     saved = checkpoint.load(demo)
     assert not saved.has_training_state
     places = re.findall(
-        r"^ *(?:path|cache|dir|weights|topology|rewind|teacher|basis_from): (.+)$", saved.config_yaml, re.M
+        r"^ *(?:path|vocabulary|cache|dir|weights|topology|rewind|teacher|basis_from): (.+)$", saved.config_yaml, re.M
     )
     assert places
     assert not [place for place in places if place.startswith(("/", "~"))]

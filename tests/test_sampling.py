@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
-from rnnsparse.sampling import PROMPT_CHUNK, Sampler, SamplingConfig, candidates
+from rnnsparse.sampling import PROMPT_CHUNK, Ending, Sampler, SamplingConfig, candidates
 from rnnsparse.sparsity.topology import draw_positions
 
 BYTE = Tokenizer.byte()
@@ -227,3 +228,77 @@ def test_no_fused_kernel_runs_for_a_single_symbol(cell: str, monkeypatch: pytest
 def test_a_diverged_model_is_reported() -> None:
     with pytest.raises(RunFailed, match="not numbers"):
         Sampler(model_that_says(CHAR, {1: float("nan")}), CHAR, "hello")
+
+
+# ---- stopping
+
+
+def cut(whole: str, stop: Sequence[str]) -> str:
+    """Return a text up to the first stop string that is complete, the longest of several."""
+    for end in range(1, len(whole) + 1):
+        if found := [text for text in stop if whole[:end].endswith(text)]:
+            return whole[: end - max(map(len, found))]
+    return whole
+
+
+stops = st.lists(st.text("ab", min_size=1, max_size=5), max_size=3)
+
+
+@given(st.lists(st.text("abc", max_size=4), max_size=12), stops)
+def test_a_text_is_cut_before_the_first_complete_stop_string_however_it_comes(
+    pieces: list[str], stop: list[str]
+) -> None:
+    ending, shown = Ending(stop), ""
+    for i, piece in enumerate(pieces):
+        shown += ending.push(piece)
+        if ending.reached:
+            break
+        read = "".join(pieces[: i + 1])
+        assert shown + ending.held == read
+        # What is held back may still become a stop string, and more than that is not held.
+        assert not ending.held or any(text.startswith(ending.held) for text in stop)
+        assert not any(shown and text.startswith(shown[-1] + ending.held) for text in stop)
+    assert shown + ending.held == cut("".join(pieces), stop)
+
+
+def test_a_sample_ends_before_a_stop_string_and_is_else_the_same() -> None:
+    sampler = Sampler(model_of(CHAR), CHAR, "a")
+    whole = text(sampler, SamplingConfig(length=60))
+    for stop in ((whole[20:23],), (whole[30:33], whole[25:27]), (whole[:2],), ("ZZ",)):
+        assert text(sampler, SamplingConfig(length=60, stop=stop)) == cut(whole, stop)
+    assert text(sampler, SamplingConfig(length=20, stop=(whole[15:30],))) == whole[:20]
+
+
+def test_a_prompt_stops_nothing() -> None:
+    a = int(CHAR.encode("a")[0])
+    sampler = Sampler(model_that_says(CHAR, {a: 100.0}), CHAR, "aaa")
+    assert text(sampler, SamplingConfig(length=9, stop=("aaaaa",))) == ""
+    assert text(sampler, SamplingConfig(length=4, stop=("aaaaa",))) == "aaaa"
+
+
+def test_a_stop_string_is_found_in_a_character_of_several_bytes() -> None:
+    model = model_of(BYTE)
+    sampler = Sampler(model_that_says(BYTE, {0xC3: 100.0}), BYTE, "a")
+    assert text(sampler, SamplingConfig(length=4, stop=("\ufffd\ufffd",))) == ""
+    written: list[int] = []
+
+    class Sharp(Sampler):
+        def _draw(self, *_: Any) -> int:  # x é y é ...
+            written.append(b"x\xc3\xa9y\xc3\xa9"[len(written) % 6])
+            return written[-1]
+
+    assert text(Sharp(model, BYTE, "a"), SamplingConfig(length=60, stop=("éx", "éy"))) == "x"
+    assert bytes(written) == b"x\xc3\xa9y", "nothing is drawn after the stop string"
+
+
+def test_what_cannot_become_a_stop_string_is_yielded_at_once() -> None:
+    a = int(CHAR.encode("a")[0])
+    endless = Sampler(model_that_says(CHAR, {a: 100.0}), CHAR, "a").stream(
+        SamplingConfig(length=10**12, stop=("b", "aab"))
+    )
+    assert "".join(itertools.islice(endless, 20)) == 20 * "a"
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^stop: an empty text"):
+        SamplingConfig(stop=("x", ""))

@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from rnnsparse.cli.arguments import parse
-from rnnsparse.errors import RunFailed, UserError, one_line
+from rnnsparse.errors import NEEDS_POSIX, RunFailed, UserError, one_line
+from rnnsparse.streams import drop_unwritable, lasting_output, open_missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    if sys.platform == "win32":
+        print(f"rnnsparse: {NEEDS_POSIX}", file=sys.stderr)
+        return 2
+    open_missing()
+    with lasting_output("stderr"):
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -33,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has left (`| head`): nothing more to say.
-        _drop_output()
+        drop_unwritable(sys.stdout)
         return 1
     except OSError as error:
-        _drop_output()
+        drop_unwritable(sys.stdout)
         where = f"{error.filename}: " if error.filename else ""
         print(f"rnnsparse: {one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
         return 1
@@ -49,14 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def _drop_output() -> None:
-    """If what is printed cannot be written, leave nothing of it to be flushed at the exit."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,18 +69,28 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = add("evaluate", commands.evaluate, "Measure bits per character.")
     add_checkpoint(evaluate)
-    help_text = "the part of the run's own text to measure on (default: test)"
+    help_text = "the part to measure on (default: test); of --data, if given, found or divided as in training"
     evaluate.add_argument("--split", choices=["validation", "test"], help=help_text)
-    help_text = "a text file or folder to measure on instead, all of it"
+    help_text = "a text file or folder to measure on instead of the run's own text; all of it, unless --split is given"
     evaluate.add_argument("--data", type=Path, metavar="PATH", help=help_text)
+    help_text = "also write the bits of every character to a new .jsonl or .csv file"
+    evaluate.add_argument("--per-character", type=Path, metavar="OUT", help=help_text)
+    help_text = "also write the bits of every line to a new .jsonl or .csv file"
+    evaluate.add_argument("--per-line", type=Path, metavar="OUT", help=help_text)
     evaluate.add_argument("--json", action="store_true", help="print one line of JSON")
     add_device(evaluate)
 
     sample = add("sample", commands.sample, "Write text.")
     add_checkpoint(sample)
-    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help="what the text continues")
+    help_text = "what the text continues; for one that begins with an @, type two"
+    sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help=help_text)
+    help_text = (
+        "end before the first of these in what is written; may be given several times; \\n, \\t, \\r and \\\\ are line "
+        "end, tab, carriage return and backslash"
+    )
+    sample.add_argument("--stop", type=_unescaped, action="append", default=[], metavar="TEXT", help=help_text)
     sample.add_argument(
-        "--length", type=_positive_int, default=500, metavar="N", help="symbols to write (default: 500)"
+        "--length", type=_positive_int, default=500, metavar="N", help="symbols to write at most (default: 500)"
     )
     sample.add_argument(
         "--temperature",
@@ -167,6 +178,20 @@ def _part(text: str) -> tuple[int, int]:
     ):
         return int(index), int(count)
     raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 1/4, from 1/N to N/N")
+
+
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        if match[1] in ESCAPES:
+            return ESCAPES[match[1]]
+        raise argparse.ArgumentTypeError(f"{text!r}: {match[0]} stands for nothing; write a backslash as two")
+
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text would end everything before it begins")
+    return re.sub(r"\\(.?)", character, text, flags=re.DOTALL)
 
 
 _positive_int = _number(int, lambda n: n > 0, "a whole number above 0")

@@ -12,27 +12,37 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnsparse import files
 from rnnsparse.errors import RunFailed, UserError, one_line
+from rnnsparse.streams import lasting_output
 
 if TYPE_CHECKING:
     from rnnsparse.config import RunConfig
-    from rnnsparse.evaluation import Evaluation
+    from rnnsparse.data.tokenizer import Tokenizer
+    from rnnsparse.evaluation import Evaluation, Record
     from rnnsparse.sparsity.method import Method
     from rnnsparse.training.distributed import Ranks
+    from rnnsparse.training.measured_text import MeasuredText
 
 LONGEST_PROMPT = 1 << 20  # bytes of a file
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from rnnsparse.training.distributed import join_ranks
+    from rnnsparse.training.interrupts import interrupts_for_all_signals
+    from rnnsparse.training.lifeline import follow_parent
 
-    with join_ranks() as ranks:
-        return _train_on(ranks, arguments)
+    follow_parent()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lasting_output("stdout"))
+        if "LOCAL_RANK" not in os.environ:  # torchrun ends ranks by SIGTERM, also those that wait for others
+            stack.enter_context(interrupts_for_all_signals())
+        from rnnsparse.training.distributed import join_ranks
+
+        return _train_on(stack.enter_context(join_ranks()), arguments)
 
 
 def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
@@ -62,8 +72,8 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
                     tell("\n".join(trainer.banner()))
                     if trainer.step >= config.training.steps:
                         tell(
-                            f"finished before: all {trainer.step:,} steps are taken; to train longer, start a new run "
-                            f"with start.weights={config.folder}"
+                            f"finished before: all {trainer.step:,} steps are taken; to train longer, raise "
+                            "training.steps with --resume"
                         )
                 summary = trainer.train()
     except Interrupted as stopped:
@@ -109,13 +119,34 @@ def writer_errors_told_once() -> Iterator[None]:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    if arguments.data is not None and arguments.split is not None:
-        raise UserError(
-            f"--split {arguments.split}: says nothing beside --data, which is measured whole; leave one out"
-        )
-    step, name, result = _measure(arguments.checkpoint, arguments.device, arguments.split or "test", arguments.data)
+    from rnnsparse import code_lengths
+
+    wanted = {"--per-character": arguments.per_character, "--per-line": arguments.per_line}
+    outs = {key: path for key, path in wanted.items() if path is not None}
+    for key, path in outs.items():
+        code_lengths.require_writable(path, key)
+    if len({os.path.abspath(path) for path in outs.values()}) < len(outs):
+        raise UserError(f"--per-line: {arguments.per_line}: is that of --per-character as well; choose another name")
+    # On the disk that must have room for what comes of them.
+    with code_lengths.Recorder(next(iter(outs.values())).parent) if outs else contextlib.nullcontext() as recorder:
+        record = recorder.record if recorder else None
+        step, text, result = _measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data, record)
+        _tell(arguments, step, text, result)
+        for key, path in outs.items():
+            assert recorder
+            write = code_lengths.write_characters if key == "--per-character" else code_lengths.write_lines
+            write(path, text.text, text.tokenizer, recorder)
+            if not arguments.json:
+                print(path)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, step: int, text: MeasuredText, result: Evaluation) -> None:
+    """Print what was measured."""
     report = {
-        "split": name,
+        "split": text.split or text.path,
+        # Without --data it is the text of the run, without --split it stands above.
+        **({"text": text.path} if arguments.data and arguments.split else {}),
         "bits_per_character": result.bits_per_character,
         "bits_per_byte": result.bits_per_byte,
         "characters": result.characters,
@@ -127,36 +158,35 @@ def evaluate(arguments: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         print(
-            f"{name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
+            f"{text.name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
             f"{result.characters:,} characters in {result.seconds:.1f} s (step {step})"
         )
-    return 0
 
 
-def _measure(checkpoint: Path, device: str, split: str, path: str | None = None) -> tuple[int, str, Evaluation]:
-    """Return the step of a checkpoint, the name of a split or text, and how well it predicts it."""
-    from rnnsparse.data.corpus import load_corpus, load_text_split
+def _measure(
+    checkpoint: Path, device: str, split: str | None = None, path: Path | None = None, record: Record | None = None
+) -> tuple[int, MeasuredText, Evaluation]:
+    """Return the step of a checkpoint, a text, and how well it predicts it."""
     from rnnsparse.evaluation import evaluate
     from rnnsparse.training.assembly import choose_device, restore
+    from rnnsparse.training.measured_text import other_text, own_text
 
     restored = restore(checkpoint, choose_device(device))
-    if path is not None:
-        name = str(path)
-        text = load_text_split(os.path.expanduser(path), restored.tokenizer, cache=restored.config.data.cache)
-    else:
-        name, text = split, getattr(load_corpus(restored.config.data, tokenizer=restored.tokenizer), split)
+    measured = own_text(restored, split or "test") if path is None else other_text(restored, str(path), split)
+    text = measured.text
+    _warn([measured.warning] if measured.warning else [])
     if text.unknown_bytes:
         share = f"{text.unknown_bytes:,} of {text.bytes:,} bytes"
         _warn(
             [
-                f"{checkpoint}: {name}: {share} are characters that its training text has not; they all count as one "
-                "symbol, which is easier to predict than they are"
+                f"{checkpoint}: {measured.name}: {share} are characters that its training text has not; they all count "
+                "as one symbol, which is easier to predict than they are"
             ]
         )
-    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation)
+    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation, record=record)
     if not math.isfinite(result.nats):
         raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
-    return restored.step, name, result
+    return restored.step, measured, result
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -171,7 +201,9 @@ def sample(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        stop=tuple(arguments.stop),
     )
+    _warn(_never_written(arguments.stop, restored.tokenizer))
     sampler = Sampler(restored.model, restored.tokenizer, prompt)
     for number in range(arguments.num_samples):
         if number:
@@ -183,15 +215,27 @@ def sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _never_written(stop: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield a line for each stop string that a model cannot write."""
+    for text in stop:
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            yield f"--stop {text!r}: never comes: {error}"
+
+
 def _prompt(text: str) -> str:
-    """Return the prompt itself, or the text of the file that `@FILE` names."""
+    """Return the prompt itself, or the text of the file that `@FILE` names; `@@` stands for an @ that names none."""
     if not text.startswith("@"):
         return text
+    if text.startswith("@@"):
+        return text[1:]
     try:
         return files.read(Path(text[1:]), LONGEST_PROMPT, pipes=True).decode("utf-8")
     except OSError as error:
         raise UserError(
-            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or write the prompt itself"
+            f"--prompt: {text[1:]}: cannot be read: {error.strerror}; name a text file, or, for a prompt that begins "
+            "with an @, type two: @@"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"--prompt: {text[1:]}: is not UTF-8 at byte {error.start}; convert it") from None
@@ -199,9 +243,17 @@ def _prompt(text: str) -> str:
 
 def inspect(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.assembly import choose_device, named_teacher, restore, vocabulary_size
+    from rnnsparse.training.assembly import (
+        choose_device,
+        named_device,
+        named_teacher,
+        require_execution,
+        restore,
+        vocabulary_size,
+    )
     from rnnsparse.training.inspection import inspect, table
     from rnnsparse.training.start import final_model
+    from rnnsparse.training.stretches import planned_in
 
     device = choose_device("cpu")
     if arguments.target.is_dir():
@@ -209,16 +261,19 @@ def inspect(arguments: argparse.Namespace) -> int:
             raise UserError(f"{arguments.overrides[0]}: overrides apply to a configuration, not to {arguments.target}")
         restored = restore(arguments.target, device)
         config, model, budgets = restored.config, restored.model, restored.budgets
+        planned = planned_in(restored.saved, config)
     else:
         config = load_config(arguments.target, arguments.overrides)
+        planned = config.training.steps
         _warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), device)
+        require_execution(config, named_device(config.training))
     try:
         teacher = named_teacher(config, device)
     except UserError as error:
         teacher = None
         _warn([f"{error}; training FLOPs are shown without it"])
-    report = inspect(config, model, budgets, teacher)
+    report = inspect(config, model, budgets, teacher, device=named_device(config.training), planned=planned)
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0
 
@@ -235,12 +290,13 @@ def validate(arguments: argparse.Namespace) -> int:
                 print(f"{path}: valid, {len(load_sweep(path).runs)} runs")
                 continue
             config = load_config(path)
-            _warn(config.warnings)
+            _warn([f"{path}: {warning}" for warning in config.warnings])
             # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
             empty_model(config, 256, NOWHERE)
             require_execution(config, choose_device("cpu"))
         except UserError as error:
-            print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
+            named = str(error).startswith(f"{path}: ")
+            print(f"rnnsparse: {one_line(error if named else f'{path}: {error}')}", file=sys.stderr)
             failed += 1
         else:
             print(f"{path}: valid")
@@ -248,6 +304,15 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
+    from rnnsparse.training.interrupts import interrupts_for_all_signals
+
+    if arguments.dry_run:
+        return _sweep(arguments)
+    with lasting_output("stdout"), interrupts_for_all_signals():
+        return _sweep(arguments)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
     from rnnsparse.recipes.sweep import load_sweep, shard
     from rnnsparse.recipes.sweep_run import run_sweep
     from rnnsparse.recipes.sweep_status import plan
@@ -309,7 +374,7 @@ def export(arguments: argparse.Namespace) -> int:
 
     restored = restore(arguments.checkpoint, choose_device("cpu"))
     if arguments.format == "torch":
-        export_torch(restored.model, arguments.out)
+        export_torch(restored.model, restored.tokenizer, arguments.out)
     else:
         export_safetensors(restored.model, restored.tokenizer.to_json(), arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
@@ -317,11 +382,11 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table, write
+    from rnnsparse.reporting.compare import ABOUT_TABLE, as_markdown, as_text, group, table
     from rnnsparse.reporting.reading import read_runs
 
     def test(run: Path) -> float:
-        return _measure(run, "auto", "test")[-1].bits_per_character
+        return _measure(run, "auto")[-1].bits_per_character
 
     runs, left_out = read_runs(arguments.runs, test if arguments.test else None)
     for line in left_out:
@@ -332,12 +397,14 @@ def compare(arguments: argparse.Namespace) -> int:
     rows = table(settings)
     print(as_markdown(rows) if arguments.markdown else f"{as_text(rows)}\n\n{ABOUT_TABLE}")
     if arguments.out:
+        from rnnsparse.reporting.comparison_folder import write  # brings the drawing, which takes a second
+
         for path in write(arguments.out, settings, left_out):
             print(path, file=sys.stderr if arguments.markdown else sys.stdout)
     return 0
 
 
-def _warn(warnings: Sequence[str]) -> None:
+def _warn(warnings: Iterable[str]) -> None:
     for warning in warnings:
         print(f"rnnsparse: warning: {one_line(warning)}", file=sys.stderr)
 

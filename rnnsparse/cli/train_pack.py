@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from rnnsparse.cli.commands import closing_lines, writer_errors_told_once
 from rnnsparse.errors import one_line
+from rnnsparse.streams import lasting, lasting_output
+from rnnsparse.training.interrupts import interrupts_for_all_signals
+from rnnsparse.training.lifeline import follow_parent
 
 
 def train_pack(arguments: argparse.Namespace) -> int:
@@ -17,6 +21,12 @@ def train_pack(arguments: argparse.Namespace) -> int:
 
     Each run is given as JSON: `config`, `overrides` and `resume` as for `train`, and the path of its `log`.
     """
+    follow_parent()
+    with lasting_output("stdout"), interrupts_for_all_signals():
+        return _train_pack(arguments)
+
+
+def _train_pack(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.training.interrupts import Interrupted
     from rnnsparse.training.pack import PackedRun, train_packed
@@ -25,7 +35,7 @@ def train_pack(arguments: argparse.Namespace) -> int:
         runs = []
         for text in arguments.runs:
             given = json.loads(text)
-            log = logs.enter_context(Path(given["log"]).open("a", encoding="utf-8", buffering=1))
+            log = logs.enter_context(_log(Path(given["log"])))
             config = load_config(Path(given["config"]), given["overrides"])
             for warning in config.warnings:
                 _tell(f"warning: {warning}", log)
@@ -45,6 +55,16 @@ def train_pack(arguments: argparse.Namespace) -> int:
     if any(isinstance(outcome, Interrupted) for outcome in outcomes):
         return 130
     return 1 if any(isinstance(outcome, Exception) for outcome in outcomes) else 0
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[TextIO]:
+    """Open the log of a run. If it cannot be written, as on a full disk, the run goes on without."""
+    log = lasting(path.open("a", encoding="utf-8", buffering=1))
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def _tell(text: str, stream: TextIO) -> None:

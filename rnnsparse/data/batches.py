@@ -60,8 +60,8 @@ class Lanes:
                 f"training.sequence_length={sequence_length} and training.batch_size={batch_size}; "
                 "lower these, or use more text"
             )
-        assert 0 <= rank < world_size
-        assert position >= 0
+        if not 0 <= rank < world_size or position < 0:
+            raise ValueError(f"rank {rank} of {world_size} cannot read from position {position}")
         self.position = position
         self._tokens = np.asarray(tokens)  # drops the memmap class, which costs time at every look-up
         self._sequence_length = sequence_length

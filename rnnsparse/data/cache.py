@@ -25,13 +25,16 @@ from typing import IO
 import numpy as np
 
 from rnnsparse import files
-from rnnsparse.data.sources import CHUNK_BYTES, SPLITS, Piece, Source
+from rnnsparse.data.packing import CHUNK_BYTES
+from rnnsparse.data.sources import Piece, Source
 from rnnsparse.data.split import Split
+from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
 from rnnsparse.errors import RunFailed, UserError
 
 LARGEST_META = 10_000
 FORMAT = 2  # raise it when the same text would give other files
+WAY_OUT = "set another folder by data.cache in a configuration, or by RNNSPARSE_CACHE for commands that read none"
 UNFINISHED, ABANDONED_SECONDS = ".making-", 24 * 3600
 DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
@@ -170,7 +173,7 @@ def _publish(fresh: Path, folder: Path) -> Entry:
         # Or a damaged one: out of the way, and it goes with the temporary folder.
         with suppress(FileNotFoundError):  # another process did the same
             folder.rename(fresh.parent / f"damaged-{attempt}")
-    raise RunFailed(f"{folder}: other processes keep damaging this folder; set data.cache to another one")
+    raise RunFailed(f"{folder}: other processes keep damaging this folder; {WAY_OUT}")
 
 
 def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
@@ -185,9 +188,12 @@ def _copy_checked(piece: Piece, text: IO[bytes]) -> None:
         utf8.decode(b"", final=True)
     except UnicodeDecodeError as error:
         encoding = "utf-16" if not checked and bytes(chunk[:2]) in (BOM_UTF16_LE, BOM_UTF16_BE) else "latin1"
+        if encoding == "latin1" and 0 in bytes(chunk):
+            way_out = "it holds zeros, so it is no text in another encoding either; give a text file"
+        else:
+            way_out = f"if it is text at all, convert it first, for example with `iconv -f {encoding} -t utf-8`"
         raise UserError(
-            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; if it is text at all, "
-            f"convert it first, for example with `iconv -f {encoding} -t utf-8`"
+            f"{piece.name}: not UTF-8 text: {error.reason} at byte {checked + error.start}; {way_out}"
         ) from None
 
 
@@ -244,9 +250,9 @@ def _disk_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "no space left for the tokenized text; free some, or set data.cache"
+            reason = f"no space left for the tokenized text; free some, or {WAY_OUT}"
             raise RunFailed(f"{root}: {reason}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            reason = f"cannot be written ({error.strerror}); set data.cache to a folder that can"
+            reason = f"cannot be written ({error.strerror}); {WAY_OUT}"
             raise UserError(f"{root}: {reason}") from error
         raise

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Source, python_docs_source, text_source, wikitext_source
+from rnnsparse.data.sources import Piece, Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
-from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.split_names import SPLITS
+from rnnsparse.data.tokenizer import Chunk, Tokenizer
+from rnnsparse.data.vocabulary import read_vocabulary
+from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.paths import PathName
 
-__all__ = ["Corpus", "DataConfig", "Split", "load_corpus", "load_text_split"]
+__all__ = ["Corpus", "DataConfig", "Split", "TextIdentity", "load_corpus", "load_text_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +38,22 @@ class DataConfig:
     path: Annotated[
         PathName | None,
         Doc(
-            "text: a UTF-8 file or a folder of them (.gz and .xz too); files or folders in it named train, valid and "
-            "test (train-1.txt too) are those splits, anything else is divided 90/5/5. wikitext*: a local folder in "
-            "the hub's layout"
+            "text: a UTF-8 file (packed by gzip, xz or bzip2 too), or a folder or .zip of them; files with train, "
+            "valid or test as a word of their name or of a folder's around them are those splits (wiki.test.raw, "
+            "train/1.txt), without such names all is divided 90/5/5. wikitext*: a local folder in the hub's layout"
         ),
     ] = None
     tokenizer: Annotated[
         Literal["byte", "char"],
         Doc("byte (256 symbols, reads every text) or char (the characters of the training text)"),
     ] = "byte"
+    vocabulary: Annotated[
+        PathName | None,
+        Doc(
+            "char: run, checkpoint or tokenizer.json whose characters are the symbols, in the place of those of the "
+            "training text, as to go on with its model (start.weights) on another text; others are one unknown symbol"
+        ),
+    ] = None
     cache: Annotated[
         PathName | None,
         Doc(
@@ -58,10 +71,22 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TextIdentity:
+    """What tells a text from others, wherever it lies: a fingerprint of its content and its division.
+
+    `bytes` are for people who wonder what has changed: those of each split, if they are known.
+    """
+
+    fingerprint: str
+    bytes: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
 class Corpus:
     """Three splits in the symbols of one tokenizer.
 
-    `description` is one line for people; `fingerprint` identifies text and division, whatever the tokenizer.
+    `description` is one line for people, and `notes` are more: which files were taken as which split, and what was left
+    out. `fingerprint` identifies text and division, whatever the tokenizer.
     """
 
     tokenizer: Tokenizer
@@ -70,58 +95,109 @@ class Corpus:
     test: Split
     description: str
     fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> TextIdentity:
+        return TextIdentity(self.fingerprint, {name: getattr(self, name).bytes for name in SPLITS})
+
+    def unknown(self) -> str:
+        """Return how many characters the tokenizer does not know, in the parts that training reads; "" for none."""
+        parts = (("training", self.train), ("validation", self.validation))
+        counts = {name: (split.unknown_symbols(self.tokenizer), split.characters) for name, split in parts}
+        return " and ".join(f"{n:,} of {of:,} characters of the {name} text" for name, (n, of) in counts.items() if n)
 
 
-def load_corpus(config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2) -> Corpus:
+def load_corpus(
+    config: DataConfig, tokenizer: Tokenizer | None = None, minimum: int = 2, key: str = "data.path"
+) -> Corpus:
     """Load the corpus that `config` names: tokenized into the cache the first time, mapped ever after.
 
-    A given tokenizer (a checkpoint's) replaces `config.tokenizer`. Raises a UserError when the text is
-    missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum` symbols; RunFailed
-    when the disk is full.
+    A given tokenizer (a checkpoint's) replaces those of `config`; `key` is what errors call the path. Raises a
+    UserError when the text is missing, empty, not UTF-8 or out of reach, or when a split has fewer than `minimum`
+    symbols; RunFailed when the disk is full.
     """
-    source = _open_source(config)
-    if tokenizer is None and config.tokenizer == "byte":
-        tokenizer = Tokenizer.byte()
-    entry = tokenized(source, tokenizer, divide=True, root=_cache_root(config.cache))
+    source = _open_source(config, key)
+    entry = tokenized(source, tokenizer or given_tokenizer(config), divide=True, root=_cache_root(config.cache))
     for name, split in entry.splits.items():
         if len(split.tokens) < minimum:
             raise UserError(
-                f"{_setting(config)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
+                f"{_setting(config, key)}: the text is too short: its {name} part has {len(split.tokens)} symbols "
                 f"and needs at least {minimum}; give a longer text"
             )
     sizes = ", ".join(f"{name} {split.bytes:,}" for name, split in entry.splits.items())
     return Corpus(
         tokenizer=entry.tokenizer,
-        **entry.splits,
+        **_readable(entry.splits, source),
         description=f"{source.name} ({sizes} bytes)",
         fingerprint=source.digest,
+        notes=source.notes,
     )
 
 
+def given_tokenizer(config: DataConfig) -> Tokenizer | None:
+    """Return the tokenizer that `config` names, or None for the one that the text's own characters make.
+
+    Raises:
+        UserError: `config.vocabulary` is none.
+    """
+    if config.tokenizer == "byte":
+        return Tokenizer.byte()
+    return None if config.vocabulary is None else read_vocabulary(config.vocabulary)
+
+
 def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:
-    """Load a UTF-8 file or a folder of them, whatever the files are called, as one split.
+    """Load a UTF-8 file, or a folder or .zip of them, whatever the files are called, as one split.
 
     Characters that the tokenizer does not know become its unknown id. `key` is what errors call the path.
     Raises as `load_corpus` does.
     """
     source = text_source(path, key, find_splits=False)
-    split = tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits["text"]
+    split = _readable(tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits, source)["text"]
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
     return split
 
 
-def _open_source(config: DataConfig) -> Source:
+def cached_where_asked(recorded: DataConfig) -> DataConfig:
+    """Return a run's configuration for commands that take no settings: $RNNSPARSE_CACHE goes before its data.cache."""
+    return replace(recorded, cache=None) if os.environ.get("RNNSPARSE_CACHE") else recorded
+
+
+def _readable(splits: Mapping[str, Split], source: Source) -> dict[str, Split]:
+    """Return the splits with what reads their original text again: unknown ids do not hold it."""
+    readable, start = {}, 0
+    for name, split in splits.items():
+        own = name in source.parts  # or it is a stretch of the one text that was divided
+        pieces, begin = (source.parts[name], 0) if own else (source.parts["text"], start)
+        chunks = partial(_stretch, pieces, begin, begin + split.bytes)
+        readable[name] = replace(split, chunks=chunks)
+        start += split.bytes
+    return readable
+
+
+def _stretch(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Chunk]:
+    """Yield the bytes of a text from `start` to `stop`; reads to its end, where a file that has changed is noticed."""
+    position = 0
+    for piece in pieces:
+        for chunk in piece.chunks():
+            part = memoryview(chunk)[max(start - position, 0) : max(stop - position, 0)]
+            position += len(chunk)
+            if part:
+                yield part
+
+
+def _open_source(config: DataConfig, key: str) -> Source:
     if config.source == "python_docs":
         return python_docs_source()
     if config.source == "text":
         assert config.path is not None  # DataConfig saw to it
-        return text_source(config.path, "data.path")
-    return wikitext_source(config.source, config.path)
+        return text_source(config.path, key)
+    return wikitext_source(config.source, config.path, key)
 
 
-def _setting(config: DataConfig) -> str:
-    return f"data.source={config.source}" if config.path is None else f"data.path={config.path}"
+def _setting(config: DataConfig, key: str) -> str:
+    return f"data.source={config.source}" if config.path is None else f"{key}={config.path}"
 
 
 def _cache_root(cache: str | None) -> Path:

@@ -1,38 +1,34 @@
-"""Where text comes from: files and folders, WikiText (from the hub or a local copy), Python's documentation.
+"""Where text comes from: files, folders and zip archives of them, and Python's documentation.
 
 A source is read as a stream of UTF-8 chunks of some megabytes; no source ever holds its text in memory.
 """
 
 from __future__ import annotations
 
-import errno
-import gzip
 import hashlib
-import logging
-import lzma
-import re
-import warnings
-import zlib
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from functools import partial
+from pathlib import Path, PurePath
+from typing import BinaryIO
 
+from rnnsparse.data.folder import Contents, contents
+from rnnsparse.data.packing import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    kind_of,
+    packing_errors,
+    refuse_unreadable,
+    refuse_wrong_suffix,
+    suffix_kind,
+    unpacked,
+)
+from rnnsparse.data.split_names import announced_by, by_split
 from rnnsparse.data.tokenizer import Chunk
-from rnnsparse.errors import RunFailed, UserError
-
-PACKED: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
-SPLITS = ("train", "validation", "test")
-SPLIT_WORDS = ("train", "val", "test")  # which their names begin with
-CHUNK_BYTES = 1 << 22
-CHUNK_ROWS = 1000
-# Text packs to a third or a tenth, of which a few kilobytes may fill a disk; a small file may repeat one word.
-LARGEST_RATIO, UNPACKED_FREELY = 100, 1 << 26
-HUB_REPOSITORY = "Salesforce/wikitext"
-HUB_CONFIGS = {"wikitext103": "wikitext-103-raw-v1", "wikitext2": "wikitext-2-raw-v1"}
-# A name announces a split when nothing but a separator, a number or a suffix follows: not "testament.txt".
-SPLIT_NAME = re.compile(r"(train(?:ing)?|val(?:id(?:ation)?)?|test)(?![a-z])", re.IGNORECASE)
+from rnnsparse.data.zipped import Archive, Archives
+from rnnsparse.errors import UserError, printable
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,7 @@ class Source:
 
     name: str
     parts: Mapping[str, tuple[Piece, ...]]
+    notes: tuple[str, ...] = ()  # lines for people: what was taken as which part, and what was left out
 
     @property
     def digest(self) -> str:
@@ -59,74 +56,41 @@ class Source:
 
 
 def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
-    """A UTF-8 file, or all files below a folder in the order of their names; .gz and .xz are unpacked.
+    """A UTF-8 file, or all files below a folder or in a zip archive, in the order of their names.
 
-    With `find_splits`, a folder in which names announce splits (SPLIT_NAME) has those splits; other files are left
-    out. `key` is what errors call the setting. A missing path, a folder without files, with some of the splits only,
-    or with names that look like splits but announce none, raises a UserError.
+    What gzip, xz or bzip2 packed is unpacked, whatever it is called (see `packing`). With `find_splits`, a folder or
+    archive in which names announce splits (see `split_names`) has those splits, and other files are left out, as
+    hidden ones always are. Links are followed; a file that several lead to is read once in each split (see `folder`).
+
+    `key` is what errors call the setting. A path that is missing or is a pipe, a folder without files, unclear names
+    of splits, and a file to be read that is a broken link, damaged, or an archive of another kind raise a UserError.
     """
-    label = f"{key}={path}"
-    root = Path(path)
-    if root.is_file():
-        return Source(f"text {path}", {"text": (_file_piece(root, label),)})
-    if not root.is_dir():
-        raise UserError(f"{label}: no such file or folder; give a UTF-8 text file, or a folder of them")
-    # Hidden files and folders (.git, .DS_Store) are not text that somebody wants to train on.
-    names = sorted(
-        name
-        for name in (file.relative_to(root) for file in root.rglob("*") if file.is_file())
-        if not any(component.startswith(".") for component in name.parts)
-    )
-    if not names:
-        raise UserError(f"{label}: the folder holds no files; put UTF-8 text files (.gz and .xz too) into it")
-    groups = {split: [name for name in names if _split_of(name) == split] for split in SPLITS}
-    if find_splits:
-        _refuse_lookalikes(names, groups, label)
-    held_out = [*groups["validation"], *groups["test"]]
-    if find_splits and held_out and not groups["train"]:
-        raise UserError(
-            f"{label}: {held_out[0]}: is for validation or test by its name, and no file is for train; name those like "
-            "train.txt, or rename it, and all files together are divided 90/5/5"
-        )
-    if not find_splits or not groups["train"]:
-        groups = {"text": names}
-    elif missing := [split for split, members in groups.items() if not members]:
-        raise UserError(
-            f"{label}: the folder has files for train ({groups['train'][0]}) but none for {' and '.join(missing)}; "
-            "add them, or rename those for train, and all files together are divided 90/5/5"
-        )
-    parts = {
-        part: tuple(_file_piece(root / name, f"{key}: {root / name}") for name in members)
-        for part, members in groups.items()
-    }
-    return Source(f"text {path}", parts)
+    label, root, archives = f"{key}={path}", Path(path), Archives()
+    is_folder, kind, archive = stat.S_ISDIR(_mode(root, label)), None, None
+    if is_folder:
+        found = contents(root, label, find_splits)
+    elif (kind := _kind(root, label)) == "zip":
+        archive = archives.look_into(root, label)
+        found = archive.contents
+    else:
+        found = Contents([PurePath(root.name)])
 
+    def pieces_of(name: PurePath, part: str) -> Sequence[Piece]:
+        if is_folder:
+            return _pieces_in(root, key, archives, find_splits, name, part)
+        if archive is not None:
+            return [_member_piece(root, archive, name, label, archives)]
+        return [_file_piece(root, kind, label)]
 
-def wikitext_source(source: str, path: str | None) -> Source:
-    """WikiText through `datasets`: from the hub, or from `path`, a folder in its layout with one config.
-
-    The hub stores WikiText's blank lines, " \\n", as empty rows; they are put back, so that the text is
-    exactly that of the original files. A hub out of reach, or a folder that is not such a data set, raises a
-    UserError.
-    """
-    label = f"data.source={source}" if path is None else f"data.path={path}"
-    if path is not None and not Path(path).is_dir():
-        raise UserError(f"{label}: not a folder in the hub's layout; for a text file set data.source=text")
-    splits = _load_splits(source, path, label)
-    if any(dataset.builder_name == "text" for dataset in splits.values()):
-        # datasets' text reader drops line ends, so what it returns is not the text.
-        raise UserError(f"{label}: holds plain text files; set data.source=text to read them byte for byte")
-    if missing := [split for split in SPLITS if split not in splits]:
-        raise UserError(
-            f"{label}: no split {' or '.join(missing)}, only {', '.join(splits)}; "
-            f"name its files {', '.join(SPLITS)}, as WikiText's are"
-        )
-    for split in SPLITS:
-        if "text" not in splits[split].column_names:
-            columns = ", ".join(splits[split].column_names)
-            raise UserError(f"{label}: split {split} has no column 'text', only {columns}; rename the right one")
-    parts = {split: (_rows_piece(splits[split], f"{label}: split {split}"),) for split in SPLITS}
-    return Source(source if path is None else f"{source} from {path}", parts)
+    if not found.files:
+        what = "folder" if is_folder else "archive"
+        raise UserError(f"{label}: the {what} holds no files; put UTF-8 text files into it (hidden ones are not read)")
+    groups = None
+    if find_splits and (len(found.files) > 1 or is_folder):  # a file, or the one in an archive, may have any name
+        groups = by_split(found.files, label)
+    names = groups or {"text": found.files}
+    parts = {part: tuple(piece for name in names[part] for piece in pieces_of(name, part)) for part in names}
+    return Source(f"text {path}", parts, tuple(_notes(found, names, parts)) if find_splits else ())
 
 
 def python_docs_source() -> Source:
@@ -143,81 +107,75 @@ def python_docs_source() -> Source:
     return Source("python_docs", {"text": (piece,)})
 
 
-def _load_splits(source: str, path: str | None, label: str) -> Mapping[str, Any]:
-    with _quiet():
-        import datasets
-
-        try:
-            place = (HUB_REPOSITORY, HUB_CONFIGS[source]) if path is None else (path,)
-            if path is not None:
-                _require_plain_tables(datasets.load_dataset_builder(*place), Path(path).resolve())
-            splits: Mapping[str, Any] = datasets.load_dataset(*place)
-            return splits
-        except Exception as error:  # the library's own errors share no base class
-            cause: BaseException = error
-            while cause.__cause__ is not None:  # the outermost one only says that something failed
-                cause = cause.__cause__
-    reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
-    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-        raise RunFailed(f"{label}: no space left for the data set ({reason}); free some, or set HF_HOME")
-    if path is not None:
-        raise UserError(
-            f"{label}: cannot be loaded as a data set in the hub's layout ({reason}); "
-            "give a folder of parquet files with one config"
-        )
-    raise UserError(
-        f"{label}: {HUB_REPOSITORY} cannot be loaded from the Hugging Face hub ({reason}); "
-        "connect once without HF_HUB_OFFLINE, or set data.path to a local copy in the hub's layout"
-    )
-
-
-def _require_plain_tables(builder: Any, root: Path) -> None:
-    """Make sure that a folder is read as tables or text (which another check refuses), and nothing outside of it.
-
-    Other readers of `datasets` unpack archives and pickles, and its README may name files anywhere.
-    """
-    if builder.name not in ("parquet", "text"):
-        raise ValueError(f"it holds {builder.name} files")
-    for files in (builder.config.data_files or {}).values():
-        for name in files:
-            if not Path(name).resolve().is_relative_to(root):
-                raise ValueError(f"it names {name}, which is not in it")
-
-
-def _refuse_lookalikes(names: Sequence[Path], groups: Mapping[str, Sequence[Path]], label: str) -> None:
-    """Refuse trainset.txt beside testset.txt: as one text, it would be trained on what is meant for the test.
-
-    One such name alone is no reason: a novel may be called testament.txt.
-    """
-    alike = {
-        split: name
-        for split, word in zip(SPLITS, SPLIT_WORDS, strict=True)
-        for name in reversed(names)
-        if not groups[split] and name.parts[0].lower().startswith(word)
-    }
-    announced = alike.keys() | {split for split in SPLITS if groups[split]}
-    if alike and "train" in announced and len(announced) > 1:
-        raise UserError(
-            f"{label}: {', '.join(map(str, alike.values()))}: no names of splits, as a letter follows the word; rename "
-            "them like train.txt, valid-1.txt, test/, or move all files into one folder in there to divide them 90/5/5"
-        )
-
-
-def _split_of(name: Path) -> str | None:
-    match = SPLIT_NAME.match(name.parts[0])
-    return next((split for split in SPLITS if match and split[:3] == match[1][:3].lower()), None)
-
-
-def _file_piece(file: Path, label: str) -> Piece:
+def _mode(path: Path, label: str) -> int:
+    """Return the mode of a file or folder; raise a UserError if it is neither."""
     try:
-        with file.open("rb") as stored:
-            sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no path at all, as with \0 in it
+        if os.path.islink(path):
+            raise UserError(f"{label}: is a link to {os.readlink(path)}, which is missing; mend or remove it") from None
+        if str(path) != "-":
+            raise UserError(
+                f"{label}: no such file or folder; give a UTF-8 text file, or a folder or .zip of them"
+            ) from None
+        mode = stat.S_IFIFO  # what other programs call their standard input
     except OSError as error:
         raise UserError(f"{label}: cannot be read ({error.strerror})") from None
-    suffix = file.suffix.lower()
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(
+            f"{label}: is no file but a pipe, a terminal or a device, which can be read only once, and a text is read "
+            "several times (to know it again, and to divide it); save it as a file, and give that"
+        )
+    return mode
+
+
+def _kind(file: Path, label: str) -> str | None:
+    """Return how a file is packed, None for not at all; raise a UserError if it is no text."""
+    with packing_errors(None, label), file.open("rb") as stored:
+        head = stored.read(HEAD_BYTES)
+        kind = kind_of(head)
+        refuse_unreadable(kind, label)
+        if not head:
+            return suffix_kind(file)
+        refuse_wrong_suffix(file, kind, label)
+        if kind is not None and kind != "zip":
+            stored.seek(0)
+            with packing_errors(kind, label):
+                next(unpacked(stored, kind, len(head), label), None)  # raises if it is an archive inside
+        return kind
+
+
+def _pieces_in(
+    root: Path, key: str, archives: Archives, find_splits: bool, name: PurePath, part: str
+) -> Sequence[Piece]:
+    """Return the text of a file in a folder, or all texts of an archive in it, for one part."""
+    file, label = root / name, f"{key}: {root / name}"
+    if stat.S_ISDIR(_mode(file, label)):  # it was none when the folder was listed
+        raise UserError(f"{label}: changed while it was read; run again when it is complete")
+    if (kind := _kind(file, label)) != "zip":
+        return [_file_piece(file, kind, label)]
+    archive = archives.look_into(file, label)
+    for member in archive.contents.files:
+        if find_splits and announced_by(member) - {part}:
+            raise UserError(
+                f"{label}: {member}: is for a split by its name, and the archive is one of the files of a folder; "
+                "unpack it, or give it alone"
+            )
+    return [_member_piece(file, archive, member, label, archives) for member in archive.contents.files]
+
+
+def _member_piece(file: Path, archive: Archive, name: PurePath, label: str, archives: Archives) -> Piece:
+    member, label = archive.members[name], f"{label}: {name}"
+    digest = f"{archive.sha256}.zip {member.index}"
+    return Piece(label, digest, partial(archives.chunks, file, member, label))
+
+
+def _file_piece(file: Path, kind: str | None, label: str) -> Piece:
+    with packing_errors(None, label), file.open("rb") as stored:
+        sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
     # Packed and unpacked, the same bytes are other texts.
-    digest = sha256 + suffix if suffix in PACKED else sha256
-    return Piece(label, digest, lambda: _file_chunks(file, sha256, label))
+    digest = sha256 if kind is None else f"{sha256}.{kind}"
+    return Piece(label, digest, partial(_file_chunks, file, kind, sha256, label))
 
 
 class _Hashed:
@@ -232,59 +190,47 @@ class _Hashed:
         return data
 
 
-def _file_chunks(file: Path, sha256: str, label: str) -> Iterator[Chunk]:
+def _file_chunks(file: Path, kind: str | None, sha256: str, label: str) -> Iterator[Chunk]:
     # Binary: text mode, and datasets' reader, would change line ends.
-    suffix = file.suffix.lower()
-    try:
-        with file.open("rb") as stored:
-            hashed = _Hashed(stored)
-            stream = PACKED[suffix](hashed) if suffix in PACKED else hashed
-            unpacked, most = 0, max(UNPACKED_FREELY, LARGEST_RATIO * file.stat().st_size)
-            while chunk := stream.read(CHUNK_BYTES):
-                unpacked += len(chunk)
-                if suffix in PACKED and unpacked > most:
-                    raise UserError(
-                        f"{label}: unpacks to more than {LARGEST_RATIO} times its size, which no text does; "
-                        "unpack it yourself if it is right"
-                    )
-                yield chunk
-            while hashed.read(CHUNK_BYTES):
-                pass  # what may stand behind the end of a packed text
+    with packing_errors(kind, label), file.open("rb") as stored:
+        hashed = _Hashed(stored)
+        yield from unpacked(hashed, kind, os.fstat(stored.fileno()).st_size, label)
+        while hashed.read(CHUNK_BYTES):
+            pass  # what may stand behind the end of a packed text
         if hashed.sha256.hexdigest() != sha256:
             # The cache would give this text for that of the digest ever after.
             raise UserError(f"{label}: changed while it was read; run again when it is complete")
-    except MemoryError:
-        raise UserError(f"{label}: takes more memory to unpack than there is; unpack it yourself") from None
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        reason = f"damaged or incomplete {file.suffix} file ({error}); fetch it again"
-        raise UserError(f"{label}: {reason}") from None
 
 
-def _rows_piece(dataset: Any, label: str) -> Piece:
-    digest = hashlib.sha256()
-    for chunk in _row_chunks(dataset):
-        digest.update(chunk)
-    return Piece(label, digest.hexdigest(), lambda: _row_chunks(dataset))
+def _notes(
+    found: Contents, names: Mapping[str, Sequence[PurePath]], parts: Mapping[str, Sequence[Piece]]
+) -> Iterator[str]:
+    if "text" in names:
+        yield f"{_count(names['text'], 'file')} as one text, divided 90/5/5"
+    else:
+        yield "; ".join(f"{part}: {_count(members, 'file')}" for part, members in names.items())
+    taken = {name for members in names.values() for name in members}
+    left_out = []
+    if others := [name for name in found.files if name not in taken]:
+        left_out.append(f"{_count(others, 'file')} for no split")
+    if found.hidden:
+        left_out.append(_count(found.hidden, "hidden name"))
+    if left_out:
+        yield f"left out: {'; '.join(left_out)}"
+    if found.again:
+        yield f"read once, though links lead there again: {_count(found.again, 'name')}"
+    trained_on = {piece.digest: piece.name for piece in parts.get("train", ())}
+    for part in ("validation", "test"):
+        for piece in parts.get(part, ()):
+            if piece.digest in trained_on:
+                yield printable(
+                    f"warning: {piece.name}: for {part}, has the same bytes as {trained_on[piece.digest]}, which is "
+                    "trained on"
+                )
+                break
 
 
-def _row_chunks(dataset: Any) -> Iterator[Chunk]:
-    for rows in dataset.select_columns("text").iter(batch_size=CHUNK_ROWS):
-        yield "".join([row or " \n" for row in rows["text"]]).encode()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the bars, log lines and warnings of `datasets` and the hub's client off the user's terminal."""
-    with warnings.catch_warnings(), ExitStack() as restore:
-        warnings.simplefilter("ignore")
-        import datasets
-        import huggingface_hub
-
-        libraries: tuple[Any, ...] = (datasets.utils, huggingface_hub.utils)
-        for library in libraries:
-            restore.callback(library.logging.set_verbosity, library.logging.get_verbosity())
-            library.logging.set_verbosity(logging.CRITICAL)  # errors are raised as well
-            if not library.are_progress_bars_disabled():
-                library.disable_progress_bars()
-                restore.callback(library.enable_progress_bars)
-        yield
+def _count(names: Sequence[PurePath], what: str) -> str:
+    if len(names) == 1:
+        return printable(f"1 {what} ({names[0]})")
+    return printable(f"{len(names):,} {what}s (first {names[0]})")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.data.tokenizer import Chunk, Tokenizer
 
 BLOCK = 1 << 20
 
@@ -18,13 +19,21 @@ class Split:
     """Tokens [symbols], usually mapped from disk, and the size of their text.
 
     `characters` and `bytes` count the original text; `unknown_bytes` is the share of `bytes` that became the
-    unknown id.
+    unknown id. `chunks`, if known, reads the original text again, as UTF-8; a chunk may end inside a character.
     """
 
     tokens: NDArray[Any]
     characters: int
     bytes: int
     unknown_bytes: int = 0
+    chunks: Callable[[], Iterator[Chunk]] | None = field(default=None, repr=False, compare=False)
+
+    def unknown_symbols(self, tokenizer: Tokenizer) -> int:
+        """Return how many tokens stand for characters that the tokenizer does not know."""
+        if not self.unknown_bytes:
+            return 0
+        blocks = (self.tokens[start : start + BLOCK] for start in range(0, len(self.tokens), BLOCK))
+        return sum(int(np.count_nonzero(block == tokenizer.unknown_id)) for block in blocks)
 
     def head(self, symbols: int, tokenizer: Tokenizer) -> Split:
         """Return the first `symbols` tokens with their own counts.

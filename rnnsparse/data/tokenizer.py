@@ -135,6 +135,9 @@ class Tokenizer:
             raise UserError(f"not a tokenizer ({error}); restore the file from its checkpoint") from None
         foreign = "not a tokenizer of rnnsparse; use the tokenizer.json that came with the model"
         vocabulary = library.get_vocab()
+        # Before it is written again: the library counts up to the largest number, which may be billions.
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            raise UserError(foreign)
         characters = vocabulary.keys() - {UNKNOWN}
         if vocabulary == _byte_vocabulary():
             tokenizer = cls.byte()

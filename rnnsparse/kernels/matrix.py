@@ -224,8 +224,8 @@ def flat(x_TFB: Tensor) -> NDArray[np.floating]:
     """Return the memory of a tensor whose last two dimensions are contiguous, from its first element on."""
     times, features, batch = x_TFB.shape
     # Where there is only one, a stride means nothing.
-    assert batch == 1 or x_TFB.stride(2) == 1, "activations must be batch-innermost"
-    assert features == 1 or x_TFB.stride(1) == batch, "activations must be batch-innermost"
+    if (batch != 1 and x_TFB.stride(2) != 1) or (features != 1 and x_TFB.stride(1) != batch):
+        raise ValueError("activations must be batch-innermost")
     size = (times - 1) * x_TFB.stride(0) + features * batch
     return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
 

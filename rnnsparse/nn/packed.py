@@ -39,9 +39,11 @@ def forward(
         random_numbers: of each model, a context in which it draws what its dropout needs.
     """
     first, training = models[0], models[0].training
-    assert all(model.execution == "masked" and model.compute_dtype is None for model in models)
+    if not all(model.execution == "masked" and model.compute_dtype is None for model in models):
+        raise ValueError("models in sparse execution or half precision cannot be packed")
     recurrence = CELLS[first.config.cell].packed
-    assert recurrence is not None, f"{first.config.cell} is trained alone"
+    if recurrence is None:
+        raise ValueError(f"models of cell {first.config.cell} cannot be packed")
     embedding_MVE = _stacked([model.embedding for model in models])
     offsets_M = torch.arange(len(models), device=tokens_MTB.device) * first.vocab_size
     x_MTBI = F.embedding(tokens_MTB + offsets_M[:, None, None], embedding_MVE.flatten(0, 1))

@@ -269,7 +269,8 @@ class SparseWeight(nn.Module):
 
     def matrix(self) -> Matrix:
         """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
-        assert self.basis is None, f"{self.name}: coefficients are no entries of the matrix to multiply with"
+        if self.basis is not None:
+            raise ValueError(f"{self.name}: coefficients are no entries of the matrix to multiply with")
         if self._matrix is None:
             from rnnsparse.kernels.matrix import build_matrix
 

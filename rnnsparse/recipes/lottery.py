@@ -110,7 +110,8 @@ def plan(config: RunConfig) -> Rounds:
     Raises:
         UserError: its budgets cannot be met, or leave nothing to prune.
     """
-    assert isinstance(config.method, Lottery)
+    if not isinstance(config.method, Lottery):
+        raise ValueError(f"sparsity.method: {config.method.name} is no recipe of rounds")
     _, budgets = empty_model(config, vocabulary_size(config.data), CPU)
     counts = config.method.rounds([b.group.positions for b in budgets], [b.connections for b in budgets])
     if len(counts) == 1:
@@ -157,4 +158,5 @@ def draw_ticket(rounds: Rounds, number: int) -> None:
         tokenizer_json=trained.saved.tokenizer_json,
         config_yaml=next_run.to_yaml(),
         training_state=None,
+        text=trained.saved.trained_text(),
     )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import yaml12
-from rnnsparse.config import SECTIONS, RunConfig, load_config, parse_override
+from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
 
@@ -78,7 +78,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         UserError: anything wrong in the file, its base or any of its runs; one line.
     """
     try:
-        data = yaml12.read_file(path)
+        data = yaml12.read_file(path, is_text=_is_text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
     except UserError:
@@ -91,15 +91,25 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         raise UserError(f"{path}: {error}") from None
 
 
+def _is_text(key: str) -> bool:
+    """Return whether what stands at a place in a sweep file is to be text, as in `yaml12.read`."""
+    return key in ("config", "dir") or is_text(key.removeprefix("grid.").removeprefix("overrides."))
+
+
 def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
     """Return part `index` (from 1) of `count`: every run is in exactly one part, whatever has been run so far."""
     return runs[index - 1 :: count]
 
 
 def needs(run: Run, others: Iterable[Run]) -> bool:
-    """Return whether a run starts or learns from one of `others`, or is written in its basis."""
+    """Return whether a run starts or learns from one of `others`, or is written in its basis or vocabulary."""
     config = run.config
-    named = [*config.start.runs.values(), config.training.teacher, config.budget.basis_from]
+    named = [
+        *config.start.runs.values(),
+        config.training.teacher,
+        config.budget.basis_from,
+        config.data.vocabulary,
+    ]
     places = [Path(place).resolve() for place in named if place is not None]
     folders = [other.config.folder.resolve() for other in others] if places else []
     return any(place.is_relative_to(folder) for place in places for folder in folders)

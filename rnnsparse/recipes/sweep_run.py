@@ -19,10 +19,11 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
 from rnnsparse.recipes.sweep_packs import Packing
-from rnnsparse.recipes.sweep_status import Estimator, Status, duration, status
+from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
 from rnnsparse.training import lock
 from rnnsparse.training.assembly import training_device
-from rnnsparse.training.interrupts import stop_on_signals
+from rnnsparse.training.interrupts import StopRequest, stop_on_signals
+from rnnsparse.training.lifeline import Lifeline
 from rnnsparse.training.peak_memory import peak_memory
 
 POLL_SECONDS = 0.1
@@ -63,9 +64,10 @@ class _Child:
 def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
     """Train what is not done of `runs`, which are those of `sweep` or a part of them; go on where one was interrupted.
 
-    A run that fails stops no other. One that starts or learns from another waits while that is trained here. SIGINT
-    and SIGTERM let every run save itself. Several processes, also on several machines with one file system, may run
-    the same sweep: each run is trained by one of them.
+    A run that fails stops no other. One that starts or learns from another waits while that is trained here. A signal
+    lets every run save itself, and so does the end of this process, even if it is killed; who runs the sweep again
+    then waits for them first. Several processes, also on several machines with one file system, may run the same
+    sweep: each run is trained by one of them.
 
     Args:
         say: gets one line per event.
@@ -77,7 +79,7 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
     for run in runs:
         training_device(run.config.training)
     # Each text is tokenized once, here, and not by every run at the same time.
-    vocab_sizes = {data: load_corpus(data).tokenizer.vocab_size for data in {run.config.data for run in runs}}
+    vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
     return _Runner(
         sweep, runs, say, Estimator(vocab_sizes, program_bytes), Packing(runs, sweep.pack, vocab_sizes)
     ).run()
@@ -96,32 +98,44 @@ class _Runner:
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
+        self._lifeline = Lifeline()
         self._outcome = Outcome()
         # Estimates are of training steps alone; what whole runs took besides shows in these two sums.
         self._took, self._estimated = 0.0, 0.0
         self._cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def run(self) -> Outcome:
-        for run in self._pending:
-            self._learn(run, status(run), alone=self._sweep.pack == 1)  # or who knows in what company
         if any(run.config.training.threads is None for run in self._pending):
             self._say("training.threads is not set: each run gets one thread")
         try:
             with stop_on_signals() as stop:
+                self._await_ending(stop)
+                for run in self._pending:
+                    self._learn(run, status(run), alone=self._sweep.pack == 1)  # or who knows in what company
+                changed = True
                 while (self._pending or self._children) and not stop.requested:
-                    while self._pending and self._start_next():
+                    # What waits is looked at again only when there may be room for it: that reads its checkpoint.
+                    while changed and self._pending and not stop.requested and self._start_next():
                         pass
                     if self._children:
                         time.sleep(POLL_SECONDS)
-                        self._reap()
+                    changed = self._reap()
                 if stop.requested:
-                    self._stop()
+                    self._stop(stop)
         finally:
-            # Only after an error or a second Ctrl-C is anyone left; their last checkpoints are complete.
+            # Only after an error is anyone left; without us they save themselves.
+            self._lifeline.close()
             for child in self._children:
-                child.process.kill()
                 child.process.wait()
         return self._outcome
+
+    def _await_ending(self, stop: StopRequest) -> None:
+        """Wait for runs that a sweep has left behind which was killed: they save themselves."""
+        if ending := [run for run in self._pending if is_ending(run)]:
+            self._say(f"waiting for {len(ending)} runs of an earlier sweep, which save themselves")
+        while ending and not stop.requested:
+            time.sleep(POLL_SECONDS)
+            ending = [run for run in ending if is_ending(run)]
 
     def _learn(self, run: Run, found: Status, alone: bool) -> None:
         if found.summary:
@@ -210,6 +224,7 @@ class _Runner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                **self._lifeline.options(),
             )
         self._children.append(_Child(tuple(members), process, time.monotonic(), self._memory(runs)))
         for member in members:
@@ -230,9 +245,10 @@ class _Runner:
         ]
         return [*program, "train-pack", *map(json.dumps, given)]
 
-    def _reap(self) -> None:
-        """Take note of every run that has ended."""
-        for child in [child for child in self._children if child.process.poll() is not None]:
+    def _reap(self) -> bool:
+        """Take note of every run that has ended; return whether there was one."""
+        ended = [child for child in self._children if child.process.poll() is not None]
+        for child in ended:
             self._children.remove(child)
             took, found = time.monotonic() - child.started, [status(run) for run in child.runs]
             for run, state in zip(child.runs, found, strict=True):
@@ -242,6 +258,7 @@ class _Runner:
                 self._took, self._estimated = self._took + took, self._estimated + estimated
             for member, state in zip(child.members, found, strict=True):
                 self._ended(member, state, child.process.returncode, took)
+        return bool(ended)
 
     def _ended(self, member: _Member, found: Status, code: int, took: float) -> None:
         run = member.run
@@ -277,18 +294,25 @@ class _Runner:
         self._outcome.failed[run.name] = reason
         self._say(f"failed       {run.name}: {reason}")
 
-    def _stop(self) -> None:
-        """Let every run save itself."""
+    def _stop(self, stop: StopRequest) -> None:
+        """Let every run save itself; a second Ctrl-C is passed on, and cuts no saving short."""
+        stop.save_from_here()
         self._outcome.interrupted = True
         self._say(f"stopping: {sum(len(child.members) for child in self._children)} runs save themselves")
         for child in self._children:
             child.process.send_signal(signal.SIGINT)
-        for child in list(self._children):
-            child.process.wait()
-            self._children.remove(child)
-            self._outcome.done += [run for run in child.runs if status(run).summary]
-            for run in child.runs:
-                self._say(f"stopped      {run.name}")
+        passed_on = False
+        while self._children:
+            time.sleep(POLL_SECONDS)
+            if stop.insisted and not passed_on:
+                passed_on = True
+                for child in self._children:
+                    child.process.send_signal(signal.SIGINT)
+            for child in [child for child in self._children if child.process.poll() is not None]:
+                self._children.remove(child)
+                self._outcome.done += [run for run in child.runs if status(run).summary]
+                for run in child.runs:
+                    self._say(f"stopped      {run.name}")
 
 
 def _threads(config: RunConfig) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,12 @@ from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
-from rnnsparse.recipes.sweep import Run
+from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.reporting.reading import read_summary
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import lock, run_folder
+from rnnsparse.training import lifeline, lock, run_folder
 from rnnsparse.training.assembly import choose_device, named_teacher, vocabulary_size
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.start import final_model
@@ -57,6 +57,12 @@ def status(run: Run) -> Status:
         return Status("refused", f"{folder}: cannot be read: {error}; choose another dir")
 
 
+def is_ending(run: Run) -> bool:
+    """Return whether a run is still being saved by a process of a sweep that has ended; it will soon be free."""
+    other = lock.holder(run.config.folder)
+    return other is not None and lifeline.is_ending(other)
+
+
 def _recorded(folder: Path) -> RunConfig:
     path = folder / "config.yaml"
     return parse_config(yaml12.read_file(path), str(path))
@@ -71,6 +77,25 @@ class Cost:
     training_flops: float
     training_flops_vs_dense: float
     memory_bytes: int
+
+
+class VocabularySizes(dict[DataConfig, int]):
+    """How many symbols each text of some runs has; where that is for another of them to find, when it is asked for.
+
+    Raises:
+        UserError: a text is not there; when it is asked for, the other run.
+    """
+
+    def __init__(self, runs: Sequence[Run], size: Callable[[DataConfig], int]) -> None:
+        super().__init__()
+        for run in runs:
+            data = run.config.data
+            if data not in self and not (data.vocabulary and needs(run, runs)):
+                self[data] = size(data)
+
+    def __missing__(self, data: DataConfig) -> int:
+        self[data] = size = vocabulary_size(data)
+        return size
 
 
 class Estimator:
@@ -171,7 +196,7 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
     Raises:
         UserError: a text is not there, whose characters are the symbols of a run.
     """
-    vocab_sizes = {data: vocabulary_size(data) for data in {run.config.data for run in runs}}
+    vocab_sizes = VocabularySizes(runs, vocabulary_size)
     estimator = Estimator(vocab_sizes)
     states = [status(run) for run in runs]
     for run, state in zip(runs, states, strict=True):

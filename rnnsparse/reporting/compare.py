@@ -11,13 +11,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.errors import UserError, printable
-from rnnsparse.reporting.reading import is_results
-from rnnsparse.reporting.runs import Results, Run, Summary
+from rnnsparse.errors import printable
+from rnnsparse.reporting.runs import TEXT, Run, Summary, settings_of
 from rnnsparse.sparsity.allocation import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
@@ -72,6 +70,11 @@ class Setting:
         return self._config.training.steps
 
     @cached_property
+    def bits(self) -> Statistic:
+        """Bits per character on the validation text at the end of training."""
+        return statistic([run.summary.bits_per_character for run in self.runs])
+
+    @cached_property
     def _config(self) -> RunConfig:
         return parse_config(self.runs[0].config, self.runs[0].name)
 
@@ -99,19 +102,43 @@ def statistic(values: Sequence[float]) -> Statistic:
 
 def group(runs: Iterable[Run]) -> list[Setting]:
     """Return the settings of `runs`, the fewest bits per character first."""
-    together: dict[str, list[Run]] = {}
-    for run in runs:
-        together.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
-    groups = [tuple(sorted(members, key=lambda run: run.summary.seed)) for members in together.values()]
-    special = _special([members[0].settings() for members in groups])
-    settings = [
-        Setting(members, {key: value for key, value in members[0].settings().items() if key in special})
-        for members in groups
-    ]
-    for setting in settings:
+    runs = list(runs)
+    together: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for run, own in zip(runs, settings_of(runs), strict=True):
+        together.setdefault(json.dumps(own, sort_keys=True), (own, []))[1].append(run)
+    special = _special([own for own, _ in together.values()])
+    texts = _names_of_texts(together.values())
+    settings = []
+    for own, members in together.values():
+        setting = Setting(
+            tuple(sorted(members, key=lambda run: run.summary.seed)),
+            {key: value for key, value in own.items() if key in special},
+        )
         if SPARSITY in setting.special:
             setting.special[SPARSITY] = setting.sparsity
-    return sorted(settings, key=lambda s: (s.statistic("bits_per_character").mean, s.label))  # type: ignore[union-attr]
+        if TEXT in setting.special:
+            setting.special[TEXT] = texts[own["data.source"], own[TEXT]]
+        if setting.special.get(TEXT, "") is None:
+            del setting.special[TEXT]  # its source says all about it
+        settings.append(setting)
+    return sorted(settings, key=lambda setting: (setting.bits.mean, setting.label))
+
+
+def _names_of_texts(groups: Iterable[tuple[dict[str, Any], list[Run]]]) -> dict[tuple[str, str | None], str | None]:
+    """Return what to call each text, by its source and what identifies it: its path, as far as that is known.
+
+    Where texts have the same path, or none, the begin of the fingerprint tells them apart.
+    """
+    paths: dict[tuple[str, str | None], str | None] = {}
+    for own, members in groups:
+        run = next((member for member in members if member.summary.text), members[0])
+        paths.setdefault((own["data.source"], own[TEXT]), run.config["data"]["path"])
+    names = {}
+    for (source, text), path in paths.items():
+        alone = [other for (of, _), other in paths.items() if of == source].count(path) == 1
+        fingerprint = text[:8] if text and text != path else "unknown"
+        names[source, text] = path if alone else f"{path} {fingerprint}" if path else fingerprint
+    return names
 
 
 def _special(settings: Sequence[dict[str, Any]]) -> set[str]:
@@ -204,54 +231,10 @@ def as_csv(settings: Sequence[Setting]) -> str:
             chosen = [setting.special.get(key, "") for key in special]
             cells = [value if isinstance(value, str) else json.dumps(value) for value in chosen]
             words = [_as_text(word) for word in (run.name, setting.label, *cells)]
-            writer.writerow([*words, *(values[name] for name in summary)])
+            writer.writerow([*words, *(_as_text(v) if isinstance(v, str) else v for v in map(values.get, summary))])
     return out.getvalue()
 
 
 def _as_text(word: str) -> str:
     """Keep spreadsheets from taking a word for a formula."""
     return f"'{word}" if word.startswith(("=", "+", "-", "@")) else word
-
-
-# ---- the folder
-
-
-def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) -> list[Path]:
-    """Write results.csv, results.json, the plots and report.html; return their paths.
-
-    What an earlier comparison wrote there is replaced.
-
-    Raises:
-        UserError: the folder cannot be made, or files of these names in it are not of an earlier comparison.
-    """
-    from rnnsparse.reporting.plots.overview import OVERVIEW, overview
-    from rnnsparse.reporting.report import report
-
-    plots = overview(settings)
-    runs = [run for setting in settings for run in setting.runs]
-    files = {
-        "results.csv": as_csv(settings).encode(),
-        "results.json": Results(runs=runs).to_json().encode(),
-        **{f"{plot.name}.png": plot.png for plot in plots},
-        "report.html": report(settings, plots, left_out).encode(),
-    }
-    stale = {f"{name}.png" for name in OVERVIEW} - set(files)
-    _claim(folder, [*files, *stale])
-    for name, data in files.items():
-        folder.joinpath(name).write_bytes(data)
-    for name in stale:
-        folder.joinpath(name).unlink(missing_ok=True)
-    return [folder / name for name in files]
-
-
-def _claim(folder: Path, names: Sequence[str]) -> None:
-    """Make the folder, and make sure that what will be replaced in it is from an earlier comparison."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {folder}: cannot be a folder: {error.strerror}; name another") from None
-    there = [folder / name for name in names if folder.joinpath(name).exists()]
-    if there and not is_results(folder / "results.json"):
-        raise UserError(
-            f"--out: {there[0]}: is not from an earlier comparison and would be overwritten; name another folder"
-        )

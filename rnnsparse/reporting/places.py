@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rnnsparse.reporting.runs import Run, known_texts
 from rnnsparse.training.run_folder import PLACES
 
 # Every run has these, so they say nothing without its name.
-_CHECKPOINT = re.compile(r"last|previous|best|ticket|step_\d+")
+_CHECKPOINT = re.compile(r"last|previous|best|previous_best|ticket|step_\d+")
 
 
 def short_names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -34,3 +35,19 @@ def shorten_places(configs: Sequence[dict[str, dict[str, Any]]]) -> None:
     names = short_names(list(set(folders.values())))
     for section, key in named:
         section[key] = names[folders[section[key]]]
+
+
+def shorten_texts(runs: Sequence[Run]) -> None:
+    """Replace the path of each run's text, in place, by its name, or by as much as tells it from other texts so called.
+
+    A text is called the same wherever a copy of it lies. One without a fingerprint may be any of that name.
+    """
+    names: dict[str, str] = {}
+    for (_, name), texts in known_texts(runs).items():
+        if name and len(texts) > 1:
+            places = {text: Path(os.path.abspath(run.config["data"]["path"])) for text, run in texts.items()}
+            short = short_names(list(set(places.values())))
+            names |= {text: short[place] for text, place in places.items()}
+    for run in runs:
+        if name := run.named_text[1]:
+            run.config["data"]["path"] = names.get(run.summary.text or "", name)

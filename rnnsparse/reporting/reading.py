@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 from tqdm import tqdm
@@ -17,9 +18,10 @@ from rnnsparse import files, yaml12
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.reporting.pictures import are_counts, read_pictures
-from rnnsparse.reporting.places import short_names, shorten_places
-from rnnsparse.reporting.runs import FORMAT, Curves, Results, Run, Summary
+from rnnsparse.reporting.places import short_names, shorten_places, shorten_texts
+from rnnsparse.reporting.runs import FORMAT, Curves, Results, Run, Summary, known_texts, settings_of
 from rnnsparse.training import atomic
+from rnnsparse.training.measured_text import require_own_texts
 from rnnsparse.training.run_folder import LAST
 
 LARGEST_RESULTS, LARGEST_SUMMARY, LARGEST_RECORDS, LARGEST_LINE = 1 << 26, 1 << 16, 1 << 30, 1 << 25  # bytes
@@ -27,14 +29,14 @@ CURVE_POINTS = 100  # a curve has at most this many
 
 
 def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None) -> tuple[list[Run], list[str]]:
-    """Return the finished runs at `paths` in order of their seeds, and one line about each run that is left out.
+    """Return the finished runs at `paths` in order of their seeds, and one line about what is left out or uncertain.
 
     A path is a run, a folder with runs below it, or a results.json. Of each setting one run has pictures, that with
     the lowest seed: one network of a setting looks like the others. `test` measures the bits per character of a run's
     folder on the test text.
 
     Raises:
-        UserError: nothing there, damaged, foreign, or the same run twice.
+        UserError: nothing there, damaged, or foreign; or, with `test`, a run whose text has changed.
     """
     found: list[_Found] = []
     left_out: list[str] = []
@@ -45,7 +47,7 @@ def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None
             continue
         for folder in _run_folders(path):
             if folder.resolve() in folders:
-                raise UserError(f"{folder}: this run is named twice; name it once")
+                left_out.append(f"{folder}: this run is named twice, and counts once")
             folders[folder.resolve()] = None
     here = []
     for folder, name in short_names(list(folders)).items():
@@ -55,24 +57,34 @@ def read_runs(paths: Sequence[Path], test: Callable[[Path], float] | None = None
             left_out.append(f"{name}: not finished, so it is left out{_progress(folder)}")
     shorten_places([run.run.config for run in here])
     if test:
-        # Not before all are known to be runs: it takes a while.
+        # Not before all are known to be runs on texts that are still there: it takes a while.
+        require_own_texts([run.folder for run in here if run.folder and run.has_checkpoint()])
         here = [_tested(run, test, left_out) for run in tqdm(here, "test", unit="run", disable=None)]
-    found = sorted(found + here, key=lambda one: one.run.summary.seed)
+    left_out += _uncertain_texts(here)
+    found = sorted(found + here, key=_seed_and_what_is_missing)
+    shorten_texts([one.run for one in found])
+    settings = settings_of([one.run for one in found])
+    found = [replace(one, setting=json.dumps(own, sort_keys=True)) for one, own in zip(found, settings, strict=True)]
+    left_out += _texts_by_name([one.run for one in found])
     return _with_pictures(_without_copies(found, left_out)), left_out
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A run, and its folder if it was read from there."""
+    """A run, its folder if it was read from there, and what is the same in all runs of its setting."""
 
     run: Run
     folder: Path | None = None
-
-    def setting(self) -> str:
-        return json.dumps(self.run.settings(), sort_keys=True)
+    setting: str = ""
 
     def has_checkpoint(self) -> bool:
         return self.folder is not None and atomic.existing(self.folder / LAST) is not None
+
+
+def _seed_and_what_is_missing(one: _Found) -> tuple[int, bool, bool]:
+    """Of two equal runs the one that says more comes first, and counts."""
+    summary = one.run.summary
+    return summary.seed, summary.text is None, summary.test_bits_per_character is None
 
 
 def _tested(found: _Found, test: Callable[[Path], float], left_out: list[str]) -> _Found:
@@ -165,25 +177,30 @@ def _require_method(run: Run, path: Path) -> None:
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what only means something on one machine; of the path of a text, keep the file's name.
+    """Leave out what only means something on one machine.
 
-    What other runs are called is for `shorten_places`, which looks at all of a comparison.
+    What texts and other runs are called is for `shorten_texts` and `shorten_places`, which look at all of a comparison.
     """
     sections = {section: dict(keys) for section, keys in config.items()}
     for section, key in (("run", "dir"), ("data", "cache"), ("training", "threads")):
         del sections[section][key]
-    path = sections["data"]["path"]
-    sections["data"]["path"] = Path(path).name if path and sections["data"]["source"] == "text" else None
+    if sections["data"]["source"] != "text":
+        sections["data"]["path"] = None
     return sections
 
 
 T = TypeVar("T")
 
 
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)  # kept: a comparison reads many summaries
+
+
 def _parsed(kind: type[T], path: Path, largest: int, what: str) -> T:
-    adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(kind)
     try:
-        return adapter.validate_json(files.read(path, largest))
+        read: T = _adapter(cast(Any, kind)).validate_json(files.read(path, largest))
+        return read
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
     except pydantic.ValidationError as error:
@@ -254,27 +271,54 @@ def _without_copies(found: Sequence[_Found], left_out: list[str]) -> list[_Found
     """The same setting with the same seed is no second measurement."""
     seen: dict[tuple[str, int], _Found] = {}
     for one in found:
-        first = seen.setdefault((one.setting(), one.run.summary.seed), one)
-        if first is one:
-            continue
-        same = f"has the same settings and the same seed as {first.run.name}, so it is no second measurement"
-        if one.run.summary.method != "dense":
-            raise UserError(f"{one.run.name}: {same}; leave one of them out")
-        # A sweep over sparsities trains the same dense network for each.
-        left_out.append(f"{one.run.name}: {same}, left out")
+        # Among others, a sweep over sparsities trains the same dense network for each.
+        first = seen.setdefault((one.setting, one.run.summary.seed), one)
+        if first is not one:
+            same = f"has the same settings and the same seed as {first.run.name}"
+            left_out.append(f"{one.run.name}: {same}, so it is no second measurement, left out")
     return list(seen.values())
+
+
+def _uncertain_texts(here: Sequence[_Found]) -> Iterator[str]:
+    """Yield a line for each name under which runs of earlier versions were trained on files in several places."""
+    places: dict[str, dict[str, str]] = {}
+    for one in here:
+        name = one.run.named_text[1]
+        if one.run.summary.text is None and name:
+            place = os.path.abspath(one.run.config["data"]["path"])
+            places.setdefault(name, {}).setdefault(place, one.run.name)
+    for name, found in places.items():
+        if len(found) > 1:
+            (place, run), (other_place, other), *_ = found.items()
+            yield (
+                f"{run}, {other}: earlier versions trained them, which do not tell their texts: {place} and "
+                f"{other_place} are taken for the same, as both are called {name}"
+            )
+
+
+def _texts_by_name(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield a line for each run that does not tell its text, beside others that do and whose text has the same name."""
+    known = known_texts(runs)
+    for run in runs:
+        if run.summary.text is None and (texts := known.get(run.named_text)):
+            names = [other.name for other in texts.values()]
+            yield f"{run.name}: an earlier version trained it, which does not tell its text: " + (
+                f"it is taken for that of {names[0]}, which has the same name"
+                if len(names) == 1
+                else f"it may be that of {names[0]} or of {names[1]}, so it is taken for another one"
+            )
 
 
 def _with_pictures(found: Sequence[_Found]) -> list[Run]:
     """Give the first run of each setting its pictures, if its checkpoint is still there."""
-    pictured = {one.setting() for one in found if one.run.pictures}
+    pictured = {one.setting for one in found if one.run.pictures}
     runs = []
     for one in found:
         run = one.run
-        if one.setting() not in pictured and one.folder and one.has_checkpoint():
+        if one.setting not in pictured and one.folder and one.has_checkpoint():
             run = replace(
                 run, pictures=read_pictures(one.folder, read_records(one.folder / "connectivity.jsonl", are_counts))
             )
-            pictured.add(one.setting())
+            pictured.add(one.setting)
         runs.append(run)
     return runs

@@ -1,76 +1,51 @@
-"""report.html: everything in one file without scripts, to be read on a phone, on a desk or on paper."""
+"""report.html: one file without scripts. Its first page says which setting is best, details are folded away."""
 
 from __future__ import annotations
 
-import base64
-import html
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from rnnsparse.reporting.compare import ABOUT_TABLE, Setting, table
+from rnnsparse.reporting.answer import ABOUT_RANKING, answer, table_of_settings
+from rnnsparse.reporting.compare import Setting
+from rnnsparse.reporting.markup import counted, figures, folded, plain_table, swatch, text
 from rnnsparse.reporting.plots.figure import Plot
 from rnnsparse.reporting.plots.network import of_setting
+from rnnsparse.reporting.plots.series import colour_of_methods
 from rnnsparse.reporting.runs import Run
-
-CSS = """
-:root { color-scheme: light; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: #fff; color: #1a1a1a;
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1, h2, h3 { line-height: 1.25; }
-h2 { margin-top: 2.5rem; border-top: 1px solid #999; padding-top: 1rem; }
-.scroll { overflow-x: auto; }
-.scroll:focus { outline: 2px solid #0072b2; }
-table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap;
-  vertical-align: top; }
-thead th { white-space: normal; vertical-align: bottom; border-bottom: 2px solid #1a1a1a; }
-th:first-child { text-align: left; white-space: normal; min-width: 8rem; font-weight: 600; }
-.plots { columns: 24rem; column-gap: 1.5rem; }
-figure { margin: 0 0 1rem; break-inside: avoid; }
-figure h3 { margin-top: 0; }
-figcaption { font-size: .9rem; color: #444; }
-img { max-width: 100%; height: auto; }
-nav ul { padding-left: 1.2rem; }
-a { color: #004b87; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll { overflow: visible; }
-  table { font-size: 7.5pt; }
-  th, td { padding: .1rem .3rem; white-space: normal; }
-  .plots { columns: 2; }
-  img { max-height: 22cm; }
-  h2, h3 { break-after: avoid; }
-  nav { display: none; }
-}
-"""
+from rnnsparse.reporting.stylesheet import CSS
 
 
 def report(settings: Sequence[Setting], overview: Sequence[Plot], left_out: Sequence[str]) -> str:
     """Return the page."""
-    several = len(settings) > 1
-    count = sum(len(setting.runs) for setting in settings)
-    sections = [_section(number, setting) for number, setting in enumerate(settings, start=1)]
-    links = "".join(f'<li><a href="#setting-{i}">{_text(s.label)}</a></li>' for i, s in enumerate(settings, start=1))
-    omitted = "".join(f"<li>{_text(line)}</li>" for line in left_out)
+    runs = counted(sum(len(setting.runs) for setting in settings), "run")
+    colours = colour_of_methods(settings)
+    omitted = "".join(f"<li>{text(line)}</li>" for line in left_out)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">",
-        f"<title>rnnsparse: {_counted(count, 'run')}</title><style>{CSS}</style></head><body>",
-        f"<h1>{_counted(len(settings), 'setting')}, {_counted(count, 'run')}</h1>",
-        f"<p>{_text(ABOUT_TABLE)}</p>",
-        _table(table(settings), "all settings"),
-        f"<p>Not compared:</p><ul>{omitted}</ul>" if left_out else "",
-        f"<nav><p>In detail:</p><ul>{links}</ul></nav>" if several else "",
-        _figures(overview),
-        *sections,
-        "</body></html>",
+        f"<title>rnnsparse: {runs}</title><style>{CSS}</style></head><body><main>",
+        f"<h1>{counted(len(settings), 'setting')}, {runs}</h1>",
+        answer(settings),
+        f"<p>Left out, or uncertain:</p><ul>{omitted}</ul>" if left_out else "",
+        table_of_settings(settings, colours),
+        '<p class="note">Marked: the best of its column at that sparsity. ≈: behind it by no more than noise.</p>',
+        folded("How settings are ranked", f"<p>{text(ABOUT_RANKING)}</p>"),
+        "<h2>Plots</h2>",
+        figures(overview),
+        "<h2>Details</h2>",
+        folded("Configurations: what differs, and what is the same", _configurations(settings)),
+        *(_details(number, setting, colours[setting.method]) for number, setting in enumerate(settings, start=1)),
+        "</main></body></html>",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def _section(number: int, setting: Setting) -> str:
+def _details(number: int, setting: Setting, colour: str) -> str:
+    """Return the runs of a setting, and what one of its networks learned to look at."""
     pictured = next((run for run in setting.runs if run.pictures), None)
     if pictured is None:
         about = "No picture of connections: its checkpoint was not there."
@@ -78,15 +53,35 @@ def _section(number: int, setting: Setting) -> str:
         about = f"Pictures of connections are of the run with seed {pictured.summary.seed}."
         if pictured.pictures and len(pictured.pictures.steps) == 1:
             about += " It recorded no connections while it trained, so they show the end only."
-    return "\n".join(
-        [
-            f'<section><h2 id="setting-{number}">{_text(setting.label)}</h2>',
-            _table(_run_rows(setting.runs), f"runs of {setting.label}"),
-            f"<p>{_text(about)}</p>",
-            _figures(of_setting(setting)),
-            "</section>",
-        ]
+    runs = plain_table(_run_rows(setting.runs), f"runs of {setting.label}")
+    summary = f"{swatch(colour)}{text(setting.label)}: {counted(len(setting.runs), 'run')}"
+    content = f'{runs}<p class="note">{text(about)}</p>{figures(of_setting(setting, colour))}'
+    return folded(summary, content, f"setting-{number}")
+
+
+def _configurations(settings: Sequence[Setting]) -> str:
+    """Return a table of what is special about each setting, and one of what is the same in all."""
+    each = [setting.runs[0].settings() for setting in settings]
+    keys = sorted({key for setting in settings for key in setting.special})
+    rows = [["setting", *keys]]
+    rows += [
+        [setting.label, *(_value(setting.special[key]) if key in setting.special else "–" for key in keys)]
+        for setting in settings
+    ]
+    same = [["key", "value"]]
+    same += [
+        [key, _value(value)]
+        for key, value in sorted(each[0].items())
+        if all(key in one and one[key] == value for one in each)
+    ]
+    differences = plain_table(rows, "what differs", "words") if keys else "<p>They differ in the method only.</p>"
+    return f"{differences}<p>The same in all settings, besides places, seeds, threads and logging:</p>" + plain_table(
+        same, "what is the same", "words"
     )
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _run_rows(runs: Iterable[Run]) -> list[list[str]]:
@@ -117,34 +112,3 @@ def _run_rows(runs: Iterable[Run]) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _table(rows: Sequence[Sequence[str]], label: str) -> str:
-    """Return a table in a box of its own, which scrolls where the screen is too narrow."""
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in rows[0])
-    body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows[1:]
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table: {_text(label)}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _figures(plots: Iterable[Plot]) -> str:
-    figures = [
-        f"<figure><h3>{_text(plot.title)}</h3>"
-        f'<img alt="{_text(plot.description)}" src="data:image/png;base64,{base64.b64encode(plot.png).decode()}">'
-        f"<figcaption>{_text(plot.description)}</figcaption></figure>"
-        for plot in plots
-    ]
-    return f'<div class="plots">{"".join(figures)}</div>'
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)

@@ -6,11 +6,13 @@ Whatever is told about runs is made from this data alone, so a results.json tell
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, StringConstraints
 
 from rnnsparse.reporting.pictures import Pictures
 
@@ -21,6 +23,7 @@ ALIKE = {
 }  # fmt: skip
 OF_DENSE = {"sparsity.method", "sparsity.basis", "sparsity.basis_from"}
 ALIKE_SECTIONS = {"logging", "checkpoint"}
+TEXT = "data.text"  # no key of a configuration: which text it is, wherever it lies
 
 
 # What can be added up, plotted and printed; far beyond all that is ever measured.
@@ -33,7 +36,9 @@ Step = Annotated[int, Ge(0), Lt(1 << 53)]
 class Summary:
     """What `summary.json` says; a run of an earlier version may lack what may be None.
 
-    `test_bits_per_character` is measured by `compare --test`, not by the run.
+    `text` is the fingerprint of what it was trained on. `test_bits_per_character` is measured by `compare --test`, not
+    by the run. `stretches` tells which settings it had at first, if it was trained longer, or on, with others and is
+    not what it would be with these from the start.
     """
 
     bits_per_character: Number
@@ -54,9 +59,11 @@ class Summary:
     peak_memory_bytes: Count | None = None
     method: str
     seed: Count
+    text: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")] | None = None
     ranks: Count = 1
     communicated_bytes_per_step: Number = 0.0
     communicated_vs_dense: Number = 0.0
+    stretches: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +87,10 @@ class Curves:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One finished run. `name` is that of its folder; `config` holds its sections, without paths of its machine."""
+    """One finished run. `name` is that of its folder; `config` holds its sections, without paths of its machine.
+
+    Of the path of a text, `config` has as much as tells it from others of a comparison.
+    """
 
     name: str
     config: dict[str, dict[str, Any]]
@@ -88,14 +98,47 @@ class Run:
     curves: Curves
     pictures: Pictures | None = None
 
+    @property
+    def named_text(self) -> tuple[str, str | None]:
+        """The source of the text and its name, wherever it lies; None if the source says all about it."""
+        source, path = self.config["data"]["source"], self.config["data"]["path"]
+        return source, (Path(path).name or path) if path else None
+
     def settings(self) -> dict[str, Any]:
-        """Return, by key, what makes this run another setting than a run that differs from it."""
+        """Return, by key, what makes this run another setting than a run that differs from it.
+
+        The text counts by its fingerprint; if that is not known, by its name.
+        """
         flat = {f"{section}.{key}": value for section, keys in self.config.items() for key, value in keys.items()}
-        if flat["data.source"] == "text":
-            flat["data.text"] = flat["data.path"]
+        flat[TEXT] = self.summary.text or self.named_text[1]
+        flat["training.stretches"] = self.summary.stretches or None
         if self.summary.method == "dense":
             flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k in OF_DENSE}
         return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}
+
+
+def known_texts(runs: Iterable[Run]) -> dict[tuple[str, str | None], dict[str, Run]]:
+    """Return the texts whose fingerprint is known, each with a run on it, by their source and name."""
+    known: dict[tuple[str, str | None], dict[str, Run]] = {}
+    for run in runs:
+        if run.summary.text:
+            known.setdefault(run.named_text, {}).setdefault(run.summary.text, run)
+    return known
+
+
+def settings_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return the settings of each of some runs that are compared.
+
+    A run of an earlier version does not know the fingerprint of its text. It is taken for that of the others here
+    whose text has the same source and name, if these have only one.
+    """
+    known = known_texts(runs)
+    settings = [run.settings() for run in runs]
+    for run, own in zip(runs, settings, strict=True):
+        texts = known.get(run.named_text, {})
+        if run.summary.text is None and len(texts) == 1:
+            (own[TEXT],) = texts
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)

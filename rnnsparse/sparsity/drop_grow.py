@@ -30,6 +30,7 @@ from rnnsparse.steps import Steps
 class DropGrow(Method):
     """Drop by magnitude; grow by `grow_score` where a method has one, else at random. Budgets stay as they are."""
 
+    depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.3
     schedule: Annotated[Literal["cosine", "linear", "constant"], Doc("how drop_fraction goes to zero")] = "cosine"
@@ -48,7 +49,8 @@ class DropGrow(Method):
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
         """Return what the tiles of `grow_score` are made from: the dense gradient of this step's batch."""
-        assert weight.dense_gradient is not None, f"{weight.name}: no dense gradient was collected"
+        if weight.dense_gradient is None:
+            raise ValueError(f"{weight.name}: no dense gradient was collected")
         return weight.dense_gradient
 
     def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
@@ -108,7 +110,8 @@ class DropGrow(Method):
     def _update_group(self, group: Group, keep: int, grow: int, moment: Moment) -> Tensor:
         kept = keep_largest(group.indices(), group.values().abs(), keep)
         chosen = cat([kept, self.grow(group, kept, grow, moment)]).sort().values
-        assert chosen.numel() == keep + grow, f"{group.name}: an update lost count of the connections"
+        if chosen.numel() != keep + grow:
+            raise ValueError(f"{group.name}: an update of method {self.name} lost count of the connections")
         return chosen
 
     def grow(self, group: Group, kept: Tensor, count: int, moment: Moment) -> Tensor:

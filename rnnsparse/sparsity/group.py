@@ -74,7 +74,8 @@ class Group:
         """Return the gradients [n] of the values; they must have been computed."""
         pieces = []
         for part in self.parts:
-            assert part.weight.values.grad is not None, f"{part.weight.name}: its values have no gradient"
+            if part.weight.values.grad is None:
+                raise ValueError(f"{part.weight.name}: its values have no gradient")
             pieces.append(part.weight.values.grad[slice(*part.bounds)])
         return torch.cat(pieces)
 
@@ -83,7 +84,8 @@ class Group:
         positions, totals = [], []
         for part, shift in self._offsets():
             probe = part.weight.probe
-            assert probe is not None, f"{part.weight.name}: nothing is probed"
+            if probe is None:
+                raise ValueError(f"{part.weight.name}: nothing is probed")
             edges = torch.tensor([part.first_position, part.first_position + part.positions])
             start, stop = torch.searchsorted(probe.positions, edges.to(probe.positions)).tolist()
             positions.append(probe.positions[start:stop] + shift)
@@ -114,7 +116,8 @@ def weight_topologies(chosen: Iterable[tuple[Group, Tensor]]) -> list[tuple[Spar
     joined = []
     for weight, parts in pieces.items():
         parts.sort(key=lambda piece: piece[0].start_row)
-        assert sum(part.rows for part, _ in parts) == weight.rows, f"{weight.name}: groups do not cover its rows"
+        if sum(part.rows for part, _ in parts) != weight.rows:
+            raise ValueError(f"{weight.name}: groups do not cover its rows")
         joined.append((weight, torch.cat([flat for _, flat in parts])))
     return joined
 

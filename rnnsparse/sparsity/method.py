@@ -38,9 +38,11 @@ class Moment:
 
     def momentum(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each connection's gradient [n]; zeros before its first step."""
-        assert self.optimizer is not None
+        if self.optimizer is None:
+            raise ValueError("there is no optimizer, which keeps the momenta")
         settings = self.optimizer.defaults
-        assert "betas" in settings or settings.get("momentum"), "the optimizer keeps no momenta"
+        if not ("betas" in settings or settings.get("momentum")):
+            raise ValueError("the optimizer keeps no momenta")
         pieces = []
         for part in group.parts:
             values = part.weight.values
@@ -65,6 +67,8 @@ class Method(ABC):
     mostly_dense: ClassVar[bool] = False
     # Whether counts depend on every update, so that one whose step overflowed has to be made up for at the next step.
     makes_up_updates: ClassVar[bool] = False
+    # Whether what it does at a step depends on how many there are to be, by a field `stop` that is a share of them.
+    depends_on_length: ClassVar[bool] = False
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 
@@ -165,7 +169,8 @@ class Method(ABC):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        assert not state, f"{self.name} remembers nothing, but the checkpoint holds {sorted(state)}"
+        if state:
+            raise ValueError(f"{self.name} remembers nothing, but the checkpoint holds {sorted(state)}")
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -176,7 +181,8 @@ def register(name: str) -> Callable[[M], M]:
     """Make a method available as `sparsity.method: name`."""
 
     def decorate(method: M) -> M:
-        assert name not in METHODS, f"two methods are called {name}"
+        if name in METHODS:
+            raise ValueError(f"two methods are called {name}")
         method.name = name
         METHODS[name] = method
         return method

@@ -56,7 +56,8 @@ def shared_out(total: int, activity: Sequence[float], limits: Sequence[int]) -> 
     The result adds up to `total` exactly (largest remainder, equal ones favour the first). Groups that would take too
     many take their limit, and the rest shares what is left; if none of the rest matters, limits decide.
     """
-    assert total <= sum(limits), "more connections than there is room for"
+    if total > sum(limits):
+        raise ValueError(f"{total} connections are more than there is room for, {sum(limits)}")
     counts = [0] * len(limits)
     open_groups = list(range(len(limits)))
     left = total

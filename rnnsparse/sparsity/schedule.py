@@ -20,7 +20,8 @@ def annealed(kind: str, initial: float, step: int, stop_step: float) -> float:
         return initial
     if kind == "linear":
         return initial * (1 - step / stop_step)
-    assert kind == "cosine", kind
+    if kind != "cosine":
+        raise ValueError(f"schedule: {kind!r} is none of cosine, linear, constant")
     return initial / 2 * (1 + math.cos(math.pi * step / stop_step))
 
 

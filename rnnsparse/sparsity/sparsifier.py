@@ -24,7 +24,7 @@ class Sparsifier:
     that returned True, `after_step`. Steps count from 1. A step whose gradients overflowed leaves out all but the
     first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
     or `finish` after the last one. `sparsity/loop.py` does all of this in two lines.
-    `budgets` are those that the run began with.
+    `budgets` are those that the run began with, and updates go by `total_steps`.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class Sparsifier:
         self._fixed = [budget.group for budget in budgets if budget.dense]
         self._weights = list(dict.fromkeys(part.weight for group in self._groups for part in group.parts))
         self._optimizer = optimizer
-        self._seed, self._total_steps = seed, total_steps
+        self._seed = seed
+        self.total_steps = total_steps
         # Averages a tensor over all ranks in place, where there are several.
         self._reduce = reduce
         self.updates = 0
@@ -102,23 +103,18 @@ class Sparsifier:
         if self._due is None:
             return
         budgets = self._sparse_budgets()
-        counts = self.method.final_counts(budgets, self._moment(self._total_steps))
+        counts = self.method.final_counts(budgets, self._moment(self.total_steps))
         groups = [budget.group for budget in budgets]
         self._rewire(
             [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
         )
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps that the method's schedule is made for."""
-        return self._total_steps
 
     def _sparse_budgets(self) -> list[Budget]:
         return [budget for budget in self.budgets if not budget.dense]
 
     def _moment(self, step: int, made_up: bool = True) -> Moment:
         """Return when a method acts: at an earlier step whose update is `made_up` for now, or at this one."""
-        return Moment((made_up and self._due) or step, self._total_steps, self._seed, self._optimizer)
+        return Moment((made_up and self._due) or step, self.total_steps, self._seed, self._optimizer)
 
     def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
         """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""

@@ -86,7 +86,8 @@ def keep_largest(positions: Tensor, scores: Tensor, count: int) -> Tensor:
 
     Dropping the smallest thus breaks ties by position: the first go first.
     """
-    assert 0 <= count <= positions.numel(), "more to keep than there is"
+    if not 0 <= count <= positions.numel():
+        raise ValueError(f"{count} of {positions.numel()} connections cannot be kept")
     order = scores.argsort(stable=True)
     return positions[order[positions.numel() - count :].sort().values]
 

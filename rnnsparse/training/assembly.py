@@ -13,7 +13,7 @@ import torch
 from rnnsparse import yaml12
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.corpus import DataConfig, given_tokenizer, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis
@@ -62,9 +62,14 @@ def training_device(config: TrainingConfig) -> torch.device:
     return device
 
 
+def named_device(config: TrainingConfig) -> torch.device:
+    """Return the device that a run is to train on, whether this machine has it or not."""
+    return choose_device() if config.device == "auto" else torch.device(config.device)
+
+
 def vocabulary_size(data: DataConfig) -> int:
     """Return how many symbols a text has; reads it only if its characters are the symbols."""
-    return 256 if data.tokenizer == "byte" else load_corpus(data).tokenizer.vocab_size
+    return (given_tokenizer(data) or load_corpus(data).tokenizer).vocab_size
 
 
 def empty_model(

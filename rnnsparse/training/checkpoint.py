@@ -4,7 +4,7 @@
     tokenizer.json
     config.yaml         the resolved config
     training_state.pt   only what torch.load(weights_only=True) accepts; absent from a slim checkpoint
-    manifest.json       format version, step, size and sha256 of every other file (manifest.py)
+    manifest.json       format version, step, text, size and sha256 of every other file (manifest.py)
 
 Nothing is trusted before it is verified, and no pickle is ever executed.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from rnnsparse import files, yaml12
+from rnnsparse.data.corpus import TextIdentity
 from rnnsparse.errors import RunFailed, UserError, suggest
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.training import atomic, manifest, weights_file
@@ -42,9 +43,12 @@ def save(
     tokenizer_json: str,
     config_yaml: str,
     training_state: dict[str, Any] | None,
+    text: TextIdentity | None = None,
     keep: Path | None = None,
 ) -> None:
     """Write a checkpoint in the place of the one in `folder`, if any; without `training_state` a slim one.
+
+    `text` is what the model was trained on, None where that is not known.
 
     At every instant `resolve(folder)` is a complete checkpoint, the old or the new one. The old one then takes the
     place of that in `keep`, if given.
@@ -65,7 +69,7 @@ def save(
             shutil.copymode(new / CONFIG, new / WEIGHTS)
             if training_state is not None:
                 _write_state(new / STATE, training_state)
-            manifest.write(new, step)
+            manifest.write(new, step, None if text is None else asdict(text))
     except (OSError, SafetensorError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.strerror:
@@ -123,7 +127,8 @@ def load(path: Path) -> Checkpoint:
 class Checkpoint:
     """A verified checkpoint. Its weights stay readable when the folder is replaced.
 
-    `warning` says why it is used in the place of another one.
+    `text` is what it was trained on, as far as its manifest says so. `warning` says why it is used in the place of
+    another one.
     """
 
     folder: Path
@@ -134,6 +139,7 @@ class Checkpoint:
     tokenizer_json: str
     _sha256: dict[str, str] = field(repr=False)
     _weights: WeightsFile = field(repr=False)
+    text: TextIdentity | None = None
     warning: str = ""
 
     def require_shape(self, model: CharLM, with_bases: bool) -> None:
@@ -162,6 +168,19 @@ class Checkpoint:
     @property
     def has_training_state(self) -> bool:
         return STATE in self._sha256
+
+    def trained_text(self) -> TextIdentity | None:
+        """Return what tells the text that it was trained on from others; None if it does not say.
+
+        A checkpoint of an earlier version says so in its training state, if it has one.
+
+        Raises:
+            UserError: as `training_state`.
+        """
+        if self.text is not None or not self.has_training_state:
+            return self.text
+        fingerprint = self.training_state().get("corpus")
+        return TextIdentity(fingerprint) if isinstance(fingerprint, str) else None
 
     def training_state(self) -> dict[str, Any]:
         """Return the training state that was saved, with all tensors on the CPU.
@@ -200,6 +219,7 @@ def _open(folder: Path) -> Checkpoint:
         weights = WeightsFile(folder / WEIGHTS)
     except OSError as error:
         raise _unreadable(folder, error) from error
+    text = verified.text
     try:
         config = yaml12.read(config_yaml)
     except ValueError as error:
@@ -215,6 +235,7 @@ def _open(folder: Path) -> Checkpoint:
         tokenizer_json=tokenizer_json,
         _sha256=verified.sha256,
         _weights=weights,
+        text=None if text is None else TextIdentity(text["fingerprint"], text["bytes"]),
     )
 
 

@@ -41,7 +41,8 @@ class ConnectionAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
-        assert closure is None, "gradients come from a backward pass before"
+        if closure is not None:
+            raise ValueError("closure: gradients come from a backward pass before the step")
         updated = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
         grown = [self._grown(parameter) for _, parameter in updated]
         super().step()

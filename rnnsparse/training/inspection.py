@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from rnnsparse.config import RunConfig
 from rnnsparse.flops import earlier_flops, forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import Budget
-
-OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sntasgd": 2}
+from rnnsparse.training.assembly import choose_execution, sparsity_of
+from rnnsparse.training.memory import memory_bytes
 
 
 def inspect(
@@ -21,13 +22,21 @@ def inspect(
     budgets: Sequence[Budget],
     teacher: CharLM | None = None,
     taken: int | None = None,
+    device: torch.device | None = None,
+    planned: int | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
     Training FLOPs are those of a whole run, or of its first `taken` steps: with all runs that a recipe makes, and with
     the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
-    starts from; a run that is rewound counts as one of its whole length.
+    starts from; a run that is rewound counts as one of its whole length. A method that prunes by the steps that the run
+    was `planned` with, before it was trained longer, is counted by these. Execution and memory are those of a run on
+    `device`, which this machine need not have; by default it is the model's.
     """
+    own = model.embedding.values.device
+    device, execution = device or own, model.execution
+    if device.type != own.type:
+        execution, _ = choose_execution(config, device, sparsity_of(budgets))
     blocks = []
     for weight in model.sparse_weights().values():
         for block in weight.blocks:
@@ -44,40 +53,22 @@ def inspect(
     counted = [budget.group for budget in budgets if not budget.dense]
     connections, positions = sum(g.connections for g in counted), sum(g.positions for g in counted)
     parameters = sum(p.numel() for p in model.parameters())
-    # What a run starts with, or one that a recipe makes before, may be more than it has in the end, and has to fit too.
-    most = [config.method.initial_connections(b) for b in budgets]
-    for _, counts in config.method.earlier_runs(budgets, config.training.steps):
-        most = [max(pair) for pair in zip(most, counts, strict=True)]
-    more = sum(max(0, n - b.group.connections) for n, b in zip(most, budgets, strict=True) if not b.dense)
     forward = forward_flops(model)
     symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate
     training = training_flops(
         config.method,
         model,
         budgets,
-        config.training.steps,
+        config.training.steps if planned is None else planned,
         symbols * micro_batches,
         config.model,
         micro_batches,
-        taken,
+        config.training.steps if taken is None else taken,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:
         extra += forward_flops(teacher).sparse
     training = replace(training, per_character=training.per_character + extra)
-    number = model.embedding.values.element_size()
-    moments = OPTIMIZER_MOMENTS[config.training.optimizer]
-    if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):
-        moments += 1
-    weights = model.sparse_weights().values()
-    if config.method.dense_gradient == "never":
-        dense_gradients = 0
-    elif model.execution == "sparse":
-        dense_gradients = max(min(TILE_ROWS, w.rows) * w.cols for w in weights)
-    else:
-        dense_gradients = sum(w.positions for w in weights)
-    if config.method.dense_gradient == "always":
-        dense_gradients *= 2  # and their averages
     return {
         "blocks": blocks,
         "connections": connections,
@@ -89,23 +80,10 @@ def inspect(
         "steps": config.training.steps,
         "training_flops": training.total,
         "training_flops_vs_dense": training.ratio,
-        "memory_bytes": {
-            "parameters": (parameters + more) * number,
-            "indices": (sum(w.connections for w in weights) + more) * 8,
-            "optimizer": (parameters + more) * number * moments,
-            "dense_gradients": dense_gradients * number,
-            # Each has a position, the gradient of one step and the sum over steps.
-            "probes": sum(config.method.probed(b) for b in budgets if not b.dense) * (8 + 2 * number),
-            "teacher": _memory_of(teacher) if teacher is not None else 0,
-            "bases": sum(w.basis.left_KRR.numel() + w.basis.right_KCC.numel() for w in weights if w.basis) * number,
-        },
+        "execution": execution,
+        "device": device.type,
+        "memory_bytes": memory_bytes(config, model, budgets, teacher, execution=execution, device=device),
     }
-
-
-def _memory_of(model: CharLM) -> int:
-    """Return the bytes of a model that is not trained: its parameters, and the positions of its connections."""
-    connections = sum(weight.connections for weight in model.sparse_weights().values())
-    return sum(p.numel() * p.element_size() for p in model.parameters()) + connections * 8
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -119,14 +97,16 @@ def table(report: dict[str, Any]) -> list[str]:
     basis = f"{memory['bases'] / 1e6:,.1f} MB bases, " if memory["bases"] else ""
     teacher = f"{memory['teacher'] / 1e6:,.1f} MB teacher, " if memory["teacher"] else ""
     ratio = report["flops_per_character"] / report["dense_flops_per_character"]
+    buffers = f"{memory['dense_buffers'] / 1e6:,.1f} MB dense buffers"
     lines += [
         f"connections {report['connections']:,} of {report['positions']:,} positions "
         f"(sparsity {report['sparsity']:.4f}); {report['parameters']:,} parameters with dense blocks and biases",
         f"FLOPs per character {report['flops_per_character']:,.0f} forward, {ratio:.4f} of dense; "
         f"training {report['training_flops']:.3g} in {report['steps']:,} steps, "
         f"{report['training_flops_vs_dense']:.4f} of dense",
-        f"memory {(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
-        f"{basis}{teacher}{memory['optimizer'] / 1e6:,.1f} MB optimizer, "
+        f"memory on {report['device']}, {report['execution']} execution: "
+        f"{(memory['parameters'] + memory['indices']) / 1e6:,.1f} MB parameters and positions, "
+        f"{basis}{teacher}{memory['optimizer'] / 1e6:,.1f} MB optimizer, {buffers}, "
         f"{(memory['dense_gradients'] + memory['probes']) / 1e6:,.1f} MB gradients of absent positions",
     ]
     return lines

@@ -153,6 +153,7 @@ class Learner:
             self.teacher(inputs_TB) if self.teacher else None,
             weight=training.teacher_weight,
             temperature=training.teacher_temperature,
+            exact=self.config.logging.tells_of(self.step + 1, training.steps),
         )
         return loss, nats
 

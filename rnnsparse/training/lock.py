@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rnnsparse.errors import UserError
+from rnnsparse.errors import NEEDS_POSIX, UserError
+from rnnsparse.training import lifeline
+
+try:
+    import fcntl
+except ImportError:
+    raise ImportError(f"rnnsparse {NEEDS_POSIX}") from None
 
 NAME = ".lock"
 # Whoever only looks (`holder`) has the lock for an instant.
@@ -43,7 +47,7 @@ def held(folder: Path) -> Iterator[str]:
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only nobody can read whose it is
             now = time.strftime("%Y-%m-%d %H:%M:%S %Z")
             os.truncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {platform.node()} since {now}".encode())
+            os.write(descriptor, f"{lifeline.introduction()} since {now}".encode())
         yield ""
     finally:
         # Removed while it is held; who has opened it meanwhile sees in `_acquire` that it is gone.

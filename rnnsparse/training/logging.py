@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.streams import lasting
 from rnnsparse.training.settings import LoggingConfig
 
 # The metrics that the progress shows, if they are given; a narrow terminal cuts off the last ones.
@@ -41,7 +42,7 @@ class RunLogger:
     On a terminal the progress is one bar with the time left and the latest of each shown metric, else one
     plain line per call of `scalars`. A run that goes on after `initial_step` forgets what was recorded beyond
     that step, so that no step is told twice; `synced` is what `sync` returned at that step, and a file that
-    is another one now is warned about. `clock` gives seconds.
+    is another one now is warned about. A stream that cannot be written stops nothing. `clock` gives seconds.
 
     Raises:
         OSError: a file cannot be written.
@@ -59,7 +60,7 @@ class RunLogger:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps, self._initial_step = total_steps, initial_step
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = lasting(sys.stderr if stream is None else stream)
         self._clock, self._started = clock, clock()
         self._latest: dict[str, str] = {}
 
@@ -103,7 +104,8 @@ class RunLogger:
 
         A value that is not finite is null in metrics.jsonl, which stays strict JSON. The line is flushed.
         """
-        assert "step" not in values, "the step is an argument of its own"
+        if "step" in values:
+            raise ValueError("the step is an argument of its own")
         record = {"step": step} | {key: _json_number(value) for key, value in values.items()}
         self._metrics.add(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:

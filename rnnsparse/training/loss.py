@@ -17,6 +17,8 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.training.assembly import restore
 
+EXACT_NUMBERS = 1 << 20  # that are in memory in float64 at once
+
 
 class Teacher:
     """A trained model that reads the same lanes as the one it teaches, with a recurrent state of its own.
@@ -33,7 +35,8 @@ class Teacher:
         if restored.saved.tokenizer_json != tokenizer.to_json():
             raise UserError(
                 f"training.teacher: {path}: predicts other symbols than this run has; name a run with the same "
-                f"data.tokenizer, trained on the same text if that is char"
+                f"data.tokenizer, and if that is char, trained on the same text or with its symbols: "
+                f"data.vocabulary={path}"
             )
         self.model = restored.model.eval()
         self.state_LSBH = self.model.initial_state(batch_size)
@@ -65,21 +68,59 @@ def training_loss(
     *,
     weight: float = 0.0,
     temperature: float = 1.0,
+    exact: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, and the cross-entropy in it, both means over the positions in nats per symbol.
 
     With a teacher's logits the loss is a T^2 KL(teacher_T || model_T) + (1 - a) CE, a being the `weight` and T the
-    `temperature` that divides the logits of both (Hinton et al. 2015, section 2; Ma et al. 2021).
+    `temperature` that divides the logits of both (Hinton et al. 2015, section 2; Ma et al. 2021). The gradient is
+    computed in the precision of the logits, single at least.
+
+    Args:
+        exact: whether the value of the divergence, which is for people, is computed in float64, at twice the cost.
     """
     logits_NV = _at_least_fp32(logits_TBV)
     nats = F.cross_entropy(logits_NV, targets_TB.flatten())
     if teacher_TBV is None:
         return nats, nats
-    log_p_NV = F.log_softmax(_at_least_fp32(teacher_TBV) / temperature, dim=-1)
+    teacher_NV = _at_least_fp32(teacher_TBV)
+    log_p_NV = F.log_softmax(teacher_NV / temperature, dim=-1)
     log_q_NV = F.log_softmax(logits_NV / temperature, dim=-1)
     # "batchmean" divides the sum by the positions; "mean" would divide by the vocabulary too.
     divergence = F.kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
-    return weight * temperature**2 * divergence + (1 - weight) * nats, nats
+    loss = weight * temperature**2 * divergence + (1 - weight) * nats
+    if exact:
+        divergence = exact_divergence(teacher_NV, logits_NV, temperature)
+        value = weight * temperature**2 * divergence + (1 - weight) * nats.detach()
+        loss = _WithValue.apply(loss, value.to(loss))
+    return loss, nats
+
+
+@torch.no_grad()
+def exact_divergence(teacher_NV: Tensor, logits_NV: Tensor, temperature: float) -> Tensor:
+    """Return the mean over the positions of KL(teacher_T || model_T), in float64.
+
+    Its terms are of size 1/T and cancel to a sum of size 1/T^2, of which single precision leaves no digit at high T.
+    """
+    total = logits_NV.new_zeros((), dtype=torch.float64)
+    rows = max(1, EXACT_NUMBERS // logits_NV.shape[1])
+    for p_NV, q_NV in zip(teacher_NV.split(rows), logits_NV.split(rows), strict=True):
+        log_p_NV = F.log_softmax(p_NV.double() / temperature, dim=-1)
+        log_q_NV = F.log_softmax(q_NV.double() / temperature, dim=-1)
+        total += F.kl_div(log_q_NV, log_p_NV, reduction="sum", log_target=True)
+    return total / logits_NV.shape[0]
+
+
+class _WithValue(torch.autograd.Function):
+    """A number with the gradient of another one, which is the same up to rounding."""
+
+    @staticmethod
+    def forward(ctx: Any, differentiable: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def read_later(*numbers: Tensor) -> Callable[[], list[float]]:

@@ -1,8 +1,10 @@
 """manifest.json: what a checkpoint folder holds, so that a damaged or foreign one is recognised before use.
 
-    {"format_version", "rnnsparse_version", "step", "files": {NAME: {"bytes", "sha256"}}, "sha256"}
+    {"format_version", "rnnsparse_version", "step", "text": {"fingerprint", "bytes": {SPLIT: N}},
+     "files": {NAME: {"bytes", "sha256"}}, "sha256"}
 
-The last key is the sha256 of all the others as JSON with sorted keys: else a damaged step would go unnoticed.
+`text` says which text the model was trained on; manifests of earlier versions lack it. The last key is the sha256 of
+all the others as JSON with sorted keys: else a damaged step would go unnoticed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +32,17 @@ class Manifest:
     format_version: int
     step: int
     sha256: dict[str, str]
+    text: dict[str, Any] | None
 
 
-def write(folder: Path, step: int) -> None:
-    """Add a manifest to a folder that is otherwise complete."""
+def write(folder: Path, step: int, text: Mapping[str, Any] | None = None) -> None:
+    """Add a manifest to a folder that is otherwise complete; `text` has the keys shown above, if it is known."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(folder.iterdir())}
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "rnnsparse_version": __version__,
         "step": step,
+        **({} if text is None else {"text": dict(text)}),
         "files": files,
     }
     content["sha256"] = _own_sha256(content)
@@ -70,12 +75,15 @@ def verify(folder: Path, required: set[str], optional: set[str]) -> Manifest:
         if file_sha256(folder / name) != entry["sha256"]:
             raise damaged(folder / name, f"its sha256 is not the one in {NAME}")
     sha256 = {name: entry["sha256"] for name, entry in files.items()}
-    return Manifest(format_version=content["format_version"], step=content["step"], sha256=sha256)
+    return Manifest(
+        format_version=content["format_version"], step=content["step"], sha256=sha256, text=content.get("text")
+    )
 
 
 def damaged(path: Path, reason: str) -> Damaged:
     """Return the error for a file of a checkpoint that cannot be trusted."""
-    way_out = "use another checkpoint (such as previous/ or best/ of the same run), or restore this one from a copy"
+    others = "previous/, best/ or previous_best/ of the same run"
+    way_out = f"use another checkpoint (such as {others}), or restore this one from a copy"
     return Damaged(f"{path}: {reason}", way_out)
 
 
@@ -125,7 +133,16 @@ def _is_well_formed(content: dict[str, Any]) -> bool:
     files = content.get("files")
     if type(content.get("step")) is not int or not isinstance(files, dict):
         return False
+    if "text" in content and not _is_text(content["text"]):
+        return False
     return all(
         isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
         for entry in files.values()
     )
+
+
+def _is_text(text: Any) -> bool:
+    if not isinstance(text, dict) or not isinstance(text.get("fingerprint"), str):
+        return False
+    sizes = text.get("bytes")
+    return isinstance(sizes, dict) and all(type(size) is int for size in sizes.values())

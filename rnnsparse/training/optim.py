@@ -78,6 +78,17 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def with_settings(state: dict[str, Any], was: TrainingConfig, config: TrainingConfig) -> dict[str, Any]:
+    """Return a training state whose optimizer has the weight decay of `config` in the place of the one that it had."""
+    if was.weight_decay == config.weight_decay:
+        return state
+    groups = [
+        {**group, "weight_decay": config.weight_decay} if group["weight_decay"] == was.weight_decay else group
+        for group in state["optimizer"]["param_groups"]
+    ]
+    return state | {"optimizer": state["optimizer"] | {"param_groups": groups}}
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Give every parameter group the learning rate `value`."""
     for group in optimizer.param_groups:

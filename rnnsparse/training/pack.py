@@ -7,6 +7,7 @@ pack, goes on from its checkpoint.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
@@ -23,6 +24,7 @@ from rnnsparse.data.batches import to_device
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn import packed
 from rnnsparse.randomness import OwnRandomNumbers
+from rnnsparse.streams import lasting
 from rnnsparse.training.assembly import choose_device, choose_execution
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.learner import Learner
@@ -68,7 +70,7 @@ def train_packed(runs: Sequence[PackedRun]) -> list[Outcome]:
 
     That is UserError, RunFailed, Interrupted or OSError, as for a run alone. A signal lets every run save itself.
     """
-    with ExitStack() as open_runs, stop_on_signals() as stop:
+    with ExitStack() as open_runs, stop_on_signals(sys.stderr) as stop:
         members = [_Member(run, stop, open_runs) for run in runs]
         while learning := [member for member in members if member.outcome is None]:
             steps = take_steps([m.learner for m in learning], [m.random_numbers for m in learning])
@@ -114,7 +116,8 @@ def _backward(
     logits_MTBV, states_MLSBH = packed.forward(models, inputs_MTB, states, random_numbers)
     losses, numbers = [], []
     for i, learner in enumerate(learners):
-        assert not learner.scaler.is_enabled(), "half precision is not packed"
+        if learner.scaler.is_enabled():
+            raise ValueError("half precision is not packed")
         loss, nats = learner.loss(logits_MTBV[i], inputs_MTB[i], targets_MTB[i])
         losses.append(loss)
         numbers += [loss, nats]
@@ -142,7 +145,7 @@ class _Member:
 
     def _train(self, run: PackedRun, stop: StopRequest) -> Training:
         trainer = Trainer(run.config, resume=run.resume, stream=run.stream)
-        run.stream.write("\n".join(trainer.banner()) + "\n")
+        lasting(run.stream).write("\n".join(trainer.banner()) + "\n")
         self.learner = trainer.learner
         return (yield from trainer.training(nullcontext(stop)))
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,25 @@ import torch
 from rnnsparse import __version__
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import Damaged, UserError
-from rnnsparse.training import atomic, checkpoint, lock
+from rnnsparse.training import atomic, checkpoint, lock, stretches
 from rnnsparse.training.assembly import read_config
+from rnnsparse.training.stretches import Stretch
 
 LAST, PREVIOUS = "last", "previous"
+SUMMARY = "summary.json"
+BEST, PREVIOUS_BEST = "best", "previous_best"
+SPARES = {LAST: PREVIOUS, BEST: PREVIOUS_BEST}  # where the one before goes, should the new one be damaged
 # What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
 FREE_SECTIONS = {"logging", "checkpoint"}
 # Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
-PLACES = {"sparsity.basis_from", "start.topology", "start.weights", "start.rewind", "training.teacher"}
+PLACES = {
+    "data.vocabulary",
+    "sparsity.basis_from",
+    "start.topology",
+    "start.weights",
+    "start.rewind",
+    "training.teacher",
+}
 FREE_KEYS = {
     "training.device",
     "training.threads",
@@ -107,16 +118,19 @@ def held(config: RunConfig, *, resumed_at: int | None, claims: bool) -> Iterator
             if claims:
                 claim(folder)
         else:
-            saved = last_checkpoint(config)
+            saved = last_checkpoint(config, changing=True)
             if saved.step != resumed_at:
                 raise UserError(f"{folder}: another process has trained in this run.dir meanwhile; start again")
             make_ready(folder, saved)
-            warning = "; ".join(filter(None, (warning, saved.warning)))
+            warning = "; ".join(filter(None, (warning, saved.warning, mend_best(folder))))
         yield warning
 
 
-def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
+def last_checkpoint(config: RunConfig, *, changing: bool = False) -> checkpoint.Checkpoint:
     """Open the checkpoint that a run continues from: the last one, or else, with a warning, the newest that is whole.
+
+    Args:
+        changing: whether a new stretch may begin, with other settings such as more steps.
 
     Raises:
         UserError: there is none, all are damaged, or the settings would make another run of it.
@@ -124,7 +138,11 @@ def last_checkpoint(config: RunConfig) -> checkpoint.Checkpoint:
     if not config.folder.is_dir():
         raise UserError(f"{config.folder}: run.dir holds no run to resume; train without --resume to start it")
     saved = _newest(config.folder)
-    refuse_another_run(read_config(saved), config)
+    was = read_config(saved)
+    if changing:
+        stretches.require_changeable(differences(was, config), config, saved.step)
+    else:
+        refuse_another_run(was, config)
     return saved
 
 
@@ -165,22 +183,51 @@ def make_ready(folder: Path, saved: checkpoint.Checkpoint) -> None:
         atomic.put_in_place(saved.folder, saved.folder.with_name(LAST))
 
 
+def mend_best(folder: Path) -> str:
+    """Put the spare in the place of a damaged best model; return "", or a warning that says so.
+
+    What the run computes does not depend on either; its record stays what it was, so only a better model replaces it.
+
+    Raises:
+        OSError: read-only, no permission.
+    """
+    try:
+        checkpoint.load(folder / BEST)
+        return ""
+    except UserError as error:
+        best = atomic.existing(folder / BEST)
+        if best is not None and not isinstance(error, Damaged):
+            return ""  # somebody's files are in it, which the next save names
+        reason = f"{error.what}: damaged" if isinstance(error, Damaged) else f"{folder / BEST}: is missing"
+    try:
+        spare = checkpoint.load(folder / PREVIOUS_BEST)
+    except UserError:
+        return "" if best is None else f"{reason}, and there is no whole {folder / PREVIOUS_BEST}"
+    atomic.put_in_place(spare.folder, folder / BEST)
+    return f"{reason}; the best model before it, of step {spare.step}, takes its place"
+
+
 def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
     """Make sure that a run which `was` configured so is the one that `config` asks for in the same folder.
 
     Raises:
         UserError: a setting that decides its numbers differs.
     """
+    for key, (before, value) in differences(was, config).items():
+        raise stretches.refusal(config, key, before, value)
+
+
+def differences(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return, by section.key, the settings that decide a run's numbers and differ: what they were, what they are."""
     old, new = was.to_dict(), config.to_dict()
+    found = {}
     for section in [name for name in old if name not in FREE_SECTIONS]:
-        for key in old[section] | new[section]:
-            before, now = old[section].get(key), new[section].get(key)
-            moved = f"{section}.{key}" in PLACES and None not in (before, now)
-            if before != now and f"{section}.{key}" not in FREE_KEYS and not moved:
-                raise UserError(
-                    f"{config.folder}: {section}.{key}: the run to resume has {before!r}, not {now!r}; keep it, or "
-                    "start a new run with another run.dir"
-                )
+        for name in old[section] | new[section]:
+            key, before, value = f"{section}.{name}", old[section].get(name), new[section].get(name)
+            moved = key in PLACES and None not in (before, value)
+            if before != value and key not in FREE_KEYS and not moved:
+                found[key] = (before, value)
+    return found
 
 
 def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) -> None:
@@ -190,7 +237,7 @@ def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) 
         OSError: it cannot be written.
     """
     write_settings(config)
-    write_json(config.folder / "environment.json", _environment(device) | dict(ranks))
+    write_json(config.folder / "environment.json", _environment(device) | {"began": stretches.now()} | dict(ranks))
 
 
 def write_settings(config: RunConfig) -> None:
@@ -200,6 +247,32 @@ def write_settings(config: RunConfig) -> None:
         OSError: it cannot be written.
     """
     _write(config.folder / "config.yaml", config.to_yaml())
+
+
+def write_stretches(folder: Path, others: Sequence[Stretch]) -> None:
+    """Write the record of a run of more than one stretch; `others` are those after the first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if others:
+        began = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            began = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("began")
+        _write(folder / stretches.NAME, stretches.record(began, others))
+
+
+def set_summary_aside(folder: Path, step: int) -> None:
+    """Let the summary of a run that has ended, and goes on now, tell in its name that it is of an earlier `step`.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    path = folder / SUMMARY
+    if path.exists():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            step = int(json.loads(path.read_text(encoding="utf-8")).get("steps", step))
+        path.rename(folder / f"summary_{step}.json")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -181,6 +181,10 @@ class LoggingConfig:
     sample_length: Annotated[int, Ge(1), Doc("symbols of each text sample")] = 200
     sample_prompt: Annotated[str, Doc("what each text sample continues")] = ""
 
+    def tells_of(self, step: int, last: int) -> bool:
+        """Return whether the metrics of a step are recorded; those of the `last` one always are."""
+        return step % self.interval == 0 or step == last
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

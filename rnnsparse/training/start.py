@@ -84,7 +84,7 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
     require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
     _take_singular_vectors(config, model, tokenizer)
-    opened = {key: _open(f"start.{key}", path, model, tokenizer) for key, path in config.start.runs.items()}
+    opened = {key: _open(f"start.{key}", path, config, model, tokenizer) for key, path in config.start.runs.items()}
     for key, other in opened.items():
         _change_basis(key, other, config, model)
     topology, values = opened.get("topology"), opened.get("weights") or opened.get("rewind")
@@ -122,26 +122,38 @@ def rewound(own: dict[str, Any], taken: dict[str, Any]) -> dict[str, Any]:
     return own | taken | {TEACHER_STATE: theirs if same_teacher else ours}
 
 
-def _open(key: str, path: str, model: CharLM, tokenizer: Tokenizer | None) -> Restored:
-    """Read another run, whose matrices must be those of this one."""
+def _open(key: str, path: str, config: RunConfig, model: CharLM, tokenizer: Tokenizer | None) -> Restored:
+    """Read another run, whose symbols and matrices must be those of this one."""
     try:
         other = restore(Path(path), CPU)
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
+    # Before the matrices, two of which have as many rows as there are symbols.
+    same = other.tokenizer == tokenizer if tokenizer else other.tokenizer.vocab_size == model.vocab_size
+    if not same:
+        raise UserError(f"{key}: {path}: {_other_symbols(key, path, config, model, other.tokenizer)}")
     ours = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in model.sparse_weights().items()}
     theirs = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in other.model.sparse_weights().items()}
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise UserError(
                 f"{key}: {path}: its {name} is {_shape(theirs.get(name))}, this run's is {_shape(ours.get(name))}; "
-                f"name a run with the same model and data.tokenizer"
+                f"name a run with the same model"
             )
-    if tokenizer is not None and other.saved.tokenizer_json != tokenizer.to_json():
-        raise UserError(
-            f"{key}: {path}: its {tokenizer.vocab_size} symbols are others than this run's; name a run that was "
-            f"trained on the same text, or use data.tokenizer=byte in both"
-        )
     return other
+
+
+def _other_symbols(key: str, path: str, config: RunConfig, model: CharLM, theirs: Tokenizer) -> str:
+    """Return why the symbols of another run are not those of this one, and the way out."""
+    if theirs.kind != config.data.tokenizer:
+        return f"its symbols are {theirs.kind}s, this run's are {config.data.tokenizer}s; use the same data.tokenizer"
+    reason = (
+        f"its {theirs.vocab_size} symbols are the characters of another text than this run's {model.vocab_size}; name "
+        "a run that was trained on the same text"
+    )
+    if key == "start.rewind":
+        return f"{reason}, with the same data.vocabulary"
+    return f"{reason}, or train with its symbols on this one: data.vocabulary={path}"
 
 
 def _take_singular_vectors(config: RunConfig, model: CharLM, tokenizer: Tokenizer | None) -> None:
@@ -151,7 +163,7 @@ def _take_singular_vectors(config: RunConfig, model: CharLM, tokenizer: Tokenize
     """
     if config.budget.basis == "svd":
         assert config.budget.basis_from is not None
-        other = _open("sparsity.basis_from", config.budget.basis_from, model, tokenizer)
+        other = _open("sparsity.basis_from", config.budget.basis_from, config, model, tokenizer)
         for name, weight in model.sparse_weights().items():
             theirs = other.model.sparse_weights()[name]
             if theirs.basis is None or theirs.basis.derived:

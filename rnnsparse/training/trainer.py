@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +19,7 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.training import assembly, checkpoint, lock, run_folder, start
+from rnnsparse.training import assembly, checkpoint, lock, run_folder, start, stretches
 from rnnsparse.training.banner import banner
 from rnnsparse.training.connectivity import connection_counts
 from rnnsparse.training.distributed import Ranks
@@ -27,10 +29,11 @@ from rnnsparse.training.learner import Learner
 from rnnsparse.training.logging import RunLogger, Silence
 from rnnsparse.training.manifest import damaged
 from rnnsparse.training.nonfinite import LOWER, Diverged
-from rnnsparse.training.optim import after_evaluation, averaged
+from rnnsparse.training.optim import after_evaluation, averaged, with_settings
 from rnnsparse.training.peak_memory import peak_memory
-from rnnsparse.training.pictures import log_pictures, sample_text
 from rnnsparse.training.state_check import require_fitting
+from rnnsparse.training.stretches import Stretch
+from rnnsparse.training.tensorboard_views import log_pictures, sample_text
 
 TakeStep = Callable[[], dict[str, Any]]  # returns the step's metrics
 Training = Generator[None, TakeStep, dict[str, Any]]  # returns the run's summary
@@ -59,7 +62,8 @@ class Trainer:
         recorded: RunConfig | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        assert recorded or not config.method.recipe, f"a run of method {config.method.name} is trained by its recipe"
+        if config.method.recipe and not recorded:
+            raise ValueError(f"a run of method {config.method.name} is trained by its recipe")
         self.config, self._stream = config, stream
         self.recorded = recorded or config
         self.folder = config.folder
@@ -67,7 +71,9 @@ class Trainer:
         if self.ranks.is_first:
             lock.refuse_if_held(config.folder)
         resume = resume or self.ranks.continues(config.folder)
-        saved = run_folder.last_checkpoint(self.recorded) if resume else None
+        saved = run_folder.last_checkpoint(self.recorded, changing=True) if resume else None
+        self._was = assembly.read_config(saved) if saved else self.recorded
+        changes = run_folder.differences(self._was, self.recorded)
         self._resumed = saved is not None
         self._claims = recorded is None
         if saved is None and self._claims and self.ranks.is_first:
@@ -79,6 +85,7 @@ class Trainer:
         tokenizer = Tokenizer.from_json(saved.tokenizer_json) if saved else None
         self.corpus = load_corpus(config.data, tokenizer)
         self.tokenizer = self.corpus.tokenizer
+        self._unknown = self.corpus.unknown() if config.data.vocabulary and self.ranks.is_first else ""
         first = None
         if saved:
             self.model, budgets = assembly.saved_model(saved, config, self.tokenizer, self.device)
@@ -88,7 +95,10 @@ class Trainer:
         self.learner = Learner(config, self.model, budgets, self.corpus, self.device, self.ranks)
         self.best: float | None = None
         self.evaluations_without_gain = 0
+        self._stop = StopRequest()
         self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
+        self.stretches: list[Stretch] = []  # all but the first
+        self._begins_stretch = False
         if saved:
             self._load_fitting(saved.training_state(), saved.step, saved.folder, str(self.folder))
         elif first and first.training_state:
@@ -96,7 +106,21 @@ class Trainer:
             state = start.rewound(self._training_state(), first.training_state) | {"records": {}}
             place = Path(config.start.rewind)
             self._load_fitting(state, first.training_state["step"], place, f"start.rewind: {place}")
+        if changes:
+            self._change(changes)
+        self.learner.sparsifier.total_steps = stretches.planned_steps(self.recorded, self.stretches)
         self._told = self.learner.seconds, self.learner.characters_seen
+
+    def _change(self, changes: stretches.Changes) -> None:
+        """Go on with changed settings; nothing is written before training begins."""
+        if self._has_stalled():
+            raise UserError(
+                f"{self.folder}: training.early_stopping: the run has stopped early, after "
+                f"{self.evaluations_without_gain} evaluations without a better one; to train longer, raise this "
+                "too, or set it to null"
+            )
+        self.stretches.append(stretches.begun(self.step, changes))
+        self._begins_stretch = True
 
     @property
     def step(self) -> int:
@@ -118,7 +142,8 @@ class Trainer:
             UserError: another process trains in the run's folder.
             RunFailed: loss or gradients are not finite, or a checkpoint cannot be written; the last one is intact.
         """
-        training = self.training(stop_on_signals())
+        told_on = (self._stream or sys.stderr) if self.ranks.is_first else None
+        training = self.training(stop_on_signals(told_on))
         try:
             next(training)
             while True:
@@ -133,29 +158,38 @@ class Trainer:
         Args:
             stopping: the context of all steps, in which one may be asked to stop.
         """
-        training = self.config.training
         try:
             with self._own_folder() as warning:
-                if self.ranks.first(not self.folder.joinpath("metrics.jsonl").exists()):
+                if new := self.ranks.first(not self.folder.joinpath("metrics.jsonl").exists()):
                     self._dry_run()
                     if self.ranks.is_first:
                         run_folder.describe(self.recorded, self.device, self.ranks.environment())
                     self._keep()
-                elif self.ranks.is_first:
-                    run_folder.write_settings(self.recorded)  # whatever has become of the file
-                with stopping as stop, self._logger() as logger:
+                elif self._begins_stretch:
+                    self.save()  # before any other trace of it: from here on the run has the new settings
+                if self.ranks.is_first:
+                    if self._goes_on():
+                        run_folder.set_summary_aside(self.folder, self.step)  # before settings that are not its own
+                    run_folder.write_stretches(self.folder, self.stretches)
+                    if not new:
+                        run_folder.write_settings(self.recorded)  # whatever has become of the file
+                with stopping as self._stop, self._logger() as logger:
                     if warning:
                         logger.message(f"warning: {warning}")
+                    if self._unknown:
+                        logger.message(f"warning: data.vocabulary: lacks {self._unknown}; {ONE_SYMBOL}")
                     if self.step == 0:
                         logger.connection_counts(0, connection_counts(self.model))
-                    while self.step < training.steps and not self._has_stalled():
+                    while self._goes_on():
                         self._train_step((yield), logger)
-                        if self.ranks.any(stop.requested):
-                            self._records = logger.sync()
-                            self.save()
-                            raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
-                    self._records = logger.sync()
-                self.save()
+                        if self.ranks.any(self._stop.requested):
+                            self._stop.save_from_here()
+                            break
+                    with self._stop.saving():
+                        self._records = logger.sync()
+                        self.save()
+                    if self.ranks.any(self._stop.requested):
+                        raise Interrupted(f"stopped after step {self.step}, saved in {self.folder / 'last'}")
                 return self._finish()
         except OSError as error:
             raise self._failure(f"{error.strerror or error}; mend that, then train again with --resume") from error
@@ -178,7 +212,7 @@ class Trainer:
         if self.learner.left_out:
             logger.message(f"left out: {self.learner.left_out}")
         due: dict[str, float | int] = {}
-        if step % config.logging.interval == 0 or last:
+        if config.logging.tells_of(step, config.training.steps):
             due |= metrics | {"characters_per_second": self._pace()}
         evaluates = step % config.evaluation.interval == 0 or last
         shows = config.logging.pictures is not None and step % config.logging.pictures == 0
@@ -212,7 +246,7 @@ class Trainer:
             raise self._failure(f"step {self.step}: validation costs {bits} bits per character; {LOWER}")
         if self.best is None or bits < self.best:
             self.best, self.evaluations_without_gain = bits, 0
-            self._save_to("best", training_state=None)
+            self._save_to(run_folder.BEST, training_state=None)
         else:
             self.evaluations_without_gain += 1
         return {
@@ -230,6 +264,9 @@ class Trainer:
         config = self.config.evaluation
         return evaluate(self.model, split, self.tokenizer, config, max_batches=max_batches, sharing=self.ranks)
 
+    def _goes_on(self) -> bool:
+        return self.step < self.config.training.steps and not self._has_stalled()
+
     def _has_stalled(self) -> bool:
         patience = self.config.training.early_stopping
         return patience is not None and self.evaluations_without_gain >= patience
@@ -239,7 +276,23 @@ class Trainer:
     def banner(self) -> list[str]:
         """Return what a user wants to check before waiting for hours, as lines."""
         step, ranks = self.step if self._resumed else 0, self.ranks.line(self.model)
-        return banner(self.config, self.corpus, self.device, step, self._inspect(), ranks)
+        report = self._inspect(taken=self.config.training.steps)
+        return banner(self.config, self.corpus, self.device, step, report, ranks, self._unknown, self._stretch_lines())
+
+    def _stretch_lines(self) -> list[str]:
+        if not self._begins_stretch:
+            return []
+        lines = stretches.explained(self._was, self.recorded, self.stretches)
+        best = f"best/ ({self.best:.4f} bits per character) until validation is better, " if self.best else ""
+        lines += [
+            f"goes on     checkpoints: {best}step_N/; previous/ is what last/ was, which is saved anew at once",
+        ]
+        if patience := self.config.training.early_stopping:
+            gainless = self.evaluations_without_gain
+            lines.append(f"goes on     early stopping: {gainless} of {patience} evaluations without a better one")
+        if self.folder.joinpath(run_folder.SUMMARY).exists():
+            lines.append(f"anew        {run_folder.SUMMARY}, of the whole run; the one there becomes summary_N.json")
+        return lines
 
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
@@ -273,13 +326,16 @@ class Trainer:
             "peak_memory_bytes": peak_memory(self.device),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
+            "text": self.corpus.fingerprint,
             **self.ranks.report(self.model),
         }
+        if told := stretches.told(self.recorded, self.stretches):
+            summary["stretches"] = told
         if self.ranks.is_first:
-            run_folder.write_json(self.folder / "summary.json", summary)
+            run_folder.write_json(self.folder / run_folder.SUMMARY, summary)
         return summary
 
-    def _inspect(self, taken: int | None = None) -> dict[str, Any]:
+    def _inspect(self, taken: int) -> dict[str, Any]:
         # A recipe knows itself what the teacher costs that it gives to its last run.
         named = self.recorded.training.teacher is not None
         return inspect(
@@ -288,6 +344,7 @@ class Trainer:
             self.budgets,
             self.learner.teacher.model if self.learner.teacher and named else None,
             taken,
+            planned=self.learner.sparsifier.total_steps,
         )
 
     # ---- logging
@@ -323,7 +380,7 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise self._failure(f"step {self.step}: parameters are infinite or not numbers; {LOWER}")
         self.ranks.require_same_topology(self.model)
-        with averaged(self.learner.optimizer):
+        with self._stop.saving(), averaged(self.learner.optimizer):
             self._save_to(name, self._training_state())
         self.ranks.wait()  # until it is there for all to read
 
@@ -340,22 +397,27 @@ class Trainer:
     def _save_to(self, name: str, training_state: dict[str, Any] | None) -> None:
         if not self.ranks.is_first:
             return
-        checkpoint.save(
-            self.folder / name,
-            step=self.step,
-            model=self.model,
-            tokenizer_json=self.tokenizer.to_json(),
-            config_yaml=self.recorded.to_yaml(),
-            training_state=training_state,
-            keep=self.folder / run_folder.PREVIOUS if name == run_folder.LAST else None,
-        )
+        spare = run_folder.SPARES.get(name)
+        with self._stop.saving():
+            checkpoint.save(
+                self.folder / name,
+                step=self.step,
+                model=self.model,
+                tokenizer_json=self.tokenizer.to_json(),
+                config_yaml=self.recorded.to_yaml(),
+                training_state=training_state,
+                text=self.corpus.identity,
+                keep=self.folder / spare if spare else None,
+            )
 
     def _training_state(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in COUNTERS}
-        return self.learner.state_dict() | own | {"records": self._records}
+        own |= {"records": self._records, "stretches": [asdict(stretch) for stretch in self.stretches]}
+        return self.learner.state_dict() | own
 
     def _load_fitting(self, state: dict[str, Any], step: int, folder: Path, called: str) -> None:
         try:
+            state = with_settings(state, self._was.training, self.config.training)
             require_fitting(state, self._training_state(), list(self.model.parameters()), self.model.sparse_weights())
             if not state["step"] == step <= self.config.training.steps:
                 raise ValueError("step does not fit")
@@ -368,8 +430,10 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.learner.load_state_dict(state)
         self._records = state.get("records", {})
+        self.stretches = stretches.from_state(state.get("stretches", []), state["step"])
         for name in COUNTERS:
             setattr(self, name, state[name])
 
 
+ONE_SYMBOL = "all count as one symbol, which is easier to predict than they are"
 COUNTERS = ("best", "evaluations_without_gain")

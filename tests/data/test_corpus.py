@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rnnsparse.data import cache, sources
+from rnnsparse.data import cache, packing, sources, split_names, wikitext
 from rnnsparse.data.corpus import Corpus, DataConfig, Split, load_corpus, load_text_split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
@@ -53,7 +53,7 @@ def text_of(split: Split, tokenizer: Tokenizer) -> str:
 
 
 def texts_of(corpus: Corpus) -> dict[str, str]:
-    return {name: text_of(getattr(corpus, name), corpus.tokenizer) for name in sources.SPLITS}
+    return {name: text_of(getattr(corpus, name), corpus.tokenizer) for name in split_names.SPLITS}
 
 
 def write_dataset(folder: Path, rows: dict[str, list[str | None]], column: str = "text") -> Path:
@@ -70,9 +70,9 @@ def write_dataset(folder: Path, rows: dict[str, list[str | None]], column: str =
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk borders everywhere, inside characters too."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 5)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 5)
     monkeypatch.setattr(cache, "CHUNK_BYTES", 5)
-    monkeypatch.setattr(sources, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(wikitext, "CHUNK_ROWS", 2)
 
 
 # Text files
@@ -108,6 +108,8 @@ def test_counts_are_exact_wherever_chunks_and_splits_end(
         start += split.characters
         known = set(text[: corpus.train.characters]) if tokenizer == "char" else set(part)
         assert split.bytes == len(part.encode())
+        assert split.chunks is not None
+        assert b"".join(split.chunks()).decode() == part
         assert split.unknown_bytes == sum(len(c.encode()) for c in part if c not in known)
         expected = "".join(c if c in known else "<unk>" for c in part)
         assert text_of(split, corpus.tokenizer) == expected
@@ -156,9 +158,14 @@ def test_a_folder_with_split_names_has_those_splits(validation: str, tmp_path: P
     ("names", "alike"),
     [
         (["testset.txt", "trainset.txt", "validset.txt"], "trainset.txt, validset.txt, testset.txt"),
-        (["test.txt", "trainA.txt", "trainB.txt", "val.txt"], "trainA.txt"),
+        (["test.txt", "traindata.txt", "val.txt"], "traindata.txt"),
         (["train.txt", "valid.txt", "tests.txt"], "tests.txt"),
-        (["Testing/a.txt", "trainset.txt", "b.txt"], "trainset.txt, Testing/a.txt"),
+        (["Testing/a.txt", "trainset.txt", "b.txt"], "trainset.txt"),
+        (["wikitrain.txt", "wikitest.txt"], "wikitrain.txt, wikitest.txt"),
+        (
+            ["deep/er/newsdev2014.en", "deep/er/newstest2014.en", "news"],
+            "deep/er/newsdev2014.en, deep/er/newstest2014.en",
+        ),
     ],
 )
 def test_a_folder_whose_names_only_look_like_splits_is_a_user_error(
@@ -171,7 +178,15 @@ def test_a_folder_whose_names_only_look_like_splits_is_a_user_error(
         load_corpus(text_config(tmp_path / "folder"))
 
 
-@pytest.mark.parametrize("names", [["a.txt", "testament.txt"], ["a.txt", "trainspotting.txt"], ["tests.txt", "value"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.txt", "testament.txt"],
+        ["a.txt", "trainspotting.txt"],
+        ["tests.txt", "value"],
+        ["contest.txt", "strain.txt", "testament.txt", "trainspotting.txt", "valley.txt"],
+    ],
+)
 def test_names_that_look_like_no_split_beside_each_other_are_one_text(names: list[str], tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for name in names:
@@ -295,7 +310,7 @@ def test_a_damaged_data_set_is_a_user_error(tmp_path: Path, capfd: pytest.Captur
 
 def test_a_folder_of_text_files_is_not_read_as_a_data_set(tmp_path: Path) -> None:
     """`datasets` would read it, and drop the line ends."""
-    for split in sources.SPLITS:
+    for split in split_names.SPLITS:
         (tmp_path / "texts" / split).parent.mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{split}.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match=r"data\.source=text"):
@@ -482,6 +497,24 @@ def test_changed_content_is_tokenized_anew(text_file: Path, caches: Path) -> Non
     assert "two" in texts_of(corpus)["train"]
     assert corpus.fingerprint != before
     assert len(entries(caches)) == 2
+
+
+def test_the_text_behind_unknown_ids_can_be_read_again(tmp_path: Path, small_chunks: None) -> None:
+    few = Tokenizer.char("n \n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("train", "valid-1", "valid-2", "test"):
+        (folder / f"{name}.txt").write_text(f"{TEXT}{name}\n", encoding="utf-8", newline="")
+    packed = tmp_path / "text.gz"
+    packed.write_bytes(gzip.compress(TEXT.encode()))
+    wikitext = DataConfig(source="wikitext103", path=str(write_dataset(tmp_path / "hub", ROWS)))
+    found = {
+        "validation": load_corpus(text_config(folder), few).validation,
+        "whole": load_text_split(packed, few),
+        "test": load_corpus(wikitext, few).test,
+    }
+    texts = {name: b"".join(split.chunks()).decode() for name, split in found.items() if split.chunks}
+    assert texts == {"validation": f"{TEXT}valid-1\n{TEXT}valid-2\n", "whole": TEXT, "test": " last \n \n"}
 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".txt", bytes), (".gz", gzip.compress), (".xz", lzma.compress)])

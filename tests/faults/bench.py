@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint, run_folder
-from tests.faults.child import NOBODY, PHASES, AtCall, Fault, train
+from tests.faults.child import NOBODY, PHASES, AtCall, Fault, Output, train
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -81,8 +81,22 @@ class Trainer:
             self.process.join()
             raise TimeoutError(f"{self._place}: a trainer hangs")
         assert self.process.exitcode is not None
+        if self._said.closed:
+            return Ending(self.process.exitcode, "")
         with open(os.dup(self._said.fileno()), encoding="utf-8", errors="replace") as said:
             return Ending(self.process.exitcode, said.read())
+
+    def leave(self) -> None:
+        """Read no more of what it says."""
+        self._said.close()
+
+    def speaks(self) -> bool:
+        """Wait for it to say something, and read a part of that."""
+        return self._said.poll(PATIENCE) and bool(os.read(self._said.fileno(), 1))
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
 
     def reaches(self) -> bool:
         """Wait for what should be announced; False if the process ends before."""
@@ -153,7 +167,10 @@ class Bench:
 
     def start(self, place: Path, *, resume: bool = False, fault: Fault = None, nobody: bool = False) -> Trainer:
         ours, theirs = self._context.Pipe()
-        said, saying = self._context.Pipe(duplex=False)
+        if isinstance(fault, Output) and fault.stdout == "terminal":
+            said, saying = (Connection(descriptor) for descriptor in os.openpty())
+        else:
+            said, saying = self._context.Pipe(duplex=False)
         process = self._context.Process(target=train, args=(place, resume, fault, theirs, saying, nobody))
         process.start()
         theirs.close()

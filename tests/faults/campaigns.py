@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnnsparse.training import run_folder
-from tests.faults.bench import RECORDS, Bench, Ending, damage, pause, traces
-from tests.faults.child import FAILURES, PHASES, Announce, AtCall, FillDisk
+from rnnsparse.training import checkpoint, run_folder
+from tests.faults.bench import RECORDS, STEPS, Bench, Ending, damage, pause, traces
+from tests.faults.child import FAILURES, PHASES, Announce, AtCall, FillDisk, Output
 
 NOT_CLEAR = "not told in one line"
 
@@ -226,6 +226,55 @@ def read_only(bench: Bench, count: int) -> Iterator[Result]:
         shutil.rmtree(place)
 
 
+# ---- nobody to tell
+
+READERS = [("read", "read"), ("read", "elsewhere"), ("elsewhere", "read")]  # of stdout and stderr
+SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGINT, and another while it saves", ""]
+OUTPUTS = [  # stdout, stderr, and when who reads them leaves
+    *((*readers, when) for when in ("before the signal", "while it trains", "after the signal") for readers in READERS),
+    *((*readers, "after it has begun to speak") for readers in READERS),
+    *((*output, "") for kind in ("closed", "full") for output in ((kind, kind), (kind, "read"), ("read", kind))),
+    *[("terminal", "terminal", "before the signal")] * 2,
+]
+
+
+def output_goes_away(bench: Bench, count: int) -> Iterator[Result]:
+    """Nobody reads what a trainer says, from some moment on; a signal stops it in a random step, and that is saved."""
+    for number in range(count):
+        stdout, stderr, leaves = OUTPUTS[number * 7 % len(OUTPUTS)]
+        sent = SIGNALS[number % len(SIGNALS)]
+        step, delay = bench.numbers.randint(2, STEPS - 1), bench.numbers.uniform(0, bench.seconds["step"] * 3)
+        place, twice = bench.place(), "another" in sent
+        trainer = bench.start(place, fault=Output(step, stdout, stderr, saving=twice))
+        if leaves.startswith("after it has begun"):
+            assert trainer.speaks()
+            trainer.leave()
+        assert trainer.reaches()
+        if leaves == "before the signal":
+            trainer.leave()
+        if sent:
+            trainer.signal(signal.Signals[sent.partition(",")[0]])
+        if leaves == "after the signal":
+            trainer.leave()
+        trainer.connection.send("go on")
+        if leaves == "while it trains":
+            pause(delay)
+            trainer.leave()
+        if twice and trainer.reaches():
+            trainer.signal(signal.SIGINT)
+            trainer.connection.send("go on")
+        ending, reason = trainer.wait(), None
+        stops = bool(sent) or stdout == "terminal"  # whose end is a SIGHUP
+        if ending.code != (130 if stops else 0):
+            reason = f"ends with {ending}"
+        elif stops and (saved := checkpoint.load(place / "run").step) != step:
+            reason = f"step {saved} is saved"
+        output = f"stdout {stdout}, stderr {stderr}, who reads leaves {leaves or 'never'}"
+        fault = f"{output}; {sent or 'no signal'}, step {step}"
+        yield Result(fault, reason or bench.loss(place))
+        shutil.rmtree(place)
+
+
 # ---- two trainers
 
 
@@ -281,6 +330,7 @@ CAMPAIGNS: dict[str, tuple[Campaign, int, int]] = {  # how many in the quick sub
     "disk full: files cannot grow": (full_files, 2, 30),
     "disk full: a small disk": (full_disk, 2, 30),
     "folder read-only": (read_only, 3, 30),
+    "stdout or stderr goes away": (output_goes_away, 5, 40),
     "second trainer": (two_trainers, 1, 20),
     "two trainers at once": (at_once, 2, 20),
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import resource
 import signal
 import sys
+import termios
 import time
 import traceback
 from collections.abc import Callable
@@ -36,6 +38,20 @@ class Announce:
 
 
 @dataclass(frozen=True)
+class Output:
+    """Let stdout and stderr be what a shell would make of them; tell the parent when a step begins, and wait.
+
+    Each is "read" (by the parent), "elsewhere" (/dev/null), "closed" (`>&-`), "full" (a full disk), or "terminal" (both
+    are one). With `saving`, also tell when the next checkpoint is being saved, and wait.
+    """
+
+    step: int
+    stdout: str
+    stderr: str
+    saving: bool = False
+
+
+@dataclass(frozen=True)
 class FillDisk:
     """Let every write beyond `size` bytes of a file fail from the `step`-th step on."""
 
@@ -56,17 +72,20 @@ class AtCall:
     exchange: bool = True
 
 
-Fault = Announce | FillDisk | AtCall | None
+Fault = Announce | Output | FillDisk | AtCall | None
 
 
 def train(place: Path, resume: bool, fault: Fault, parent: Connection, said: Connection, nobody: bool) -> None:
     """Train in `place`; what is told on stderr goes into `said`, a pipe, which no full disk stops. Never returns."""
     os.chdir(place)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(said.fileno(), 2)
+    if isinstance(fault, Output):
+        _arrange(fault, said)
+    else:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(said.fileno(), 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     said.close()
-    sys.stdout = os.fdopen(1, "w", closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     code = 70
     try:
         if nobody and os.getuid() == 0:
@@ -83,11 +102,28 @@ def train(place: Path, resume: bool, fault: Fault, parent: Connection, said: Con
     os._exit(code)
 
 
+def _arrange(output: Output, said: Connection) -> None:
+    """Make stdout and stderr what they would be in a process of its own; a terminal is that of the process."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever started the tests may ignore it
+    if output.stdout == "terminal":
+        os.setsid()
+        fcntl.ioctl(said.fileno(), termios.TIOCSCTTY, 0)
+    for number, name, kind in ((1, "stdout", output.stdout), (2, "stderr", output.stderr)):
+        setattr(sys, name, None)
+        if kind == "closed":
+            os.close(number)
+            continue
+        files = {"full": "/dev/full", "elsewhere": os.devnull}
+        os.dup2(os.open(files[kind], os.O_WRONLY) if kind in files else said.fileno(), number)
+        setattr(sys, name, os.fdopen(number, "w", buffering=number - 1 or -1, closefd=False))
+
+
 class Phases:
     """Notices when phases of training begin, and lets happen what should happen then."""
 
     def __init__(self, fault: Fault, parent: Connection) -> None:
         self._fault, self._parent = fault, parent
+        self._waits_for = ("step", fault.step if isinstance(fault, Output) else 0)
         self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self._patch(Lanes, "__next__", "step")
         self._patch(Sparsifier, "after_backward", "update")
@@ -104,6 +140,11 @@ class Phases:
             self._parent.send("announced")
             if fault.wait:
                 self._parent.recv()
+        if isinstance(fault, Output) and self._waits_for == (phase, count):
+            again = fault.saving and phase == "step"
+            self._waits_for = ("checkpoint", len(self.times["checkpoint"]) + 1) if again else ("", 0)
+            self._parent.send("announced")
+            self._parent.recv()
         if isinstance(fault, FillDisk) and (phase, count) == ("step", fault.step):
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.size, resource.RLIM_INFINITY))
 

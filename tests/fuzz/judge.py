@@ -28,7 +28,12 @@ class Crash(BaseException):
 
 
 def refused_or_valid(run: Callable[[bytes], bool], data: bytes) -> bool:
-    """Return whether an input was accepted.
+    """Return whether an input was accepted; raises as `judged` does."""
+    return judged(run, data)[0]
+
+
+def judged(run: Callable[[bytes], bool], data: bytes) -> tuple[bool, Exception | None]:
+    """Return whether an input was accepted, and the error that refused it, if it came this far.
 
     Raises:
         Crash: it was neither refused in one line nor accepted and valid, within its time and memory.
@@ -36,10 +41,10 @@ def refused_or_valid(run: Callable[[bytes], bool], data: bytes) -> bool:
     gc.collect(0)
     try:
         with _limits():
-            return run(data)
+            return run(data), None
     except (UserError, RunFailed) as error:
         require_one_line(one_line(error))
-        return False
+        return False, error
     except Crash:
         raise
     except MemoryError as error:
@@ -93,6 +98,15 @@ def require(condition: bool, claim: str) -> None:
 
 
 @contextlib.contextmanager
+def required(claim: str) -> Iterator[None]:
+    """What was accepted, and is written, is not refused when it comes back."""
+    try:
+        yield
+    except (UserError, RunFailed) as error:
+        raise Crash(f"accepted, but not so: {claim}: {str(error)[:300]}") from error
+
+
+@contextlib.contextmanager
 def _limits() -> Iterator[None]:
     """Limit time and memory; a library that does not return to Python ends the process with a traceback."""
 
@@ -102,7 +116,9 @@ def _limits() -> Iterator[None]:
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
     old_limits = resource.getrlimit(resource.RLIMIT_AS)
     old_handler = signal.signal(signal.SIGPROF, too_long)
-    faulthandler.dump_traceback_later(HANGING_SECONDS, exit=True)
+    # Faster than faulthandler's own clock, which is a thread for each input; then the signal ends the process.
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, HANGING_SECONDS)
     if pages:
         resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_BYTES, old_limits[1]))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -111,7 +127,8 @@ def _limits() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, old_limits)
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGPROF, old_handler)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import math
@@ -18,19 +19,28 @@ from rnnsparse import yaml12
 
 WORDS = [
     b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xed\xa0\x80", "\u2028\u202e\x9b".encode(), b"\x1b[31m", b"\r",
-    b"!!python/object/apply:os.system [id]", b"&a [*a]", b"<<: *x", b"---\n", b"%YAML 9", b"? ", b"- " * 500, b"[" * 3000,
-    b"{a: " * 300, b"9" * 5000, b"1e999", b".nan", b"-0", b"0x10", b"'", b'"', b"#", b": ", b"\t", b"null", b"\\ud800",
-    b"../../../etc/passwd", b"<script>alert(1)</script>", b"=cmd|'/c calc'!A0", b"x" * 100_000,
+    b"!!python/object/apply:os.system [id]", b"&a [*a]", b"<<: *x", b"---\n", b"%YAML 9", b"? ", b"[[[[", b"{a: {b: ",
+    b"9" * 50, b"1e999", b".nan", b"-0", b"0x10", b"'", b'"', b"#", b": ", b"\t", b"null", b"\\ud800",
+    b"../../../etc/passwd", b"<script>alert(1)</script>", b"=cmd|'/c calc'!A0",
 ]  # fmt: skip
+HUGE_WORDS = [b"- " * 500, b"[" * 3000, b"{a: " * 300, b"9" * 5000, b"x" * 100_000]
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 255, 256, 1000, 2**20, 2**20 + 1, 2**31, 2**53 + 1, 2**63 - 1, 2**63, -(2**63), 10**9,
     10**18, 10**300, 10**1000, 0.0, -0.0, 0.5, 0.999999999, 1e-320, 1e-9, 1e38, 1e308, -1e308, math.inf, math.nan, "", "0",
     "x", "*", "rnn.*", "[!", "\0", "\ud800", "\u202e", "\x1b]0;x\x07", "a\nb", "null", "1e-3", "../..", "/dev/zero", "~nobody/x",
     "<img src=x onerror=alert(1)>", "](javascript:alert(1))", "|", "`", "=1+1", "lstm", "dense", "dct", "svd", "cell",
     "fp64", "sparse", "masked", "snfs", "prune", "small_dense", "lottery", "sgd", "char", "text", "wikitext103",
-    [], {}, [[]], [0], [1.0], [-1], ["x"], {"x": 1}, [None], [1] * 20_000, list(range(2000)), ["*"] * 3000,
-    {f"rnn.{i}": 0.5 for i in range(3000)}, "x" * 70_000,
+    [], {}, [[]], [0], [1.0], [-1], ["x"], {"x": 1}, [None],
 ]  # fmt: skip
+HUGE: list[Any] = [
+    [1] * 20_000, list(range(2000)), ["*"] * 3000, {f"rnn.{i}": 0.5 for i in range(3000)}, "x" * 70_000,
+]  # fmt: skip
+SELDOM = 1 / 500  # what is huge takes a hundred times as long to read as anything else
+
+
+def value(random: Random) -> Any:
+    """Return a value as nobody would write it."""
+    return copy.deepcopy(random.choice(HUGE if random.random() < SELDOM else VALUES))
 
 
 def change_bytes(random: Random, data: bytes, other: bytes) -> bytes:
@@ -49,7 +59,7 @@ def change_bytes(random: Random, data: bytes, other: bytes) -> bytes:
         elif kind == 3:
             changed[at:at] = changed[at : at + size] * random.choice([1, 2, 30])
         elif kind == 4:
-            changed[at:at] = random.choice(WORDS)
+            changed[at:at] = random.choice(HUGE_WORDS if random.random() < SELDOM else WORDS)
         elif kind == 5:
             start = random.randrange(len(other) + 1)
             changed[at : at + size] = other[start : start + size]
@@ -66,24 +76,24 @@ def change_tree(random: Random, tree: Any, change_leaf: Callable[[Random, Any], 
     for _ in range(random.choice([1, 1, 1, 2, 3])):
         nodes = _nodes(root)
         parent, key = random.choice(nodes)
-        value, kind = parent[key], random.randrange(9)
+        old, kind = parent[key], random.randrange(9)
         if kind <= 2:
-            parent[key] = copy.deepcopy(random.choice(VALUES))
+            parent[key] = value(random)
         elif kind == 3 and parent is not root:
             del parent[key]
         elif kind == 4:
             other, name = random.choice(nodes)
             if name in other if isinstance(other, dict) else name < len(other):
                 parent[key] = copy.deepcopy(other[name])
-        elif kind == 5 and isinstance(value, list) and value:
-            value *= random.choice([2, 3, 100, 3000]) if len(value) < 100 else 2
+        elif kind == 5 and isinstance(old, list) and old:
+            old *= random.choice([2, 3, 3, 3000 if random.random() < SELDOM else 30]) if len(old) < 100 else 2
         elif kind == 6 and isinstance(parent, dict):
-            parent[random.choice(["x", "", "0", "null", "__class__", "\x1b", "a.b", str(key) + "s", str(key)])] = value
+            parent[random.choice(["x", "", "0", "null", "__class__", "\x1b", "a.b", str(key) + "s", str(key)])] = old
         elif kind == 7:
             for _ in range(random.choice([1, 2, 50])):
                 parent[key] = [parent[key]] if random.random() < 0.5 else {"x": parent[key]}
         else:
-            parent[key] = (change_leaf or _change_leaf)(random, value)
+            parent[key] = (change_leaf or _change_leaf)(random, old)
     return root[0]
 
 
@@ -116,12 +126,12 @@ def _change_leaf(random: Random, value: Any) -> Any:
 def change_json(random: Random, data: bytes, other: bytes) -> bytes:
     """Change the tree of a JSON file, or its bytes."""
     try:
-        tree = json.loads(data)
+        tree = _json(data)
     except (ValueError, RecursionError):
         return change_bytes(random, data, other)
     if random.random() < 0.2:
         return change_bytes(random, data, other)
-    return json.dumps(change_tree(random, tree), indent=random.choice([None, 1])).encode()
+    return json.dumps(change_tree(random, tree), indent=1 if random.random() < 0.1 else None).encode()
 
 
 def change_lines(random: Random, data: bytes, other: bytes) -> bytes:
@@ -138,16 +148,31 @@ def change_lines(random: Random, data: bytes, other: bytes) -> bytes:
     return b"\n".join(lines)[: 1 << 20]
 
 
-def change_yaml(random: Random, data: bytes, other: bytes) -> bytes:
-    """Change the tree of a YAML file, or its bytes."""
-    try:
-        tree = yaml12.read(data.decode())
-    except ValueError:
+def change_yaml(random: Random, data: bytes, other: bytes, allowed: Callable[[Any], bool] = lambda tree: True) -> bytes:
+    """Change the tree of a YAML file so that it is `allowed`, or its bytes."""
+    readable, tree = _yaml(data)
+    if not readable:
         return change_bytes(random, data, other)
     if random.random() < 0.3:
         return change_bytes(random, data, other)
+    while not allowed(changed := change_tree(random, tree)):
+        pass
     # JSON is YAML; infinity is not, and stays a word.
-    return json.dumps(change_tree(random, tree), indent=1).encode()
+    return json.dumps(changed, indent=1 if random.random() < 0.1 else None).encode()
+
+
+# The same few inputs are changed again and again, each time in a copy.
+@functools.lru_cache(maxsize=500)
+def _json(data: bytes) -> Any:
+    return json.loads(data)
+
+
+@functools.lru_cache(maxsize=500)
+def _yaml(data: bytes) -> tuple[bool, Any]:
+    try:
+        return True, yaml12.read(data.decode())
+    except ValueError:
+        return False, None
 
 
 def _change_tensor(random: Random, tensor: Any) -> Any:

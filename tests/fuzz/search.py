@@ -1,31 +1,42 @@
-"""The search: change what reached new lines, keep what reaches more."""
+"""The search: change what reached new lines or had a new outcome, keep what does."""
 
 from __future__ import annotations
 
 import re
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from tests.fuzz.judge import Crash, refused_or_valid
+from tests.fuzz import lines
+from tests.fuzz.judge import Crash, judged
 from tests.fuzz.kinds import Kind
-from tests.fuzz.lines import Lines
+
+WHOLE = 100  # of so many inputs that are read alone, one goes through the command line
+MOST_NOVEL = 20  # of so many, at most one goes there because its outcome is new
+TEXTS = 20  # different messages that one place in the program is known to refuse with
+LARGEST_KEPT = 4096  # bytes, or four times the largest seed: what follows from it is read slowly too
 
 
 @dataclass
 class Outcome:
-    """What came of the inputs of one kind."""
+    """What came of the inputs of one kind; `whole` of them went through the command line.
+
+    `crashes` has an input for each kind of crash; `crashed` counts all.
+    """
 
     accepted: int = 0
     refused: int = 0
+    crashed: int = 0
+    whole: int = 0
     lines: int = 0
     crashes: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def inputs(self) -> int:
-        return self.accepted + self.refused + len(self.crashes)
+        return self.accepted + self.refused + self.crashed
 
 
 def search(
@@ -37,34 +48,63 @@ def search(
     inputs: int | None = None,
     before_each: Callable[[bytes], object] = lambda data: None,
 ) -> Outcome:
-    """Feed changed inputs to a kind's reader for so long, or so many; a crash that was seen before is skipped."""
-    random, lines, outcome = Random(f"{seed} {name}"), Lines(), Outcome()
-    corpus = kind.seeds()
+    """Feed changed inputs to a kind's reader for so long, or so many."""
+    random, outcome, seen = Random(f"{seed} {name}"), Outcome(), _Seen()
+    corpus, valid = kind.seeds(), kind.seeds()
+    largest = max(LARGEST_KEPT, 4 * max(map(len, corpus)))
     started = time.monotonic()
+    lines.forget()
 
-    def feed(data: bytes) -> None:
+    def feed(data: bytes, whole: bool) -> None:
         before_each(data)
+        before = lines.reached()
         try:
-            with lines.watched():
-                accepted = refused_or_valid(kind.run, data)
+            accepted, error = judged(kind.read or kind.run, data)
+            novel = seen.is_new(accepted, error) or lines.reached() > before
+            if novel and len(data) <= largest:
+                (valid if accepted else corpus).append(data)
+            if kind.read is None or whole or (novel and outcome.whole * MOST_NOVEL < outcome.inputs):
+                outcome.whole += 1
+                if kind.read is not None and judged(kind.run, data)[0] and not accepted:
+                    raise Crash(f"the command accepts what is refused alone: {error}")
         except Crash as crash:
+            outcome.crashed += 1
             outcome.crashes.setdefault(_where(crash), data)
             return
         if accepted:
             outcome.accepted += 1
         else:
             outcome.refused += 1
-        if lines.fresh and len(data) < 200_000:
-            corpus.append(data)
 
     for data in kind.seeds():
-        feed(data)
+        feed(data, whole=True)
     while (seconds is None or time.monotonic() - started < seconds) and (inputs is None or outcome.inputs < inputs):
-        # What was found last is changed more often.
-        data = random.choice(corpus if random.random() < 0.6 else corpus[-5:])
-        feed(kind.change(random, data, random.choice(corpus)))
-    outcome.lines = len(lines.seen)
+        # Most changes of what is refused are refused at the same place. What was found last is changed more often.
+        data = random.choice(random.choices([valid, corpus, corpus[-5:]], [5, 3, 2])[0])
+        feed(kind.change(random, data, random.choice(corpus)), whole=outcome.inputs % WHOLE == 0)
+    outcome.lines = lines.reached()
     return outcome
+
+
+class _Seen:
+    """The outcomes so far: accepted, or refused at this place in the program with such a message."""
+
+    def __init__(self) -> None:
+        self._texts: defaultdict[tuple[object, ...], set[str]] = defaultdict(set)
+
+    def is_new(self, accepted: bool, error: Exception | None) -> bool:
+        place: list[object] = [accepted]
+        frame = error.__traceback__ if error else None
+        while frame is not None:
+            place += [frame.tb_frame.f_code, frame.tb_lineno]
+            frame = frame.tb_next
+        texts = self._texts[tuple(place)]
+        # The file and the key; what comes from an input makes no end of texts.
+        text = ": ".join(str(error or "").split(": ", 2)[:2])
+        if text in texts or len(texts) == TEXTS:
+            return False
+        texts.add(text)
+        return True
 
 
 def _where(crash: Crash) -> str:

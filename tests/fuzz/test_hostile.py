@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import copy
 import gzip
 import io
 import json
@@ -19,11 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.sources import text_source
 from rnnsparse.errors import UserError, one_line
 from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.reporting.compare import as_markdown
 from tests.fuzz.judge import Crash, command, refused_or_valid
-from tests.fuzz.kinds import FINISHED, RUN, kinds, workplace
+from tests.fuzz.kinds import kinds
+from tests.fuzz.workplace import FINISHED, RUN, workplace
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,7 +131,34 @@ def test_a_compressed_state_is_not_unpacked() -> None:
     assert not accepts("training state", packed.getvalue())
 
 
-@pytest.mark.parametrize(("name", "pack"), [("bomb.gz", gzip.compress), ("bomb.xz", lzma.compress)])
+def test_the_numbers_of_symbols_are_looked_at_before_the_library_counts_up_to_them() -> None:
+    tokenizer = json.loads((FINISHED / "last/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["z"] = 2**31
+    assert not accepts("tokenizer.json", json.dumps(tokenizer).encode())
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("text", data)
+    return file.getvalue()
+
+
+def zipped_gzip(data: bytes) -> bytes:
+    return zipped(gzip.compress(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("bomb.gz", gzip.compress),
+        ("bomb.xz", lzma.compress),
+        ("bomb.bz2", bz2.compress),
+        ("bomb", gzip.compress),
+        ("bomb.zip", zipped),
+        ("bomb", zipped_gzip),
+    ],
+)
 def test_a_bomb_is_not_unpacked(name: str, pack: Callable[[bytes], bytes]) -> None:
     Path(name).write_bytes(pack(b"a" * (66 << 20)))
     with pytest.raises(UserError, match="unpacks to more than 100 times its size"):
@@ -135,9 +166,39 @@ def test_a_bomb_is_not_unpacked(name: str, pack: Callable[[bytes], bytes]) -> No
     assert list(Path("bombs").iterdir()) == []
 
 
-def test_a_word_repeated_in_a_small_file_is_no_bomb() -> None:
-    Path("words.gz").write_bytes(gzip.compress(b"word " * 100_000))
-    assert load_corpus(DataConfig(source="text", path="words.gz", cache="words")).train.bytes == 450_000
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, zipped])
+def test_a_word_repeated_in_a_small_file_is_no_bomb(pack: Callable[[bytes], bytes]) -> None:
+    Path("words").write_bytes(pack(b"word " * 100_000))
+    assert load_corpus(DataConfig(source="text", path="words", cache="words-cache")).train.bytes == 450_000
+
+
+def test_a_zip_bomb_of_overlapping_members_is_not_unpacked() -> None:
+    """Ten thousand members that are one stretch of bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0", b"a" * (1 << 20))
+        for number in range(1, 10_000):
+            other = copy.copy(archive.infolist()[0])
+            other.filename = str(number)
+            archive.filelist.append(other)
+    Path("overlap.zip").write_bytes(packed.getvalue())
+    with pytest.raises(UserError, match="unpacks to more than 100 times its size"):
+        load_corpus(DataConfig(source="text", path="overlap.zip", cache="bombs"))
+
+
+@given(data=st.binary(max_size=60), place=st.integers(0, 400), cut=st.integers(0, 400))
+def test_a_damaged_zip_is_valid_or_refused(data: bytes, place: int, cut: int) -> None:
+    packed = zipped(b"text of a member " * 20)
+    changed = packed[:place] + data + packed[place + cut :]
+    Path("changed.zip").write_bytes(changed)
+
+    def read(_: bytes) -> bool:
+        for piece in text_source("changed.zip", "data.path").parts["text"]:
+            for _chunk in piece.chunks():
+                pass
+        return True
+
+    refused_or_valid(read, b"")
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.json", "data.arrow", "data.tar"])

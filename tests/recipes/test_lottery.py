@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from rnnsparse.cli import main
 from rnnsparse.config import RunConfig
+from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes import lottery
 from rnnsparse.recipes.sweep import Run
@@ -135,7 +136,9 @@ def test_every_round_has_exactly_its_connections_and_the_last_one_the_budgets(fi
 def test_every_ticket_lacks_the_smallest_weights_of_its_round_and_no_others(finished: RunConfig) -> None:
     rounds, plan = rounds_of(finished), lottery.plan(finished)
     dropped = 0
+    text = load_corpus(finished.data).identity
     for number in range(plan.last):
+        assert restore(plan.ticket(number), CPU).saved.text == text
         ticket = magnitudes(restore(plan.ticket(number), CPU))
         for trained_group, kept, next_group in zip(
             magnitudes(rounds[number]), ticket, magnitudes(rounds[number + 1]), strict=True

@@ -52,6 +52,19 @@ def test_a_run_is_what_its_overrides_make_of_the_base(tmp_path: Path) -> None:
     assert prompts == ["", "true", "a: b # c", "1.0", "ünd\n"]
 
 
+def test_a_number_in_the_place_of_a_text_is_what_is_written(tmp_path: Path) -> None:
+    sweep(tmp_path, grid={"run.seed": [1]})
+    path = tmp_path / "my_sweep.yaml"
+    base = "config: base.yaml\ndir: 2024\noverrides: {data.cache: 1e5}\n"
+    grid = "{logging.sample_prompt: [007, true, a]}"
+    for grids in (grid, f"[{grid}]"):
+        path.write_text(f"{base}grid: {grids}\n")
+        found = load_sweep(path, ["data.cache=08"] if grids is grid else [])
+        assert found.folder == Path("2024")
+        assert [run.config.logging.sample_prompt for run in found.runs] == ["007", "true", "a"]
+        assert {run.config.data.cache for run in found.runs} == {"08" if grids is grid else "1e5"}
+
+
 def test_what_is_typed_after_the_file_comes_after_what_it_says(tmp_path: Path) -> None:
     sweep(tmp_path, overrides={"training.steps": 7, "training.batch_size": 3}, grid={"run.seed": [1, 2]})
     found = load_sweep(tmp_path / "my_sweep.yaml", ["training.steps=9", "logging.sample_prompt='a: b'"])
@@ -156,7 +169,11 @@ GRID = {"run.seed": [1, 2]}
         ({"grid": GRID, "memory": "much"}, 'memory: "much" is not a size such as 8GB'),
         ({"grid": GRID, "memory": "0GB"}, 'memory: "0GB" is not a size such as 8GB'),
         ({"grid": GRID, "memory": 8}, "memory: 8 is not a size such as 8GB"),
-        ({"grid": GRID, "dir": 5}, "dir: 5 is not the name of a folder"),
+        (
+            {"grid": {"training.steps": [1]}, "overrides": {"logging.sample_prompt": None}},
+            "to YAML this is null, and not",
+        ),
+        ({"grid": GRID, "dir": [5]}, 'dir: ["5"] is not the name of a folder'),
         ({"grid": GRID, "config": None}, "config: missing"),
         ({"grid": GRID, "config": "nothing.yaml"}, "nothing.yaml: cannot be read"),
         ({"grid": GRID, "overrides": [1]}, "overrides: must hold settings"),

@@ -124,6 +124,48 @@ def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(
     assert [summary(base, f"seed={seed}")["steps"] for seed in (1, 2)] == [400] * 2
 
 
+def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_them(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1]})
+    folder = base / "runs" / "seed=1"
+    with subprocess.Popen([sys.executable, "-m", "rnnsparse", "sweep", str(path)], stdout=subprocess.PIPE) as sweeping:
+        while not (folder / "metrics.jsonl").exists():
+            assert sweeping.poll() is None
+            time.sleep(0.02)
+        sweeping.kill()
+    assert f" (started by process {sweeping.pid}) since " in (lock.holder(folder) or "already gone")
+    assert main(["sweep", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "resumed      seed=1\n" in out
+    assert "1 of 1 runs are done" in out
+    told = (base / "runs" / "seed=1.log").read_text()
+    assert "stopped after step " in told
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 401))
+
+
+def test_a_run_that_waits_is_verified_when_there_may_be_room_and_not_all_the_time(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(base, grid={"run.seed": [1, 2]}, processes=1)
+    _, waiting = load_sweep(path).runs
+    assert main(["train", str(base / "base.yaml"), *waiting.overrides]) == 0
+    (waiting.config.folder / "summary.json").unlink()
+    verified, slept = [], []
+
+    def load(place: Path) -> checkpoint.Checkpoint:
+        verified.append(place)
+        return open_checkpoint(place)
+
+    open_checkpoint, sleep = checkpoint.load, time.sleep
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+    assert main(["sweep", str(path)]) == 0
+    assert len(slept) > 12, "too fast to tell"
+    assert len([place for place in verified if place.is_relative_to(waiting.config.folder)]) <= 6
+
+
 def test_a_dry_run_lists_the_cost_of_every_run_and_writes_nothing(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,12 +258,17 @@ def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = str(base / "runs" / "seed=1")
-    grid = [{"run.seed": 1}, {"start.weights": first}, {"run.seed": 1, "training.teacher": first}]
-    path = write(base, grid=grid, memory="8GB", processes=3, pack=3)
+    (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
+    other_text = {"start.weights": first, "data.vocabulary": first, "data.path": str(base / "other.txt")}
+    grid = [{"run.seed": 1}, other_text, {"run.seed": 1, "training.teacher": first}]
+    path = write(base, overrides={"data.tokenizer": "char"}, grid=grid, memory="8GB", processes=3, pack=3)
+    assert main(["sweep", str(path), "--dry-run"]) == 0
+    assert f"data.vocabulary: {first}: there is no such file or folder" in capsys.readouterr().out
     assert main(["sweep", str(path)]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert out.index("finished     seed=1: ") < out.index("started      weights=")
     assert "3 of 3 runs are done" in out
+    assert "warning: data.vocabulary: lacks " in next((base / "runs").glob("weights=*.log")).read_text()
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_starts(

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 
 from rnnsparse.cli import main
-from rnnsparse.errors import UserError
 from rnnsparse.reporting.compare import as_csv, as_markdown, as_text, group, statistic, table
 from rnnsparse.reporting.reading import read_results, read_runs
 from rnnsparse.reporting.runs import Results, Run
+from tests.reporting.conftest import TEXT
 
 
 def summary_of(run: Path) -> dict[str, Any]:
@@ -294,12 +295,131 @@ def test_what_cannot_be_compared_is_one_line(
     assert captured.err.count("\n") == 1
 
 
-def test_a_run_named_twice_or_copied_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_run_named_twice_or_copied_counts_once(folder: Path, tmp_path: Path) -> None:
     run = folder / "runs" / "rigl-a"
-    with pytest.raises(UserError, match="named twice"):
-        read_runs([folder / "runs", run])
-    with pytest.raises(UserError, match="no second measurement; leave one of them out"):
-        read_runs([run, copy(run, tmp_path / "again")])
+    runs, lines = read_runs([folder / "runs", run])
+    assert [one.name for one in runs].count("rigl-a") == 1
+    assert lines == [f"{run}: this run is named twice, and counts once"]
+    runs, lines = read_runs([run, copy(run, tmp_path / "again")])
+    assert [one.name for one in runs] == ["rigl-a"]
+    assert lines == [
+        "again: has the same settings and the same seed as rigl-a, so it is no second measurement, left out"
+    ]
+
+
+def test_of_two_equal_runs_the_one_that_was_measured_on_the_test_text_counts(folder: Path, tmp_path: Path) -> None:
+    run = folder / "runs" / "static"
+    assert main(["compare", str(run), "--out", str(tmp_path / "untested")]) == 0
+    assert main(["compare", str(run), "--test", "--out", str(tmp_path / "tested")]) == 0
+    runs, lines = read_runs([tmp_path / name / "results.json" for name in ("untested", "tested")])
+    assert [one.summary.test_bits_per_character is not None for one in runs] == [True]
+    assert len(lines) == 1
+
+
+# ---- texts
+
+
+def test_runs_on_other_texts_of_one_name_are_other_settings_and_a_moved_copy_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name, seed, text in (("A", 1, TEXT), ("B", 1, TEXT.replace("fox", "cat")), ("C", 2, TEXT)):
+        place = tmp_path / name / "input.txt"
+        place.parent.mkdir()
+        place.write_text(text, encoding="utf-8")
+        overrides = [f"run.dir={tmp_path / 'runs' / name}", f"run.seed={seed}", f"data.path={place}"]
+        assert main(["train", str(folder / "tiny.yaml"), *overrides]) == 0
+    expected = {"rigl, text=A/input.txt": ["A", "C"], "rigl, text=B/input.txt": ["B"]}
+    runs, lines = read_runs([tmp_path / "runs"])
+    assert (labels(runs), lines) == (expected, [])
+    assert main(["compare", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "results.json").read_text()
+    assert labels(read_runs([tmp_path / "out" / "results.json"])[0]) == expected
+    assert list(labels(read_runs([tmp_path / "runs" / name for name in "AC"])[0])) == ["rigl"]
+
+
+def labels(runs: list[Run]) -> dict[str, list[str]]:
+    return {setting.label: [run.name for run in setting.runs] for setting in group(runs)}
+
+
+@pytest.fixture
+def on_text(folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a run of its own on what is said to be a text at a place, with a fingerprint or none."""
+
+    def make(name: str, place: str, fingerprint: str | None, seed: int, method: str = "rigl-a") -> Path:
+        run = copy(folder / "runs" / method, tmp_path / "runs" / name)
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace(str(folder / "text.txt"), place))
+        summary = summary_of(run) | {"seed": seed, "text": fingerprint}
+        if fingerprint is None:
+            del summary["text"]  # as earlier versions wrote it
+        (run / "summary.json").write_text(json.dumps(summary))
+        return run
+
+    return make
+
+
+ONE, TWO = "1" * 64, "2" * 64
+
+
+def test_texts_of_one_place_are_told_apart_by_their_fingerprints(on_text: Callable[..., Path]) -> None:
+    runs = [on_text("a", "/x/in.txt", ONE, 1), on_text("b", "/x/in.txt", TWO, 1)]
+    assert labels(read_runs(runs)[0]) == {"rigl, text=in.txt 11111111": ["a"], "rigl, text=in.txt 22222222": ["b"]}
+
+
+def test_texts_of_other_names_are_called_by_them(on_text: Callable[..., Path]) -> None:
+    runs = [on_text("a", "/x/in.txt", ONE, 1), on_text("b", "/x/other.txt", TWO, 1), on_text("c", "/y/3.txt", ONE, 2)]
+    assert labels(read_runs(runs)[0]) == {"rigl, text=in.txt": ["a", "c"], "rigl, text=other.txt": ["b"]}
+
+
+def test_a_run_that_does_not_know_its_text_is_taken_for_one_on_the_only_text_of_that_name(
+    on_text: Callable[..., Path],
+) -> None:
+    known, unknown = on_text("known", "/x/in.txt", ONE, 1), on_text("older", "/y/in.txt", None, 2)
+    runs, lines = read_runs([known, unknown])
+    assert labels(runs) == {"rigl": ["known", "older"]}
+    assert lines == [
+        "older: an earlier version trained it, which does not tell its text: it is taken for that of known, which has "
+        "the same name"
+    ]
+    assert labels(read_runs([on_text("copy", "/y/in.txt", None, 1), known])[0]) == {"rigl": ["known"]}
+    runs, lines = read_runs([known, unknown, on_text("third", "/z/in.txt", TWO, 2)])
+    assert labels(runs) == {
+        "rigl, text=x/in.txt": ["known"],
+        "rigl, text=in.txt": ["older"],
+        "rigl, text=z/in.txt": ["third"],
+    }
+    assert lines == [
+        "older: an earlier version trained it, which does not tell its text: it may be that of known or of third, so "
+        "it is taken for another one"
+    ]
+
+
+def test_runs_of_earlier_versions_in_several_places_are_compared_by_the_name_and_that_is_said(
+    on_text: Callable[..., Path],
+) -> None:
+    runs, lines = read_runs([on_text("a", "/x/in.txt", None, 1), on_text("b", "/y/in.txt", None, 2)])
+    assert labels(runs) == {"rigl": ["a", "b"]}
+    assert lines == [
+        "a, b: earlier versions trained them, which do not tell their texts: /x/in.txt and /y/in.txt are taken for the "
+        "same, as both are called in.txt"
+    ]
+    assert read_runs([on_text("c", "/x/in.txt", None, 1), on_text("d", "/x/in.txt", None, 2)])[1] == []
+
+
+def test_nothing_is_measured_on_the_test_text_if_that_of_one_run_has_changed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, run = tmp_path / "input.txt", tmp_path / "run"
+    text.write_text(TEXT, encoding="utf-8")
+    assert main(["train", str(folder / "tiny.yaml"), f"run.dir={run}", f"data.path={text}"]) == 0
+    text.write_text(TEXT[: len(TEXT) // 2], encoding="utf-8")
+    capsys.readouterr()
+    assert main(["compare", str(folder / "runs" / "dense"), str(run), "--test"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"rnnsparse: {run / 'last'}: data.path={text}: is no longer the text that")
+    assert err.count("\n") == 1, "not even a bar of progress"
+    assert main(["compare", str(folder / "runs" / "dense"), str(run)]) == 0
 
 
 def test_foreign_files_are_not_overwritten_and_old_results_are(folder: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from PIL import Image
 from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.plots.network import of_setting, readable
 from rnnsparse.reporting.plots.overview import mean_curve, overview
+from rnnsparse.reporting.plots.series import DENSE
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.reporting.report import report
 
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "wbr", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert(1)</script>\"'&$\\frac$|é"
 
 
@@ -60,19 +61,27 @@ def page(settings: list[Setting]) -> str:
     return report(hostile, overview(hostile), [f"{HOSTILE}: not finished"])
 
 
-def test_the_page_is_well_formed_with_a_section_per_setting(page: str) -> None:
+def test_the_page_is_well_formed_and_leads_from_its_table_to_each_setting(page: str) -> None:
     found = Page(page)
-    sections = [attributes["id"] for tag, attributes in found.tags if tag == "h2"]
+    sections = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
     assert sections == ["setting-1", "setting-2"]
     links = [attributes["href"] for tag, attributes in found.tags if tag == "a"]
-    assert links == [f"#{section}" for section in sections]
-    assert sum(tag == "table" for tag, _ in found.tags) == 3
+    assert sorted(map(str, links)) == [f"#{section}" for section in sections]
+    assert sum(tag == "table" for tag, _ in found.tags) == 1 + 2 + 2, "all, configurations, runs of each"
+
+
+def test_the_first_page_has_the_table_and_the_plots_and_all_else_is_folded_away(page: str) -> None:
+    first, _, details = page.partition("<h2>Details</h2>")
+    assert (first.count("<table"), first.count("<img"), first.count("<details>")) == (1, 3, 1)
+    assert "<img" not in re.sub("<details>.*?</details>", "", details, flags=re.DOTALL)
+    assert details.count("<details>") == 1 + 2
+    assert "<details open" not in page
 
 
 def test_names_are_shown_and_never_obeyed(page: str) -> None:
     found = Page(page)
     assert "script" not in [tag for tag, _ in found.tags]
-    assert found.words.count(HOSTILE) == 3, "each run by its name"
+    assert found.words.count(HOSTILE) == 3 + 2 * 2, "each run by its name, each setting by its text in two tables"
     assert f"{HOSTILE}: not finished" in found.words
 
 
@@ -81,7 +90,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
         for name, value in attributes.items():
             assert not name.startswith("on"), f"{tag} {name}"
             if name in ("src", "href"):
-                assert (value or "").startswith(("data:image/png;base64,", "#"))
+                assert (value or "").startswith(("data:image/svg+xml;base64,", "data:image/webp;base64,", "#"))
     assert "url(" not in page
     assert "@import" not in page
 
@@ -89,17 +98,29 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 def test_every_picture_can_be_seen_and_has_a_text_for_those_who_cannot(page: str) -> None:
     pictures = [attributes for tag, attributes in Page(page).tags if tag == "img"]
     assert len(pictures) == 3 + 2 * 6
+    assert len({str(picture["src"]) for picture in pictures}) == len(pictures), "each is drawn once"
     for attributes in pictures:
         assert attributes["alt"]
-        data = base64.b64decode(str(attributes["src"]).partition(",")[2])
-        image = Image.open(io.BytesIO(data)).convert("L")
-        assert image.width == 780
-        assert image.getextrema()[0] < 100, "something is drawn"
+        kind, _, data = str(attributes["src"]).partition(";base64,")
+        if kind == "data:image/svg+xml":
+            drawing = base64.b64decode(data).decode()
+            assert "<path" in drawing
+            assert not re.search(r"<script|<image|href=\"(?!#)", drawing), "it needs nothing else"
+        else:
+            image = Image.open(io.BytesIO(base64.b64decode(data))).convert("L")
+            assert image.width == 624
+            assert image.getextrema()[0] < 100, "something is drawn"
+
+
+def test_plots_are_files_of_few_colours_as_well(settings: list[Setting]) -> None:
+    for plot in overview(settings):
+        image = Image.open(io.BytesIO(plot.png or b""))
+        assert (image.width, image.mode) == (780, "P")
 
 
 def test_tables_scroll_in_a_box_of_their_own(page: str) -> None:
-    assert page.count('<div class="scroll"') == page.count("<table>")
-    assert re.search(r"\.scroll \{ overflow-x: auto; \}", page)
+    assert page.count('<div class="scroll"') == page.count("<table")
+    assert re.search(r"\.scroll \{ overflow-x: auto;", page)
     assert '<meta name="viewport" content="width=device-width' in page
     assert "@media print" in page
 
@@ -118,14 +139,14 @@ def test_axes_are_drawn_for_what_varies_only(settings: list[Setting]) -> None:
 def test_the_dense_network_alone_can_be_shown(settings: list[Setting]) -> None:
     dense = [setting for setting in settings if setting.method == "dense"]
     assert [plot.name for plot in overview(dense)] == ["bits_by_training_flops", "learning_curves"]
-    assert len(of_setting(dense[0])) == 6
+    assert len(of_setting(dense[0], DENSE)) == 6
 
 
 def test_a_setting_without_any_record_has_no_pictures(settings: list[Setting]) -> None:
     run = settings[0].runs[0]
     empty = replace(run.curves, steps=[], bits_per_character=[], moved=[], ever_active=[], validation=[])
     setting = replace(settings[0], runs=(replace(run, curves=empty, pictures=None),))
-    assert of_setting(setting) == []
+    assert of_setting(setting, DENSE) == []
     assert "its checkpoint was not there" in report([setting], overview([setting]), [])
 
 

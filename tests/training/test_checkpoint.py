@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rnnsparse.data.corpus import TextIdentity
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.training import checkpoint, manifest
@@ -63,6 +64,15 @@ def files_limited_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_knows_its_text(tmp_path: Path) -> None:
+    text = TextIdentity("f00d", {"train": 90, "validation": 5, "test": 5})
+    save(tmp_path / "new", text=text, training_state=None)
+    save(tmp_path / "older", training_state={"corpus": "f00d"})
+    save(tmp_path / "slim", training_state=None)
+    known = {name: checkpoint.load(tmp_path / name).trained_text() for name in ("new", "older", "slim")}
+    assert known == {"new": text, "older": TextIdentity("f00d"), "slim": None}
 
 
 def test_everything_saved_comes_back(tmp_path: Path) -> None:

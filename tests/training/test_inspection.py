@@ -21,11 +21,13 @@ KEYS = {
     "steps",
     "training_flops",
     "training_flops_vs_dense",
+    "execution",
+    "device",
     "memory_bytes",
 }
 
 
-def report_of(*overrides: str, vocab_size: int = 10, taught: bool = False) -> dict[str, Any]:
+def report_of(*overrides: str, vocab_size: int = 10, taught: bool = False, device: str = "cpu") -> dict[str, Any]:
     data: dict[str, Any] = {
         "model": {"embedding_dim": 4, "hidden_size": 6},
         "sparsity": {"sparsity": 0.5},
@@ -33,7 +35,7 @@ def report_of(*overrides: str, vocab_size: int = 10, taught: bool = False) -> di
     }
     config = parse_config(data, "c.yaml", overrides)
     model, budgets = new_model(config, vocab_size, torch.device("cpu"))
-    return inspect(config, model, budgets, model if taught else None)
+    return inspect(config, model, budgets, model if taught else None, device=torch.device(device))
 
 
 def test_blocks_are_listed_from_input_to_output_with_their_shapes() -> None:
@@ -134,6 +136,7 @@ def test_memory_counts_what_training_holds(optimizer: str, moments: int) -> None
         "parameters": 186 * 4,
         "indices": 140 * 8,
         "optimizer": 186 * 4 * moments,
+        "dense_buffers": 2 * 40 * 4,  # sparse execution reads the embedding as a matrix, and makes its gradient
         "dense_gradients": 0,
         "probes": 0,
         "teacher": 0,
@@ -184,6 +187,28 @@ def test_sparse_execution_holds_one_tile_of_the_largest_weight() -> None:
         rows, _ = rows_and_cols.get(name, (0, 0))
         rows_and_cols[name] = rows + block["rows"], block["cols"]
     assert report["memory_bytes"]["dense_gradients"] == max(rows * cols for rows, cols in rows_and_cols.values()) * 4
+
+
+def test_memory_counts_the_matrices_that_masked_execution_makes() -> None:
+    masked = report_of("model.execution=masked")
+    assert (masked["execution"], masked["device"]) == ("masked", "cpu")
+    matrices, biases, layer = 280, 2 * 18 + 10, 3 * 6 * (4 + 6)
+    assert masked["memory_bytes"]["dense_buffers"] == (matrices + biases + layer) * 4
+    # Gradients that are kept for growth are counted as such.
+    rigl = report_of("model.execution=masked", "sparsity.method=rigl")["memory_bytes"]
+    assert (rigl["dense_buffers"], rigl["dense_gradients"]) == ((matrices + biases) * 4, matrices * 4)
+
+
+def test_memory_is_counted_for_the_device_that_a_run_asks_for() -> None:
+    cpu = report_of("sparsity.method=rigl")
+    assert (cpu["execution"], cpu["device"]) == ("sparse", "cpu")
+    cuda = report_of("sparsity.method=rigl", device="cuda")
+    masked = report_of("sparsity.method=rigl", "model.execution=masked")
+    assert cuda == masked | {"device": "cuda"}
+    half = report_of("sparsity.method=rigl", "training.precision=bf16", device="cuda")
+    assert half["memory_bytes"]["dense_buffers"] * 2 == cuda["memory_bytes"]["dense_buffers"]
+    assert "memory on cpu, sparse execution: " in table(cpu)[-1]
+    assert "memory on cuda, masked execution: " in table(cuda)[-1]
 
 
 def test_half_precision_is_inspected_on_any_machine() -> None:

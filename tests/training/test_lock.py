@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -106,3 +107,9 @@ def test_a_folder_where_nothing_can_be_made_is_an_error_of_the_system(tmp_path: 
     assert lock.holder(tmp_path / "nothing") is None
     with pytest.raises(FileNotFoundError), lock.held(tmp_path / "nothing"):
         pass
+
+
+def test_without_the_locks_of_the_system_one_line_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(ImportError, match=r"^rnnsparse needs Linux or macOS, .* WSL$"):
+        runpy.run_path(str(lock.__file__))

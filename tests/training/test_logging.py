@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,32 @@ def test_a_second_close_does_nothing(tmp_path: Path) -> None:
     log = logger(tmp_path, Terminal(), tensorboard=True)
     log.close()
     log.close()
+
+
+def test_progress_that_nobody_can_read_stops_nothing(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as gone:
+        with pytest.raises(BrokenPipeError):
+            gone.write("a line\n")
+        with RunLogger(tmp_path, total_steps=100, config=LoggingConfig(tensorboard=False), stream=gone) as log:
+            log.message("a message")
+            log.scalars(1, {"loss": 1.5})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())
+    assert metrics(tmp_path) == [{"step": 1, "loss": 1.5}]
+
+
+def test_a_bar_on_a_terminal_that_has_gone_stops_nothing(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w", buffering=1) as terminal:
+        with RunLogger(tmp_path, total_steps=100, config=LoggingConfig(tensorboard=False), stream=terminal) as log:
+            os.close(ours)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(theirs, b"x")
+            log.message("a message")
+            log.scalars(1, {"loss": 1.5})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), terminal.fileno())
+    assert metrics(tmp_path) == [{"step": 1, "loss": 1.5}]
 
 
 def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
@@ -16,7 +16,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.loss import Teacher, read_later, training_loss
+from rnnsparse.training.loss import Teacher, exact_divergence, read_later, training_loss
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, assert_same, config_in, metrics, one_line, stop_after, traces, trained
 
@@ -87,6 +87,34 @@ def test_without_a_teacher_the_loss_is_cross_entropy_to_the_bit() -> None:
     loss, nats = training_loss(student, TARGETS_TB, weight=0.9, temperature=5.0)
     assert torch.equal(loss, cross_entropy(student.flatten(0, 1), TARGETS_TB.flatten()))
     assert torch.equal(loss, nats)
+
+
+@pytest.mark.parametrize("temperature", [5.0, 50.0, 1000.0])
+def test_the_loss_keeps_its_digits_in_single_precision_at_any_temperature(temperature: float) -> None:
+    teacher = logits(2, torch.float32)
+    student = teacher + 0.01 * logits(1, torch.float32)
+    expected = formula(student.double(), teacher.double(), 1.0, temperature)
+    found, _ = training_loss(student, TARGETS_TB, teacher, weight=1.0, temperature=temperature)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_the_gradient_is_that_of_the_sum_in_single_precision_to_the_bit() -> None:
+    student, teacher, temperature = logits(1, torch.float32).requires_grad_(), logits(2, torch.float32), 5.0
+    loss, nats = training_loss(student, TARGETS_TB, teacher, weight=0.9, temperature=temperature)
+    (found,) = torch.autograd.grad(2**7 * loss, student, retain_graph=True)  # scaled, as in half precision
+    log_p_NV, log_q_NV = (x.flatten(0, 1).div(temperature).log_softmax(-1) for x in (teacher, student))
+    divergence = kl_div(log_q_NV, log_p_NV, reduction="batchmean", log_target=True)
+    summed = 0.9 * temperature**2 * divergence + (1 - 0.9) * nats
+    (expected,) = torch.autograd.grad(2**7 * summed, student)
+    assert torch.equal(found, expected)
+
+
+def test_the_divergence_of_many_positions_is_that_of_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = (logits(seed).flatten(0, 1) for seed in (1, 2))
+    whole = exact_divergence(teacher, student, 2.0)
+    for numbers in (1, 2 * V, T * B * V - 1):
+        monkeypatch.setattr("rnnsparse.training.loss.EXACT_NUMBERS", numbers)
+        torch.testing.assert_close(exact_divergence(teacher, student, 2.0), whole, rtol=1e-14, atol=0)
 
 
 def test_half_precision_logits_are_compared_in_single_precision() -> None:

@@ -50,11 +50,18 @@ def rewrite(folder: Path, change: Callable[[Content], object]) -> None:
 
 def test_an_unchanged_folder_is_verified(folder: Path) -> None:
     found = verify(folder)
-    assert (found.step, found.format_version) == (7, 1)
+    assert (found.step, found.format_version, found.text) == (7, 1, None)
     assert found.sha256 == {
         "needed": hashlib.sha256(b"abc").hexdigest(),
         "optional": hashlib.sha256(b"").hexdigest(),
     }
+
+
+def test_what_a_manifest_says_of_the_text_comes_back(folder: Path) -> None:
+    text = {"fingerprint": "f00d", "bytes": {"train": 12, "test": 3}}
+    folder.joinpath("manifest.json").unlink()
+    manifest.write(folder, step=7, text=text)
+    assert verify(folder).text == text
 
 
 def test_a_changed_bit_in_any_byte_of_any_file_is_noticed(folder: Path) -> None:
@@ -141,6 +148,10 @@ def test_another_format_version_says_which_rnnsparse_is_needed(folder: Path, ver
         lambda content: content.update(step=7.0),
         lambda content: content.update(files=["needed"]),
         lambda content: content.pop("files"),
+        lambda content: content.update(text=None),
+        lambda content: content.update(text={"fingerprint": 5, "bytes": {}}),
+        lambda content: content.update(text={"fingerprint": "f00d"}),
+        lambda content: content.update(text={"fingerprint": "f00d", "bytes": {"train": "12"}}),
         lambda content: content["files"].update(needed=None),
         lambda content: content["files"]["needed"].pop("sha256"),
         lambda content: content["files"]["needed"].update(bytes=None),

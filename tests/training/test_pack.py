@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import time
 from collections.abc import Hashable, Sequence
@@ -153,15 +154,19 @@ def test_a_stopped_pack_saves_every_run_and_each_goes_on_alone_or_in_another_pac
         require_same(config, alone)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what a process has open is found in /proc")
 def test_a_run_that_fails_leaves_the_others_as_they_are_alone(tmp_path: Path) -> None:
     diverging = config_in(tmp_path, "diverging", *FAILING)
     taken = config_in(tmp_path, "taken")
     taken.folder.mkdir()
     (taken.folder / "thesis.tex").write_text("years of work")
     full = config_in(tmp_path, "full", "run.seed=3", "logging.interval=2")
+    metrics = os.path.realpath(full.folder / "metrics.jsonl")
 
     def no_space() -> None:
-        raise OSError(28, "No space left on device")
+        """The disk is full from now on."""
+        (opened,) = (n for n in os.listdir("/proc/self/fd") if metrics == os.path.realpath(f"/proc/self/fd/{n}"))
+        os.dup2(os.open("/dev/full", os.O_WRONLY), int(opened))
 
     good = config_in(tmp_path, "good", "sparsity.method=set")
     streams = [io.StringIO(), io.StringIO(), AfterStep(4, no_space), io.StringIO()]

@@ -210,6 +210,51 @@ def test_the_previous_checkpoint_becomes_the_last_and_what_killed_writers_left_g
     assert (saved.step, saved.warning) == (2, "")
 
 
+def saved_best(folder: Path, **steps: int) -> None:
+    config = config_in(folder)
+    model, _ = new_model(config, 5, torch.device("cpu"))
+    for name, step in steps.items():
+        checkpoint.save(
+            folder / name,
+            step=step,
+            model=model,
+            tokenizer_json="{}",
+            config_yaml=config.to_yaml(),
+            training_state=None,
+        )
+
+
+def test_the_spare_takes_the_place_of_a_damaged_best_model_with_a_warning(tmp_path: Path) -> None:
+    saved_best(tmp_path, best=9, previous_best=4)
+    assert run_folder.mend_best(tmp_path) == ""
+    flip(tmp_path / "best" / "model.safetensors")
+    warning = run_folder.mend_best(tmp_path)
+    assert warning.startswith(f"{tmp_path / 'best' / 'model.safetensors'}: its sha256 is not")
+    assert warning.endswith("damaged; the best model before it, of step 4, takes its place")
+    assert checkpoint.load(tmp_path / "best").step == 4
+    assert run_folder.mend_best(tmp_path) == ""
+
+    shutil.rmtree(tmp_path / "best")
+    saved_best(tmp_path, previous_best=3)
+    assert run_folder.mend_best(tmp_path).startswith(f"{tmp_path / 'best'}: is missing; the best model before it")
+    assert sorted(os.listdir(tmp_path)) == ["best"]
+
+
+def test_a_damaged_best_model_without_a_spare_is_told_and_kept(tmp_path: Path) -> None:
+    assert run_folder.mend_best(tmp_path) == "", "no evaluation yet"
+    saved_best(tmp_path, best=9)
+    flip(tmp_path / "best" / "model.safetensors")
+    assert run_folder.mend_best(tmp_path).endswith(f"damaged, and there is no whole {tmp_path / 'previous_best'}")
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+
+
+def test_files_of_somebody_else_in_best_are_left_alone(tmp_path: Path) -> None:
+    saved_best(tmp_path, best=9, previous_best=4)
+    (tmp_path / "best" / "notes.txt").write_text("mine")
+    assert run_folder.mend_best(tmp_path) == ""
+    assert (tmp_path / "best" / "notes.txt").read_text() == "mine"
+
+
 def test_extended_training_is_resumed_by_the_settings_that_started_it(tmp_path: Path) -> None:
     extended = saved_run(tmp_path / "run", "training.multiplier=1.5")
     assert run_folder.last_checkpoint(extended).step == 3
@@ -275,6 +320,33 @@ def test_a_checkpoint_with_another_programs_settings_is_refused(tmp_path: Path, 
     with pytest.raises(UserError, match=r"config\.yaml: ") as error:
         run_folder.last_checkpoint(config)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.steps=9",
+        "training.learning_rate=1",
+        "training.lr_schedule=constant",
+        "training.warmup=5",
+        "training.final_learning_rate=0.5",
+        "training.weight_decay=1",
+        "training.grad_clip=null",
+        "evaluation.interval=5",
+        "sparsity.stop=0.5",
+        "sparsity.drop_fraction=0.5",
+        "sparsity.schedule=constant",
+    ],
+)
+def test_a_run_may_go_on_with_other_numbers_where_it_is_told_to(tmp_path: Path, override: str) -> None:
+    saved_run(tmp_path / "run")
+    config = config_in(tmp_path / "run", override)
+    assert run_folder.last_checkpoint(config, changing=True).step == 3
+    key = override.partition("=")[0]
+    with pytest.raises(
+        UserError, match=rf"{key}: the run to resume has .* let `train` change this one by {key} and --r"
+    ):
+        run_folder.last_checkpoint(config)
 
 
 # ---- the small files

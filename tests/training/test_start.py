@@ -19,7 +19,7 @@ from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.training import checkpoint
-from rnnsparse.training.assembly import restore
+from rnnsparse.training.assembly import restore, vocabulary_size
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.optim import learning_rate
 from rnnsparse.training.trainer import Trainer
@@ -380,6 +380,115 @@ def test_inspect_counts_the_given_connections(tmp_path: Path, others: Path, caps
     assert reports[0]["connections"] == reports[1]["connections"]
 
 
+# ---- another text
+
+
+NEW_TEXT = "the Fox jumps over the läzy dog, and the Quick brown fox over the läzy one\n" * 30
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """The folder of a run on a text with characters that the others have not."""
+    (tmp_path / "text.txt").write_text(NEW_TEXT, encoding="utf-8")
+    return tmp_path
+
+
+def test_another_text_is_told_from_another_model_with_the_way_out(elsewhere: Path, others: Path) -> None:
+    for key in ("weights", "topology"):
+        way_out = rf"on this one: data\.vocabulary={others / 'static'}$"
+        message = (
+            rf"^start\.{key}: .*: its \d+ symbols are the characters of another text than this run's \d+; .*{way_out}"
+        )
+        with pytest.raises(UserError, match=message) as error:
+            Trainer(started(elsewhere, others, "run", **{key: "static"}))
+        one_line(error)
+    with pytest.raises(UserError, match=r"^start\.rewind: .* on the same text, with the same data\.vocabulary$"):
+        Trainer(started(elsewhere, others, "run", rewind="static/step_3"))
+
+
+@pytest.mark.parametrize("where", ["static", "static/best", "static/best/tokenizer.json"])
+def test_a_model_goes_on_with_its_vocabulary_on_another_text(elsewhere: Path, others: Path, where: str) -> None:
+    vocabulary = f"data.vocabulary={others / where}"
+    config = started(elsewhere, others, "run", "sparsity.method=static", vocabulary, weights="static")
+    stream = io.StringIO()
+    trainer, other = Trainer(config, stream=stream), restore(others / "static", CPU)
+    assert trainer.tokenizer == other.tokenizer
+    assert values(trainer.model) == values(other.model)
+    train, validation = (
+        f"{sum(character in 'FäQ' for character in text)} of {len(text):,} characters of the {name} text"
+        for name, text in (("training", read(trainer, "train")), ("validation", read(trainer, "validation")))
+    )
+    banner = "\n".join(trainer.banner())
+    assert f"chars of {others / where}; a uniform guess" in banner
+    assert f"\nunknown     {train} and {validation}\n" in banner
+    trainer.train()
+    assert f"warning: data.vocabulary: lacks {train} and {validation}; all" in stream.getvalue()
+    assert checkpoint.load(config.folder).tokenizer_json == other.saved.tokenizer_json
+
+
+def read(trainer: Trainer, part: str) -> str:
+    """The text of a part, read anew: characters that have no symbol are none of the tokens."""
+    start, stop = {"train": (0, 90), "validation": (90, 95)}[part]
+    whole = NEW_TEXT.encode()
+    text = whole[len(whole) * start // 100 : len(whole) * stop // 100].decode()
+    assert len(getattr(trainer.corpus, part).tokens) == len(text)
+    return text
+
+
+def test_a_run_with_a_vocabulary_of_another_goes_on_without_that_one(elsewhere: Path, others: Path) -> None:
+    shutil.copytree(others / "static", elsewhere / "static")
+    vocabulary = f"data.vocabulary={elsewhere / 'static'}"
+    trained(started(elsewhere, elsewhere, "undisturbed", vocabulary, weights="static"))
+    config = started(elsewhere, elsewhere, "run", vocabulary, weights="static")
+    with pytest.raises(Interrupted):
+        trained(config, stream=stop_after(3))
+    shutil.rmtree(elsewhere / "static")
+    trained(config, resume=True)
+    assert_same(traces(elsewhere / "run"), traces(elsewhere / "undisturbed"))
+    with pytest.raises(UserError, match=r"data\.vocabulary: the run to resume has .*, not None"):
+        trained(started(elsewhere, elsewhere, "run", weights="static"), resume=True)
+
+
+def test_a_vocabulary_serves_topologies_and_teachers_too(elsewhere: Path, others: Path) -> None:
+    vocabulary, teacher = (f"{key}={others / 'static'}" for key in ("data.vocabulary", "training.teacher"))
+    trained(started(elsewhere, others, "run", vocabulary, teacher, topology="static"))
+    with pytest.raises(UserError, match=r"training\.teacher: .* with its symbols: data\.vocabulary=.*static$"):
+        Trainer(config_in(elsewhere, "taught", teacher))
+
+
+def test_of_a_vocabulary_that_has_all_characters_nothing_is_said(tmp_path: Path, others: Path) -> None:
+    stream = io.StringIO()
+    trainer = Trainer(config_in(tmp_path, "run", f"data.vocabulary={others / 'static'}"), stream=stream)
+    trainer.train()
+    assert "unknown" not in "\n".join(trainer.banner())
+    assert "warning" not in stream.getvalue()
+
+
+def test_what_is_no_vocabulary_is_refused(tmp_path: Path, others: Path) -> None:
+    trained(config_in(tmp_path, "bytes", "data.tokenizer=byte"))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for place, message in (
+        (
+            tmp_path / "nowhere",
+            "nowhere: there is no such file or folder; name a run, a checkpoint, or a tokenizer.json",
+        ),
+        (others, "others.*: holds no tokenizer.json; name a run"),
+        (tmp_path / "bytes", "bytes: its symbols are bytes, .*; use data.tokenizer=byte instead"),
+        (tmp_path / "tokenizer.json", "tokenizer.json: not a tokenizer "),
+        (tmp_path / "text.txt", "text.txt: not a tokenizer "),
+    ):
+        with pytest.raises(UserError, match=rf"^data\.vocabulary: .*{message}") as error:
+            Trainer(config_in(tmp_path, "run", f"data.vocabulary={place}"))
+        one_line(error)
+    warnings = config_in(tmp_path, "run", "data.tokenizer=byte", "data.vocabulary=x").warnings
+    assert warnings == ("data.vocabulary has no effect with data.tokenizer=byte",)
+
+
+def test_the_size_of_a_given_vocabulary_takes_no_text_to_know(elsewhere: Path, others: Path) -> None:
+    config = config_in(elsewhere, "run", f"data.vocabulary={others / 'static'}", "data.path=nowhere")
+    assert vocabulary_size(config.data) == restore(others / "static", CPU).tokenizer.vocab_size
+
+
 # ---- what makes no sense
 
 
@@ -391,7 +500,11 @@ def test_inspect_counts_the_given_connections(tmp_path: Path, others: Path, caps
         ({"weights": "static"}, ["model.cell=lstm"], r"its rnn\.0\.input is 18 x 4, this run's is 24 x 4"),
         ({"weights": "static"}, ["model.num_layers=3"], r"its rnn\.2\.input is missing, this run's is 18 x 6"),
         ({"weights": "static"}, ["model.num_layers=1"], r"its rnn\.1\.input is 18 x 6, this run's is missing"),
-        ({"topology": "static"}, ["data.tokenizer=byte"], r"its embedding is .*, this run's is 256 x 4"),
+        (
+            {"topology": "static"},
+            ["data.tokenizer=byte"],
+            r"its symbols are chars, this run's are bytes; use the same data\.tokenizer$",
+        ),
         ({"topology": "static"}, ["sparsity.method=dense"], r"but method dense begins with 132"),
         ({"weights": "static"}, ["sparsity.method=prune"], r"but method prune begins with 132"),
         (
@@ -443,7 +556,9 @@ def test_there_must_be_weights_to_add_to(tmp_path: Path, start: list[str]) -> No
 def test_another_alphabet_of_the_same_size_is_refused(tmp_path: Path, others: Path) -> None:
     text = (others / "text.txt").read_text(encoding="utf-8")
     (tmp_path / "text.txt").write_text(text.replace("q", "Q"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"start\.weights: .*symbols are others than this run's") as error:
+    with pytest.raises(
+        UserError, match=r"start\.weights: .*symbols are the characters of another text than this"
+    ) as error:
         Trainer(started(tmp_path, others, "run", weights="static"))
     one_line(error)
 

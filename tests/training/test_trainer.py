@@ -44,6 +44,7 @@ TINY: dict[str, dict[str, Any]] = {
     "logging": {"interval": 1, "tensorboard": False, "pictures": None},
 }
 SUMMARY_KEYS = {
+    "text",
     "bits_per_character",
     "bits_per_byte",
     "best_bits_per_character",
@@ -289,6 +290,55 @@ def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(
     assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_a_stopped_run_whose_reader_has_left_saves_itself(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "checkpoint.interval=100", "logging.interval=1")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as gone:
+        trainer = Trainer(config, stream=gone)
+        take_step = trainer.learner.take_step
+
+        def stop_in_step_3() -> dict[str, Any]:
+            if trainer.step == 2:
+                signal.raise_signal(signal.SIGINT)
+            return take_step()
+
+        trainer.learner.take_step = stop_in_step_3  # type: ignore[method-assign]
+        with pytest.raises(Interrupted, match="stopped after step 3, saved in "):
+            trainer.train()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), gone.fileno())
+    assert checkpoint.load(config.folder).step == 3
+
+
+@pytest.mark.parametrize(("stops_at", "name"), [(3, "last"), (STEPS, "last"), (4, "best")])
+def test_a_second_interrupt_loses_no_checkpoint_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops_at: int, name: str
+) -> None:
+    """At the last step both come while the run saves itself as it would anyway."""
+    save, saved = checkpoint.save, []
+
+    def interrupted(folder: Path, **arguments: Any) -> None:
+        if (arguments["step"], folder.name) == (stops_at, name):
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        save(folder, **arguments)
+        saved.append((arguments["step"], folder.name))
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    config = config_in(tmp_path, "run", "checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2")
+    stream = stop_after(3) if stops_at == 3 else None
+    with pytest.raises(Interrupted, match=f"stopped after step {stops_at}, "):
+        trained(config, stream=stream)
+    assert (stops_at, name) in saved
+    assert checkpoint.load(config.folder).step == stops_at
+    monkeypatch.undo()
+    trained(config, resume=True)
+    trained(
+        config_in(tmp_path, "undisturbed", *("checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2"))
+    )
+    assert_same(traces(config.folder), traces(tmp_path / "undisturbed"))
+
+
 def test_extended_training_is_the_run_with_more_steps_and_resumes_as_it(tmp_path: Path) -> None:
     trained(config_in(tmp_path, "longer", "training.steps=14", "training.warmup=4", "sparsity.interval=4"))
     config = config_in(tmp_path, "extended", "training.multiplier=2", "training.warmup=2")
@@ -392,13 +442,17 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
     config = config_in(tmp_path, "run", "logging.tensorboard=true")
     trained(config)
     files = ["config.yaml", "connectivity.jsonl", "environment.json", "metrics.jsonl", "summary.json"]
-    expected = sorted([*files, "best", "last", "previous", "tensorboard"])
+    expected = sorted([*files, "best", "last", "previous", "previous_best", "tensorboard"])
     assert sorted(os.listdir(config.folder)) == expected
     weights = {"config.yaml", "manifest.json", "model.safetensors", "tokenizer.json"}
-    assert set(os.listdir(config.folder / "best")) == weights
+    for name in ("best", "previous_best"):
+        assert set(os.listdir(config.folder / name)) == weights
+    assert checkpoint.load(config.folder / "previous_best").step < checkpoint.load(config.folder / "best").step
     for name in ("last", "previous"):
         assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
+    text = load_corpus(config.data).identity
+    assert [checkpoint.load(config.folder / name).text for name in ("last", "previous", "best")] == [text] * 3
 
 
 def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_path: Path) -> None:
@@ -423,7 +477,9 @@ def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_p
     assert summary["bits_per_byte"] < summary["bits_per_character"]  # ü and ß have two bytes
 
     restored = restore(config.folder, CPU)
-    validation = load_corpus(config.data).validation
+    corpus = load_corpus(config.data)
+    assert summary["text"] == corpus.fingerprint
+    validation = corpus.validation
     result = evaluate(restored.model, validation, restored.tokenizer, config.evaluation)
     assert summary["bits_per_character"] == result.bits_per_character
     assert summary["bits_per_byte"] == result.bits_per_byte
@@ -484,10 +540,23 @@ def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
         "FLOPs per character",
     ]:
         assert part in text
+    passes = 7 * 3 * 5 * 2 / len(trainer.corpus.train.tokens)
+    assert f"micro-batches: {passes:.2f} times the training text" in text
+    assert "1 file (text.txt) as one text, divided 90/5/5" in text
+    assert "warning" not in text
     extended = Trainer(config_in(tmp_path, "other", "training.multiplier=2"), stream=io.StringIO())
     assert "rigl; 14 steps (7 x 2) of 3 lanes" in "\n".join(extended.banner())
     trainer.train()
     assert "resumed after step 7" in "\n".join(Trainer(config, resume=True).banner())
+
+
+def test_a_text_shorter_than_a_step_is_told(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "training.sequence_length=1000", "training.batch_size=40")
+    trainer = Trainer(config, stream=io.StringIO())
+    (line,) = [line for line in trainer.banner() if line.startswith("warning")]
+    length = len(trainer.corpus.train.tokens)
+    assert f"a step reads 80,000 symbols, and the training text has {length:,}" in line
+    assert f"{80_000 / length:,.1f} times in a step" in line
 
 
 # ---- best, early stopping
@@ -669,8 +738,8 @@ def test_who_looked_before_another_trained_here_is_refused(tmp_path: Path, resum
 def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
-    with pytest.raises(UserError, match=r"training\.steps: the run to resume has 7, not 8"):
-        Trainer(config_in(tmp_path, "run", "training.steps=8"), resume=True)
+    with pytest.raises(UserError, match=r"training\.accumulate: the run to resume has 2, not 3"):
+        Trainer(config_in(tmp_path, "run", "training.accumulate=3"), resume=True)
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "other"])

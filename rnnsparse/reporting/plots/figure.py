@@ -1,7 +1,6 @@
 """What all plots have in common.
 
-They are drawn for the width of a phone. Series differ in colour (of Okabe and Ito, told apart by the colour-blind), in
-marker and in line style, so that they can be told apart in print too.
+They are drawn for the width of a phone.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
 
-WIDTH, DPI = 5.2, 150  # inches; 780 pixels, two for each of a phone's
-COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", "*"]  # as many as have no factor in common with the colours
-LINES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
+WIDTH = 5.2  # inches
+DPI, DETAIL_DPI = 150, 120  # 780 and 624 pixels, two and five thirds for each of a phone's
+PALETTE = 64  # colours
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -40,33 +39,47 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture, what it is called, and what it shows, for those who cannot see it."""
+    """A picture, what it is called, and what it shows, for those who cannot see it.
+
+    `shown` is what a page holds, an image of the `kind` that is in its media type; `png` is for a file of its own.
+    """
 
     name: str
     title: str
     description: str
-    png: bytes
+    shown: bytes
+    kind: Literal["svg+xml", "webp"]
+    png: bytes | None = None
 
 
 @contextmanager
-def new_figure(height: float, layout: Literal["constrained"] | None = "constrained") -> Iterator[Figure]:
+def new_figure(height: float = 4.0, layout: Literal["constrained"] | None = None) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
 
 
-def png(figure: Figure) -> bytes:
+def overview_plot(figure: Figure, name: str, title: str, description: str) -> Plot:
+    """Return what a figure shows, sharp at every size, and as PNG. The same data gives the same bytes."""
     out = io.BytesIO()
-    # Without a version of the library in the file, the same data gives the same bytes for longer.
-    figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", metadata={"Creator": None, "Date": None})
+    png = io.BytesIO()
+    _few_colours(figure, DPI).save(png, "png", optimize=True)
+    return Plot(name, title, description, out.getvalue(), "svg+xml", png.getvalue())
 
 
-def series_style(number: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
-    }
+def detail_plot(figure: Figure, name: str, title: str, description: str) -> Plot:
+    """Return what a figure shows in few bytes, since a comparison has many of these."""
+    out = io.BytesIO()
+    _few_colours(figure, DETAIL_DPI).convert("RGB").save(out, "webp", lossless=True, method=6)
+    return Plot(name, title, description, out.getvalue(), "webp")
+
+
+def _few_colours(figure: Figure, dpi: int) -> Image.Image:
+    """Return a picture in a palette of its own: a quarter as large, and nothing of it less sharp."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi)
+    return Image.open(out).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
 
 
 def steps_axis(axes: Axes) -> None:

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from rnnsparse.reporting.compare import Setting
 from rnnsparse.reporting.pictures import Histogram, Pictures, SymbolPicture
-from rnnsparse.reporting.plots.figure import COLOURS, MARKERS, WIDTH, Plot, new_figure, png, series_style, steps_axis
+from rnnsparse.reporting.plots.figure import WIDTH, Plot, detail_plot, new_figure, steps_axis
+from rnnsparse.reporting.plots.series import LINES, MARKERS
 
 CHANGED_SYMBOLS = 40  # rows that the picture over time has
 
 
-def of_setting(setting: Setting) -> list[Plot]:
-    """Return the learning curves of a setting's runs, and the pictures of one of them."""
+def of_setting(setting: Setting, colour: str) -> list[Plot]:
+    """Return the learning curves of a setting's runs, in shades of the method's `colour`, and pictures of one run."""
     plots = []
     if any(run.curves.steps for run in setting.runs):
-        plots.append(_runs(setting))
+        plots.append(_runs(setting, colour))
     pictures = next((run.pictures for run in setting.runs if run.pictures), None)
     if pictures:
         plots += [_gates(pictures), _degrees(pictures), _symbols(pictures)]
@@ -33,39 +34,41 @@ def of_setting(setting: Setting) -> list[Plot]:
     return plots
 
 
-def _runs(setting: Setting) -> Plot:
+def _runs(setting: Setting, colour: str) -> Plot:
     """Learning curves of each run above, how far the topology moved below."""
     moving = [run for run in setting.runs if run.curves.moved and run.curves.steps]
-    with new_figure(6.2 if moving else 3.4) as figure:
+    with new_figure(6.2 if moving else 3.4, layout="constrained") as figure:
         panels = figure.subplots(2 if moving else 1, squeeze=False, sharex=True)[:, 0]
         for number, run in enumerate(setting.runs):
-            curves, style = run.curves, series_style(number) | {"marker": ""}
-            panels[0].plot(curves.steps, curves.bits_per_character, label=f"seed {run.summary.seed}: training", **style)
+            curves, line = run.curves, LINES[number % len(LINES)]
+            label = f"seed {run.summary.seed}: training"
+            panels[0].plot(curves.steps, curves.bits_per_character, label=label, color=colour, linestyle=line)
             if curves.validation:
-                where = style | {"marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
-                panels[0].plot(*zip(*curves.validation, strict=True), label="validation", **where)
+                points = zip(*curves.validation, strict=True)
+                marker = MARKERS[number % len(MARKERS)]
+                panels[0].plot(*points, label="validation", color=colour, marker=marker, linestyle="")
         panels[0].set_ylabel("bits per character")
         panels[0].legend(frameon=False)
         if moving:
             run = moving[0]
             steps = run.curves.steps
-            panels[1].plot(steps, [100 * x for x in run.curves.moved], color=COLOURS[1], label="moved at an update")
+            panels[1].plot(steps, [100 * x for x in run.curves.moved], color=colour, label="moved at an update")
             if run.curves.ever_active:
                 ever = [100 * x for x in run.curves.ever_active]
-                panels[1].plot(steps, ever, color=COLOURS[2], linestyle="--", label="positions ever active")
+                panels[1].plot(steps, ever, color=colour, linestyle="--", label="positions ever active")
             panels[1].set_ylim(bottom=0)
             panels[1].set_ylabel(f"% (seed {run.summary.seed})")
             panels[1].legend(frameon=False)
         steps_axis(panels[-1])
         description = "Above, bits per character of each run while training. Below, the share of connections moved."
-        return Plot("runs", "Learning curves and moves", description, png(figure))
+        return detail_plot(figure, "runs", "Learning curves and moves", description)
 
 
 def _gates(pictures: Pictures) -> Plot:
     names = [block.name for block in pictures.blocks]
     density = [100 * block.over_time[-1] / (block.rows * block.cols) for block in pictures.blocks]
     first = [100 * block.over_time[0] / (block.rows * block.cols) for block in pictures.blocks]
-    with new_figure(1.1 + 0.34 * len(names)) as figure:
+    with new_figure(1.1 + 0.34 * len(names), layout="constrained") as figure:
         axes = figure.subplots()
         axes.barh(names, density, color="#56B4E9", label="at the end")
         if len(pictures.steps) > 1:
@@ -79,13 +82,13 @@ def _gates(pictures: Pictures) -> Plot:
         axes.set_xlabel("density (% of positions), and connections")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         description = "How dense each gate and matrix is, with its number of connections at the end."
-        return Plot("gates", "Connections of each gate", description, png(figure))
+        return detail_plot(figure, "gates", "Connections of each gate", description)
 
 
 def _degrees(pictures: Pictures) -> Plot:
     height = 0.8 + 0.85 * len(pictures.blocks)
     # The automatic layout takes seconds for so many panels.
-    with new_figure(height, layout=None) as figure:
+    with new_figure(height) as figure:
         panels = figure.subplots(len(pictures.blocks), 2, squeeze=False)
         figure.subplots_adjust(left=0.1, right=0.98, bottom=0.5 / height, top=1 - 0.25 / height, hspace=0.95)
         for axes_pair, block in zip(panels, pictures.blocks, strict=True):
@@ -98,7 +101,7 @@ def _degrees(pictures: Pictures) -> Plot:
         description = (
             "For each gate, how many rows have how many inputs, and how many columns are read by how many rows."
         )
-        return Plot("degrees", "In-degree and out-degree of each gate", description, png(figure))
+        return detail_plot(figure, "degrees", "In-degree and out-degree of each gate", description)
 
 
 def _bars(axes: Axes, histogram: Histogram, colour: str) -> None:
@@ -140,7 +143,7 @@ def _symbols(pictures: Pictures) -> Plot:
     grid = np.full(across * down, np.nan)
     grid[: len(counts)] = counts
     height = 0.8 + WIDTH / across * down
-    with new_figure(height, layout=None) as figure:
+    with new_figure(height) as figure:
         axes = figure.add_axes((0, 0.8 / height, 1, 1 - 0.8 / height))
         image = axes.imshow(grid.reshape(down, across), cmap="cividis", vmin=0, vmax=max(1, *counts), aspect="equal")
         for i, symbol in enumerate(pictures.symbols):
@@ -153,7 +156,7 @@ def _symbols(pictures: Pictures) -> Plot:
         bar = figure.colorbar(image, cax=scale, orientation="horizontal")
         bar.set_label(f"connections of the embedding row, of {pictures.embedding_dim}")
         description = "Each symbol, as bright as its row of the embedding has connections at the end."
-        return Plot("symbols", "What the embedding looks at", description, png(figure))
+        return detail_plot(figure, "symbols", "What the embedding looks at", description)
 
 
 def _symbols_over_time(pictures: Pictures) -> Plot:
@@ -165,14 +168,14 @@ def _symbols_over_time(pictures: Pictures) -> Plot:
         most = most[: CHANGED_SYMBOLS // 2] + most[-CHANGED_SYMBOLS // 2 :]
     rows = np.array([symbol.over_time for symbol in most])
     labels = [f"{readable(s.symbol)}   {s.over_time[0]} → {s.over_time[-1]}" for s in most]
-    with new_figure(1.2 + 0.17 * len(most)) as figure:
+    with new_figure(1.2 + 0.17 * len(most), layout="constrained") as figure:
         axes = figure.subplots()
         _heat(figure, axes, rows, pictures.steps, "connections of the embedding row", "cividis")
         axes.set_yticks(range(len(most)), labels, fontsize=8)
         description = (
             f"The embedding rows of {len(most)} symbols: above those that gained most, below those that lost most."
         )
-        return Plot("symbols_over_time", "Embedding rows over time", description, png(figure))
+        return detail_plot(figure, "symbols_over_time", "Embedding rows over time", description)
 
 
 def _units_over_time(pictures: Pictures) -> Plot:
@@ -180,7 +183,7 @@ def _units_over_time(pictures: Pictures) -> Plot:
     blocks = np.array([block.over_time for block in pictures.blocks], dtype=float)
     # A gate may start with nothing.
     relative = 100 * (blocks / np.maximum(blocks[:, :1], 1) - 1)
-    with new_figure(1.5 + 0.22 * len(blocks) + 4.2 * len(pictures.units)) as figure:
+    with new_figure(1.5 + 0.22 * len(blocks) + 4.2 * len(pictures.units), layout="constrained") as figure:
         ratios = [0.22 * len(blocks) + 0.9, *(2.1 for _ in range(2 * len(pictures.units)))]
         panels = figure.subplots(len(ratios), gridspec_kw={"height_ratios": ratios})
         limit = max(1.0, float(np.abs(relative).max()))
@@ -195,7 +198,7 @@ def _units_over_time(pictures: Pictures) -> Plot:
         description = (
             "Connections of each gate against its first ones; inputs and readers of units, by rank at the end."
         )
-        return Plot("units_over_time", "Gates and units over time", description, png(figure))
+        return detail_plot(figure, "units_over_time", "Gates and units over time", description)
 
 
 def _heat(

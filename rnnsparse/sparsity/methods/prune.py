@@ -23,6 +23,7 @@ class Prune(Method):
     paper = "Zhu & Gupta 2017"
     mostly_dense = True
     makes_up_updates = True
+    depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
     start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.25
     stop: Annotated[float, Ge(0), Le(1), Doc("share of training after which the topology is fixed")] = 0.75

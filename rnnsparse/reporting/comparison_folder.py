@@ -1,0 +1,51 @@
+"""The folder that `rnnsparse compare --out` writes: the table, the results, the plots and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rnnsparse.errors import UserError
+from rnnsparse.reporting.compare import Setting, as_csv
+from rnnsparse.reporting.plots.overview import OVERVIEW, overview
+from rnnsparse.reporting.reading import is_results
+from rnnsparse.reporting.report import report
+from rnnsparse.reporting.runs import Results
+
+
+def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) -> list[Path]:
+    """Write results.csv, results.json, the plots and report.html; return their paths.
+
+    What an earlier comparison wrote there is replaced.
+
+    Raises:
+        UserError: the folder cannot be made, or files of these names in it are not of an earlier comparison.
+    """
+    plots = overview(settings)
+    runs = [run for setting in settings for run in setting.runs]
+    files = {
+        "results.csv": as_csv(settings).encode(),
+        "results.json": Results(runs=runs).to_json().encode(),
+        **{f"{plot.name}.png": plot.png for plot in plots if plot.png},
+        "report.html": report(settings, plots, left_out).encode(),
+    }
+    stale = {f"{name}.png" for name in OVERVIEW} - set(files)
+    _claim(folder, [*files, *stale])
+    for name, data in files.items():
+        folder.joinpath(name).write_bytes(data)
+    for name in stale:
+        folder.joinpath(name).unlink(missing_ok=True)
+    return [folder / name for name in files]
+
+
+def _claim(folder: Path, names: Sequence[str]) -> None:
+    """Make the folder, and make sure that what will be replaced in it is from an earlier comparison."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {folder}: cannot be a folder: {error.strerror}; name another") from None
+    there = [folder / name for name in names if folder.joinpath(name).exists()]
+    if there and not is_results(folder / "results.json"):
+        raise UserError(
+            f"--out: {there[0]}: is not from an earlier comparison and would be overwritten; name another folder"
+        )
