@@ -15,7 +15,7 @@ _HOMES = {
     "rnnsparse.nn.language_model": ["CharLM", "ModelConfig"],
     "rnnsparse.nn.weight": ["SparseWeight"],
     "rnnsparse.nn.convert": ["convert", "to_dense"],
-    "rnnsparse.sparsity.loop": ["LoopSparsifier"],
+    "rnnsparse.sparsity.sparsifier": ["Sparsifier"],
     "rnnsparse.sparsity.sparsify": ["sparsify"],
     "rnnsparse.sparsity.method": ["Method"],
     "rnnsparse.sparsity.methods.dense": ["Dense"],

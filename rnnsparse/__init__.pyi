@@ -6,6 +6,7 @@ from rnnsparse.nn.layers import Embedding as Embedding
 from rnnsparse.nn.layers import Linear as Linear
 from rnnsparse.nn.recurrent import GRU as GRU
 from rnnsparse.nn.recurrent import LSTM as LSTM
+from rnnsparse.nn.recurrent import Recurrent as RNN
 from rnnsparse.nn.weight import SparseWeight as SparseWeight
 from rnnsparse.sparsity.method import Method as Method
 from rnnsparse.sparsity.methods.dense import Dense as Dense
@@ -17,8 +18,36 @@ from rnnsparse.sparsity.methods.set import SET as SET
 from rnnsparse.sparsity.methods.snfs import SNFS as SNFS
 from rnnsparse.sparsity.methods.snip import SNIP as SNIP
 from rnnsparse.sparsity.methods.static import Static as Static
+from rnnsparse.sparsity.sparsifier import Sparsifier as Sparsifier
 from rnnsparse.sparsity.sparsify import sparsify as sparsify
 from rnnsparse.trained import TrainedModel as TrainedModel
 from rnnsparse.trained import load as load
 
 __version__: str
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SET",
+    "SNFS",
+    "SNIP",
+    "CharLM",
+    "Dense",
+    "Embedding",
+    "GraNet",
+    "Linear",
+    "Method",
+    "ModelConfig",
+    "Prune",
+    "RigL",
+    "Scout",
+    "SparseWeight",
+    "Sparsifier",
+    "Static",
+    "TrainedModel",
+    "__version__",
+    "convert",
+    "load",
+    "sparsify",
+    "to_dense",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class TrainedModel:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> str:
         """Return a text that continues the prompt, without it; the same seed gives the same text.
 
@@ -46,16 +48,26 @@ class TrainedModel:
             length: symbols to write: bytes for a byte model, else characters.
             temperature: below 1 safer, above 1 wilder; 0 takes the likeliest symbol each time.
             top_k, top_p: choose among the K likeliest symbols, or among the likeliest that hold probability P.
+            stop: the text ends before the first of these that the model writes.
 
         Raises:
             ValueError: the prompt has characters that the model does not know, or a number is out of range.
         """
-        if length < 0 or temperature < 0 or (top_k or 1) < 1 or not 0 < (1 if top_p is None else top_p) <= 1:
+        if isinstance(stop, str):
+            raise ValueError(f"stop={stop!r}: must be a list of texts, such as [{stop!r}]")
+        if (
+            length < 0
+            or temperature < 0
+            or (top_k is not None and top_k < 1)
+            or not 0 < (1 if top_p is None else top_p) <= 1
+        ):
             raise ValueError(
                 f"length={length}, temperature={temperature}, top_k={top_k}, top_p={top_p}: the first two must not "
                 "be negative, top_k at least 1, top_p above 0 and at most 1"
             )
-        settings = SamplingConfig(length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        settings = SamplingConfig(
+            length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=tuple(stop)
+        )
         return "".join(Sampler(self.model, self.tokenizer, prompt).stream(settings))
 
     def bits_per_character(self, text: str) -> float:

@@ -34,8 +34,8 @@ from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.reference import run as run_textbook_cell
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.sparsity.topology import best_absent, draw_positions
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.peak_memory import peak_memory
 
 DENSE = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -238,7 +238,7 @@ def print_peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> N
     model = language_model("lstm", hidden, sparsity)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
-    sparsifier = Sparsifier(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
+    sparsifier = Updater(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
     started = peak_memory()
     peaks = []
     for step in (1, 2):

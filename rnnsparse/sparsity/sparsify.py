@@ -19,8 +19,8 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.group import weight_topologies
-from rnnsparse.sparsity.loop import LoopSparsifier, left_out_of
 from rnnsparse.sparsity.method import Method, method_class
+from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
 from rnnsparse.sparsity.topology import draw_absent, keep_largest, rewire
 
 Values = Literal["reset", "keep"]
@@ -39,7 +39,7 @@ def sparsify(
     values: Values | None = None,
     scaler: torch.amp.GradScaler | None = None,
     **settings: Any,
-) -> LoopSparsifier:
+) -> Sparsifier:
     """Give the sparse layers of a model their first connections, and let a method change these while it is trained.
 
     Weights get names by where they are in the model, such as "encoder.0.recurrent.f" for the forget gate of
@@ -92,7 +92,7 @@ def sparsify(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for parameter in model.parameters():
             dist.broadcast(parameter.data, src=0)
-    return LoopSparsifier(
+    return Sparsifier(
         model, method, budgets, optimizer, seed=seed, steps=steps, scaler=scaler, left_out=left_out_of(model, weights)
     )
 
