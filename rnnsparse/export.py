@@ -80,12 +80,11 @@ def torch_state_dict(model: CharLM) -> dict[str, Tensor]:
     for i, layer in enumerate(model.recurrent_layers):
         state[f"rnn.weight_ih_l{i}"] = layer.input.to_dense()
         state[f"rnn.weight_hh_l{i}"] = layer.recurrent.to_dense()
-        state[f"rnn.bias_ih_l{i}"] = layer.bias_ih
-        state[f"rnn.bias_hh_l{i}"] = layer.bias_hh
+        state[f"rnn.bias_ih_l{i}"], state[f"rnn.bias_hh_l{i}"] = layer.biases()
     for linear in (*model.readout, model.output):
         if isinstance(linear, Linear):
             state[f"{linear.name}.weight"] = linear.to_dense()
-            state[f"{linear.name}.bias"] = linear.bias
+            state[f"{linear.name}.bias"] = linear.bias_or_zeros()
     if isinstance(model.output, TiedOutput):
         state["output.weight"] = state["embedding.weight"]
         state["output.bias"] = model.output.bias

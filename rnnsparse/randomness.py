@@ -1,10 +1,11 @@
-"""Random generators that depend on what they are for and on nothing else."""
+"""Random generators that depend on what they are for and on nothing else, and random sets of positions."""
 
 from __future__ import annotations
 
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
@@ -15,6 +16,23 @@ def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def draw_positions(count: int, positions: int, generator: torch.Generator) -> Tensor:
+    """Return an exactly uniform random subset: `count` sorted distinct numbers below `positions`.
+
+    Time and memory grow with `count`, not with `positions`, unless most positions are wanted.
+    """
+    if not 0 <= count <= positions:
+        raise ValueError(f"{count} of {positions} positions cannot be drawn")
+    if 4 * count >= positions:
+        return torch.randperm(positions, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    # Asking for just what is missing keeps the subset uniform: there is never a surplus to throw away.
+    while drawn.numel() < count:
+        more = torch.randint(positions, (count - drawn.numel(),), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()
+    return drawn
 
 
 class OwnRandomNumbers:
@@ -32,11 +50,11 @@ class OwnRandomNumbers:
         self._own = self._states()
         self._set(self._others)
 
-    def _states(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _states(self) -> tuple[Tensor, Tensor | None]:
         on_cuda = self._device.type == "cuda"
         return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_cuda else None
 
-    def _set(self, states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    def _set(self, states: tuple[Tensor, Tensor | None]) -> None:
         cpu, cuda = states
         torch.set_rng_state(cpu)
         if cuda is not None:

@@ -27,14 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import sparse
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
+from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.reference import run as run_textbook_cell
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.sparsifier import Sparsifier
 from rnnsparse.sparsity.topology import best_absent, draw_positions
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.peak_memory import peak_memory
 
 DENSE = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -59,7 +60,7 @@ def medians(rounds: int, **sides: Callable[[], object]) -> dict[str, float]:
 
 
 def random_layer(cell: str, inputs: int, hidden: int, sparsity: float) -> RecurrentLayer:
-    layer = CELLS[cell]("rnn.0", inputs, hidden)
+    layer = RecurrentLayer(CELLS[cell], "rnn.0", inputs, hidden)
     for weight in (layer.input, layer.recurrent):
         count = round(weight.positions * (1 - sparsity))
         indices = draw_positions(count, weight.positions, torch.Generator().manual_seed(0))
@@ -75,7 +76,7 @@ def layer_step(
     dense = DENSE[cell](inputs, hidden)
     x_TBI, y_TBH = torch.randn(times, batch, inputs), torch.randn(times, batch, hidden)
     tiles = sparse.Tiles(batch, torch.float32)
-    x_MIB, y_KTHB = tiles.cut(x_TBI.transpose(1, 2)).flatten(0, 1), tiles.cut(y_TBH.transpose(1, 2))
+    x_MIB, y_MHB = (tiles.cut(each.transpose(1, 2)).flatten(0, 1) for each in (x_TBI, y_TBH))
 
     def run_dense() -> None:
         x = x_TBI.clone().requires_grad_()
@@ -84,8 +85,8 @@ def layer_step(
 
     def run_sparse(layer: RecurrentLayer) -> None:
         x = x_MIB.clone().requires_grad_()
-        state = torch.zeros(layer.states, len(y_KTHB), hidden, tiles.width)
-        sparse.run_layer(layer, None, x, state)[0].backward(y_KTHB)
+        state = torch.zeros(1, layer.cell.states, batch, hidden)
+        sparse.run_layers([layer], None, x, state, 0.0, tiles)[0].backward(y_MHB)
         layer.zero_grad()
 
     sides: dict[str, Callable[[], object]] = {"dense": run_dense}
@@ -173,6 +174,8 @@ def alternatives(hidden: int, sparsity: float, batch: int, times: int, rounds: i
     dense = nn.LSTM(128, hidden)
     x_TBI = torch.randn(times, batch, 128)
     x_TIB, zeros_SHB = x_TBI.transpose(1, 2).contiguous(), torch.zeros(2, hidden, batch)
+    tiles = sparse.Tiles(batch, torch.float32)
+    x_MIB = tiles.cut(x_TIB).flatten(0, 1)
     weights = [weight.to_dense() for weight in (layer.input, layer.recurrent)]
     masks = [(weight != 0).float() for weight in weights]
     csr = [weight.to_sparse_csr() for weight in weights]
@@ -192,7 +195,7 @@ def alternatives(hidden: int, sparsity: float, batch: int, times: int, rounds: i
 
     @torch.no_grad()
     def run_sparse() -> None:
-        sparse.run_layer(layer, None, x_TIB, zeros_SHB[:, None])
+        sparse.run_layers([layer], None, x_MIB, zeros_SHB.transpose(1, 2)[None], 0.0, tiles)
 
     @torch.no_grad()
     def run_dense() -> None:
@@ -235,7 +238,7 @@ def print_peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> N
     model = language_model("lstm", hidden, sparsity)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
-    sparsifier = Sparsifier(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
+    sparsifier = Updater(RigL(interval=2), budgets, optimizer, seed=0, total_steps=10)
     started = peak_memory()
     peaks = []
     for step in (1, 2):

@@ -31,7 +31,7 @@ from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.scout import Scout
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.static import Static
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.settings import TrainingConfig
@@ -58,7 +58,7 @@ def trainer(method: Method, cell: str, hidden_size: int, arguments: argparse.Nam
     connect_randomly(budgets, seed=0)
     model.reset_parameters(seed=0)
     optimizer = build_optimizer(TrainingConfig(), model.parameters())
-    sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=ENDLESS)
+    sparsifier = Updater(method, budgets, optimizer, seed=0, total_steps=ENDLESS)
     state = model.initial_state(arguments.batch_size)
     step = 0
 

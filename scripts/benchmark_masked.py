@@ -30,7 +30,7 @@ from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_random
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
@@ -97,7 +97,7 @@ def masked_step(
     model.reset_parameters(seed=0)
     optimizer = build_optimizer(TRAINING, model.parameters())
     optimizer.param_groups[0]["capturable"] = capturable
-    sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=ENDLESS)
+    sparsifier = Updater(method, budgets, optimizer, seed=0, total_steps=ENDLESS)
     state = model.initial_state(batch_size)
 
     def backward(inputs_TB: Tensor, targets_TB: Tensor) -> None:

@@ -13,15 +13,16 @@ MODULES = sorted((ROOT / "rnnsparse").rglob("*.py"))
 
 # A module imports from its own floor and those below. The longest prefix counts.
 FLOORS = [
-    ["rnnsparse"],  # the package itself: its version
+    ["rnnsparse"],  # the package itself: its version, and where the public names are
     [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "streams", "yaml12")],
     ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
+    ["rnnsparse.cells"],
     ["rnnsparse.nn"],
     ["rnnsparse.sparsity"],
     ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
-    ["rnnsparse.recipes", "rnnsparse.reporting"],
+    ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
     ["rnnsparse.cli", "rnnsparse.__main__"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -34,6 +35,8 @@ STRANGERS = [
     ("rnnsparse.kernels", "rnnsparse.training.settings"),
     ("rnnsparse.training.settings", "rnnsparse.kernels"),
     ("rnnsparse.training.settings", "rnnsparse.data"),
+    ("rnnsparse.cells", "rnnsparse.data"),
+    ("rnnsparse.cells", "rnnsparse.training.settings"),
     ("rnnsparse.nn", "rnnsparse.data"),
     ("rnnsparse.nn", "rnnsparse.training.settings"),
     ("rnnsparse.sparsity", "rnnsparse.data"),

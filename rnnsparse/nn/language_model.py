@@ -5,10 +5,9 @@ Shape suffixes: T time, B batch, V vocabulary, E embedding, H hidden, L recurren
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,17 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.errors import UserError
 from rnnsparse.nn.activations import ACTIVATIONS
 from rnnsparse.nn.layers import Embedding, Linear, TiedOutput
-from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
-from rnnsparse.nn.weight import SparseWeight, materialise
-from rnnsparse.randomness import generator_for
+from rnnsparse.nn.recurrent import STACKS, RecurrentLayer
+from rnnsparse.nn.weight import Scale, SparseWeight, materialise
 
+if TYPE_CHECKING:
+    CellName = str
+else:
+    CellName = Literal[tuple(sorted(CELLS))]
 # A limit far beyond any memory, so that a slip of the finger is an error and not an overflow.
 Size = Annotated[int, Gt(0), Le(1 << 20)]
 
@@ -31,7 +34,7 @@ Size = Annotated[int, Gt(0), Le(1 << 20)]
 class ModelConfig:
     """The shape of a CharLM."""
 
-    cell: Annotated[Literal["lstm", "gru"], Doc("recurrent cell")] = "gru"
+    cell: Annotated[CellName, Doc("recurrent cell")] = "gru"
     embedding_dim: Annotated[Size, Doc("numbers per symbol")] = 64
     hidden_size: Annotated[Size, Doc("units per recurrent layer")] = 256
     num_layers: Annotated[int, Gt(0), Le(1000), Doc("recurrent layers")] = 1
@@ -76,13 +79,19 @@ class CharLM(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype: torch.dtype | None = None
         self.execution: Literal["masked", "sparse"] = "masked"
-        cell = CELLS[config.cell]
-        self.embedding = Embedding("embedding", vocab_size, config.embedding_dim)
-        inputs = [config.embedding_dim] + [config.hidden_size] * (config.num_layers - 1)
-        self.rnn = nn.ModuleList(cell(f"rnn.{i}", n, config.hidden_size) for i, n in enumerate(inputs))
+        self.embedding = Embedding(vocab_size, config.embedding_dim, sparsity=None)
+        self.rnn = STACKS[config.cell](
+            config.embedding_dim, config.hidden_size, config.num_layers, dropout=config.dropout, sparsity=None,
+            execution="masked",
+        )  # fmt: skip
         widths = [config.hidden_size, *config.readout_dims]
-        self.readout = nn.ModuleList(Linear(f"readout.{i}", a, b) for i, (a, b) in enumerate(pairwise(widths)))
-        self.output = TiedOutput(vocab_size) if config.tie_embeddings else Linear("output", widths[-1], vocab_size)
+
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(inputs, outputs, sparsity=None, execution="masked")
+
+        self.readout = nn.ModuleList(linear(a, b) for a, b in pairwise(widths))
+        self.output = TiedOutput(vocab_size) if config.tie_embeddings else linear(widths[-1], vocab_size)
+        name_weights(self)
 
     def sparse_weights(self) -> dict[str, SparseWeight]:
         """Return every weight matrix by name, in order from input to output."""
@@ -90,51 +99,29 @@ class CharLM(nn.Module):
 
     @property
     def recurrent_layers(self) -> list[RecurrentLayer]:
-        return [layer for layer in self.rnn if isinstance(layer, RecurrentLayer)]
+        return self.rnn.layers
 
-    def reset_parameters(self, seed: int, scale: Literal["neuron", "layer", "dense"] = "neuron") -> None:
-        """Draw values for the connections that exist, and biases, by generators that depend on the seed alone.
+    def linears(self) -> list[tuple[SparseWeight, Tensor]]:
+        """Return the weight and the bias of each product after the recurrent layers, in order."""
+        found: list[tuple[SparseWeight, Tensor]] = [
+            (m, m.bias_or_zeros()) for m in (*self.readout, self.output) if isinstance(m, Linear)
+        ]
+        return [*found, (self.embedding, self.output.bias)] if isinstance(self.output, TiedOutput) else found
 
-        Weights are uniform in +-1/sqrt(fan), as in PyTorch's LSTM, GRU and Linear, where fan is hidden_size for
-        recurrent layers and the number of inputs for linear ones (for the embedding: embedding_dim). By `scale` it
-        counts for as much of it as exists, so that sparse neurons start with the signal of dense ones: "neuron", of
-        each row (Evci et al. 2022, section 4); "layer", of the row's block on average. With "dense" all of it counts.
-        The numbers drawn are the same for each, up to these factors. Forget gates of an LSTM start open, with a bias
-        of one (Jozefowicz et al. 2015).
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw first values for the connections that exist, and biases, by generators that depend on the seed alone.
+
+        See `SparseWeight.reset_values` and `RecurrentLayer.reset_parameters`; a tied output's bias is zero.
         """
-        for weight in self.sparse_weights().values():
-            fan = weight.cols
-            if isinstance(weight, Embedding):
-                fan = self.config.embedding_dim
-            elif weight.name.startswith("rnn."):
-                fan = self.config.hidden_size
-            # On the CPU: a GPU rounds quotients and roots in another way, and the first values would depend on it.
-            row_N = (weight.indices // weight.cols).cpu()
-            bound_N = (fan * _density(weight, row_N, scale)[row_N]).rsqrt()
-            self._draw(weight.values, weight.name, seed, bound_N)
-            if isinstance(weight, Linear):
-                self._draw(weight.bias, f"{weight.name}.bias", seed, 1 / math.sqrt(fan))
-        if isinstance(self.output, TiedOutput):
-            nn.init.zeros_(self.output.bias)
-        for i, layer in enumerate(self.recurrent_layers):
-            bound = 1 / math.sqrt(layer.hidden_size)
-            self._draw(layer.bias_ih, f"rnn.{i}.bias_ih", seed, bound)
-            self._draw(layer.bias_hh, f"rnn.{i}.bias_hh", seed, bound)
-            if "f" in layer.gates:
-                start = layer.gates.index("f") * layer.hidden_size
-                layer.bias_ih.data[start : start + layer.hidden_size] = 1
-                layer.bias_hh.data[start : start + layer.hidden_size] = 0
-
-    @staticmethod
-    def _draw(parameter: nn.Parameter, name: str, seed: int, bound: Tensor | float) -> None:
-        """Fill a parameter with uniform numbers in +-bound (one for all, or one each)."""
-        unit = torch.rand(parameter.shape, generator=generator_for(seed, "initial", name), dtype=parameter.dtype)
-        parameter.data.copy_((2 * unit - 1) * bound)
+        for part in (self.embedding, self.rnn, *self.readout, self.output):
+            if isinstance(part, TiedOutput):
+                nn.init.zeros_(part.bias)
+            else:
+                part.reset_parameters(seed, scale)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return the state before the first symbol: zeros [L, S, B, H]."""
-        layers = self.recurrent_layers
-        shape = (len(layers), layers[0].states, batch_size, self.config.hidden_size)
+        shape = (self.config.num_layers, self.rnn.cell.states, batch_size, self.config.hidden_size)
         return self.embedding.values.new_zeros(shape, dtype=self.compute_dtype, requires_grad=False)
 
     def forward(self, tokens_TB: Tensor, state_LSBH: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -142,43 +129,62 @@ class CharLM(nn.Module):
         if state_LSBH is None:
             state_LSBH = self.initial_state(tokens_TB.shape[1])
         if self.execution == "sparse":
-            # Imported late: its kernels take a second to load, and not every machine has what they need.
-            from rnnsparse.nn import sparse
-
-            return sparse.forward(self, tokens_TB, state_LSBH)
+            return self._forward_sparse(tokens_TB, state_LSBH)
         (embedding_VE,) = materialise([self.embedding], dtype=self.compute_dtype)
-        x = F.embedding(tokens_TB, embedding_VE)
-        states = []
-        for i, layer in enumerate(self.recurrent_layers):
-            if i > 0:
-                x = F.dropout(x, self.config.dropout, self.training)
-            x, state = layer(x, state_LSBH[i].to(x.dtype))
-            states.append(state)
+        x, state_LSBH = self.rnn.run(F.embedding(tokens_TB, embedding_VE), state_LSBH)
         activation = ACTIVATIONS[self.config.readout_activation]
         for readout in self.readout:
             x = activation(readout(x))
         if isinstance(self.output, TiedOutput):
-            return self.output(x, embedding_VE), torch.stack(states)
-        return self.output(x), torch.stack(states)
+            return self.output(x, embedding_VE), state_LSBH
+        return self.output(x), state_LSBH
+
+    def _forward_sparse(self, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
+        """Do what `forward` does, batch-innermost from the first layer to the logits."""
+        # Imported late: its kernels take a second to load.
+        from rnnsparse.nn import sparse
+
+        times, batch = tokens_TB.shape
+        if state_LSBH.shape[2] != batch:
+            raise ValueError(f"a state for {state_LSBH.shape[2]} lanes does not fit {batch} lanes of symbols")
+        # Compiled look-ups do not check, and would read and write elsewhere.
+        if tokens_TB.numel() and not 0 <= int(tokens_TB.min()) <= int(tokens_TB.max()) < self.vocab_size:
+            raise IndexError(f"symbols must lie in 0 to {self.vocab_size - 1}")
+        tiles = sparse.Tiles(batch, self.embedding.values.dtype)
+        tokens_MB = tiles.cut(tokens_TB).flatten(0, 1).int()
+        (embedding_VE,) = materialise([self.embedding])
+        symbols: Tensor | None = tokens_MB
+        if self.vocab_size <= tokens_MB.numel():
+            x = F.pad(embedding_VE.T, (0, -self.vocab_size % tiles.width)).contiguous()[None]
+        else:
+            # More symbols than moments: a table would cost more than it saves.
+            symbols, x = None, F.embedding(tokens_MB, embedding_VE).transpose(1, 2).contiguous()
+        dropout = self.config.dropout if self.training else 0.0
+        x, state_LSBH, later = sparse.run_layers(self.recurrent_layers, symbols, x, state_LSBH, dropout, tiles)
+        (weight, bias_R), *others = self.linears()
+        logits_MVB = sparse.product(weight, bias_R, x, later)
+        activation = ACTIVATIONS[self.config.readout_activation]
+        for weight, bias_R in others:
+            logits_MVB = sparse.product(weight, bias_R, activation(logits_MVB))
+        logits_TVB = tiles.join(logits_MVB.unflatten(0, (-1, times)))
+        return logits_TVB.transpose(1, 2), state_LSBH
 
     def stepper(self) -> Steps:
         """Return a frozen copy that takes one symbol at a time, for sampling."""
         if self.execution == "sparse":
             from rnnsparse.nn import sparse_stepper
 
-            return sparse_stepper.Stepper(self)
+            activation = ACTIVATIONS[self.config.readout_activation]
+            return sparse_stepper.Stepper(self.embedding, self.recurrent_layers, self.linears(), activation)
         return Stepper(self)
 
 
-def _density(weight: SparseWeight, row_N: Tensor, scale: str) -> Tensor:
-    """Return for each row [R] what share of its positions counts as existing: its own, its block's, or all."""
-    if scale == "dense":
-        return torch.ones(weight.rows)
-    count_R = row_N.bincount(minlength=weight.rows)
-    if scale == "neuron":
-        return count_R / weight.cols
-    height = weight.rows // len(weight.blocks)
-    return (count_R.view(-1, height).sum(1) / (height * weight.cols)).repeat_interleave(height)
+def name_weights(model: nn.Module, prefix: str = "") -> dict[str, SparseWeight]:
+    """Name every sparse weight of a model by where it is in it; return them by name, in order."""
+    named = {prefix + path: m for path, m in model.named_modules() if isinstance(m, SparseWeight)}
+    for name, weight in named.items():
+        weight.rename(name)
+    return named
 
 
 class Steps(Protocol):
@@ -195,11 +201,8 @@ class Stepper:
     def __init__(self, model: CharLM) -> None:
         self._embedding_VE = model.embedding.to_dense()
         with torch.no_grad():
-            self._layers = [(layer.step, layer.dense()) for layer in model.recurrent_layers]
-        linears = [module for module in (*model.readout, model.output) if isinstance(module, Linear)]
-        self._linears = [(linear.to_dense(), linear.bias.detach().clone()) for linear in linears]
-        if isinstance(model.output, TiedOutput):
-            self._linears.append((self._embedding_VE, model.output.bias.detach().clone()))
+            self._layers = [(layer.cell.fused_step, layer.dense()) for layer in model.recurrent_layers]
+        self._linears = [(weight.to_dense(), bias_R.detach().clone()) for weight, bias_R in model.linears()]
         self._activation = ACTIVATIONS[model.config.readout_activation]
 
     @torch.no_grad()

@@ -2,30 +2,109 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnsparse.nn.weight import SparseWeight, materialise
+from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, runs_sparse
+from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
 
 
 class Embedding(SparseWeight):
-    """One vector of E numbers for each of V symbols."""
+    """One vector of E numbers for each of V tokens, as `torch.nn.Embedding`, over connections.
 
-    def __init__(self, name: str, vocab_size: int, dim: int) -> None:
-        super().__init__(name, vocab_size, dim)
+    First values are uniform in +-1/sqrt(E). The look-up makes the table [V, E] dense, which is small beside what
+    follows it.
+
+    Args:
+        sparsity: the share of positions without a connection, drawn at random; 0 for a full table. None leaves it
+            without connections, for whoever connects it.
+
+    Raises:
+        ValueError: padding_idx, max_norm, scale_grad_by_freq or sparse is asked for; or the sparsity is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        sparsity: float | None = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unsupported: Any,
+    ) -> None:
+        defaults = {"padding_idx": None, "max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False}
+        refuse_unsupported("Embedding", unsupported, defaults | {"sparse": False})
+        super().__init__("embedding", num_embeddings, embedding_dim)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        start(self, sparsity, device, dtype)
+
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw first values, by a generator that depends on the seed and the layer's name alone."""
+        self.reset_values(seed, scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return vectors [..., E] for tokens [...]."""
+        return F.embedding(tokens, materialise([self])[0])
 
 
 class Linear(SparseWeight):
-    """x [..., C] -> x W^T + b [..., R]; the bias [R] is dense."""
+    """x [..., C] -> x W^T + b [..., R], as `torch.nn.Linear`, over connections; the bias [R] is dense.
 
-    def __init__(self, name: str, in_features: int, out_features: int) -> None:
-        super().__init__(name, out_features, in_features)
-        self.bias = nn.Parameter(torch.zeros(out_features))
+    First values and biases are uniform in +-1/sqrt(C), the values by the connections that a row has
+    (`reset_values`).
+
+    Args:
+        sparsity: the share of positions without a connection, drawn at random; 0 for a full matrix. None leaves it
+            without connections, for whoever connects it.
+        execution: "masked" by dense kernels, "sparse" from the connections alone (CPU, float32 and float64), or
+            "auto", which is sparse from a sparsity of `sparse_wins_from` on.
+
+    Raises:
+        ValueError: the sparsity is not in [0, 1), or there is no such execution.
+    """
+
+    sparse_wins_from = 0.8
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sparsity: float | None = 0.0,
+        execution: Execution = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__("linear", out_features, in_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.execution = require_execution(execution)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        start(self, sparsity, device, dtype)
+
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw first values, by generators that depend on the seed and the layer's name alone."""
+        self.reset_values(seed, scale)
+        if self.bias is not None:
+            draw_uniform(self.bias, f"{self.name}.bias", seed, 1 / math.sqrt(self.fan))
+
+    def bias_or_zeros(self) -> Tensor:
+        """Return the bias [R], of zeros if there is none."""
+        return self.values.new_zeros(self.rows) if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        weight_RC, bias_R = materialise([self], [self.bias], x.dtype)
-        return F.linear(x, weight_RC, bias_R)
+        if runs_sparse(self.execution, [self], x, self.sparse_wins_from):
+            # Imported late: its kernels take a second to load.
+            from rnnsparse.nn import sparse
+
+            return sparse.linear(self, self.bias_or_zeros(), x)
+        weight_RC, *bias = materialise([self], [] if self.bias is None else [self.bias], x.dtype)
+        return F.linear(x, weight_RC, *bias)
 
 
 class TiedOutput(nn.Module):
@@ -37,3 +116,18 @@ class TiedOutput(nn.Module):
 
     def forward(self, x: Tensor, embedding_VE: Tensor) -> Tensor:
         return F.linear(x, embedding_VE, self.bias.to(x.dtype))
+
+
+def start(layer: Any, sparsity: float | None, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Move a new layer to where it shall be, and give it connections and first values by PyTorch's random numbers.
+
+    Without a sparsity it is left as it is, and no random number is drawn.
+    """
+    layer.to(device=device or torch.get_default_device(), dtype=dtype or torch.get_default_dtype())
+    if sparsity is None:
+        return
+    seed = int(torch.randint(1 << 62, ()))
+    for weight in layer.modules():
+        if isinstance(weight, SparseWeight):
+            weight.connect_randomly(sparsity, seed)
+    layer.reset_parameters(seed)

@@ -1,86 +1,221 @@
-"""LSTM and GRU layers over sparse weights, in masked execution.
+"""Recurrent layers over sparse weights: stacks with the arguments, call and return of PyTorch's.
 
 Masked execution scatters the connections into one contiguous buffer and runs the fused dense kernel of the device
-(cuDNN, oneDNN). Shape suffixes: T time, B batch, I input, H hidden, G gates, S state tensors (LSTM h and c, GRU h).
+(cuDNN, oneDNN); sparse execution computes from the connections alone (`sparse.py`). Shape suffixes: T time, B batch,
+I input, H hidden, L layers, S state tensors (LSTM h and c, else h).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnsparse.nn.weight import SparseWeight, materialise
+from rnnsparse.cells.cell import CELLS, Cell
+from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, runs_sparse
+from rnnsparse.nn.layers import start
+from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
 
 
 class RecurrentLayer(nn.Module):
-    """One recurrent layer: weights `input` [G*H, I] and `recurrent` [G*H, H], each with one block per gate.
+    """One recurrent layer: weights `input` [R, I] and `recurrent` [R, H], each with one block per gate; R = gates * H.
 
     Args:
         name: full name in the model, such as "rnn.0".
     """
 
-    gates: ClassVar[str]
-    states: ClassVar[int]
+    bias_ih: nn.Parameter | None
+    bias_hh: nn.Parameter | None
 
-    def __init__(self, name: str, input_size: int, hidden_size: int) -> None:
+    def __init__(self, cell: type[Cell], name: str, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__()
-        self.hidden_size = hidden_size
-        rows = len(self.gates) * hidden_size
-        self.input = SparseWeight(f"{name}.input", rows, input_size, [f"{name}.input.{g}" for g in self.gates])
-        self.recurrent = SparseWeight(
-            f"{name}.recurrent", rows, hidden_size, [f"{name}.recurrent.{g}" for g in self.gates]
-        )
-        self.bias_ih = nn.Parameter(torch.zeros(rows))
-        self.bias_hh = nn.Parameter(torch.zeros(rows))
+        self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
+        rows = len(cell.gates) * hidden_size
+
+        def weight(part: str, cols: int) -> SparseWeight:
+            whole = f"{name}.{part}"
+            return SparseWeight(whole, rows, cols, [f"{whole}.{gate}" for gate in cell.gates], fan=hidden_size)
+
+        self.input, self.recurrent = weight("input", input_size), weight("recurrent", hidden_size)
+        for which in ("bias_ih", "bias_hh"):
+            self.register_parameter(which, nn.Parameter(torch.zeros(rows)) if bias else None)
+
+    def biases(self) -> tuple[Tensor, Tensor]:
+        """Return both biases [R], of zeros if there are none."""
+        if self.bias_ih is None or self.bias_hh is None:
+            zeros = self.input.values.new_zeros(self.input.rows)
+            return zeros, zeros
+        return self.bias_ih, self.bias_hh
+
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw first values and biases, in +-1/sqrt(H), by generators that depend on the seed and the names alone.
+
+        A gate that starts open has biases of one and zero.
+        """
+        for weight in (self.input, self.recurrent):
+            weight.reset_values(seed, scale)
+        if self.bias_ih is None or self.bias_hh is None:
+            return
+        layer, _, _ = self.input.name.rpartition(".")
+        bound = 1 / math.sqrt(self.hidden_size)
+        draw_uniform(self.bias_ih, f"{layer}.bias_ih", seed, bound)
+        draw_uniform(self.bias_hh, f"{layer}.bias_hh", seed, bound)
+        if self.cell.open_gate:
+            first = self.cell.gates.index(self.cell.open_gate) * self.hidden_size
+            self.bias_ih.data[first : first + self.hidden_size] = 1
+            self.bias_hh.data[first : first + self.hidden_size] = 0
 
     def dense(self, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Return w_ih, w_hh, b_ih, b_hh adjacent in the order of cuDNN."""
-        return materialise([self.input, self.recurrent], [self.bias_ih, self.bias_hh], dtype)
+        return materialise([self.input, self.recurrent], self.biases(), dtype)
 
     def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all outputs [T, B, H] and the state [S, B, H] after the last."""
-        raise NotImplementedError
-
-    @staticmethod
-    def step(x_BI: Tensor, state_SBH: Tensor, dense: list[Tensor]) -> Tensor:
-        """Return the next state [S, B, H] by one call of a cell (a fused call with T=1 would repack its weights)."""
-        raise NotImplementedError
+        """Return all outputs [T, B, H] and the state [S, B, H] after the last, in masked execution."""
+        return self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
 
 
-class LSTM(RecurrentLayer):
-    """Long short-term memory; gates i f g o."""
+class Recurrent(nn.ModuleList):
+    """A stack of recurrent layers of one cell, with the arguments, call and return of PyTorch's module of that cell.
 
-    gates = "ifgo"
-    states = 2
+    First values are uniform in +-1/sqrt(H), by the connections that a row has; forget gates of an LSTM start open.
 
-    def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
-        h_1BH, c_1BH = state_SBH[0:1].contiguous(), state_SBH[1:2].contiguous()
-        y_TBH, h_1BH, c_1BH = torch.lstm(
-            x_TBI, (h_1BH, c_1BH), self.dense(x_TBI.dtype), True, 1, 0.0, self.training, False, False
+    Args:
+        dropout: the share of outputs dropped between layers while training.
+        sparsity: the share of positions without a connection in every gate, drawn at random; 0 for full matrices. None
+            leaves the layers without connections, for whoever connects them.
+        execution: "masked" by the fused dense kernels, "sparse" from the connections alone (CPU, float32 and
+            float64), or "auto", which is sparse from a sparsity of the cell's `sparse_wins_from` on.
+
+    Raises:
+        ValueError: bidirectional, proj_size or another nonlinearity is asked for; or the sparsity is not in [0, 1).
+    """
+
+    cell: ClassVar[type[Cell]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        *,
+        sparsity: float | None = 0.0,
+        execution: Execution = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unsupported: Any,
+    ) -> None:
+        called = type(self).__name__
+        refuse_unsupported(called, unsupported, {"bidirectional": False, "proj_size": 0, "nonlinearity": "tanh"})
+        if min(input_size, hidden_size, num_layers) < 1 or not 0 <= dropout <= 1:
+            raise ValueError(
+                f"{called}: input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}, "
+                f"dropout={dropout}: sizes must be at least 1, and dropout from 0 to 1"
+            )
+        widths = [input_size] + [hidden_size] * (num_layers - 1)
+        super().__init__(RecurrentLayer(self.cell, f"rnn.{i}", n, hidden_size, bias) for i, n in enumerate(widths))
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
+        self.execution = require_execution(execution)
+        start(self, sparsity, device, dtype)
+
+    @property
+    def layers(self) -> list[RecurrentLayer]:
+        """The layers from the first to the last."""
+        return [layer for layer in self if isinstance(layer, RecurrentLayer)]
+
+    def weights(self) -> Iterator[SparseWeight]:
+        """Yield the weights of all layers."""
+        for layer in self.layers:
+            yield from (layer.input, layer.recurrent)
+
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw first values and biases, by generators that depend on the seed and the names alone."""
+        for layer in self.layers:
+            layer.reset_parameters(seed, scale)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Return all outputs of the last layer and the last states of all, as PyTorch's module does.
+
+        Args:
+            x: [T, B, I], with batch_first [B, T, I], or [T, I] for one sequence.
+            state: h, and for an LSTM (h, c), each [L, B, H], or [L, H] for one sequence; zeros by default.
+
+        Raises:
+            ValueError: shapes that do not fit, or a PackedSequence.
+        """
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{type(self).__name__}: takes a tensor, not a {type(x).__name__}; pad sequences instead")
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"{type(self).__name__}: input of shape {list(x.shape)}: must be [T, B, {self.input_size}], with "
+                f"batch_first [B, T, {self.input_size}], or [T, {self.input_size}]"
+            )
+        alone = x.dim() == 2
+        x_TBI = x.unsqueeze(1) if alone else x.transpose(0, 1) if self.batch_first else x
+        y_TBH, state_LSBH = self.run(x_TBI, self._joined(state, x_TBI, alone))
+        states = [each.squeeze(1) if alone else each for each in state_LSBH.unbind(1)]
+        y = y_TBH.squeeze(1) if alone else y_TBH.transpose(0, 1) if self.batch_first else y_TBH
+        return y, tuple(states) if len(states) > 1 else states[0]
+
+    def _joined(self, state: Any, x_TBI: Tensor, alone: bool) -> Tensor:
+        """Return a state as one tensor [L, S, B, H]."""
+        shape = (self.num_layers, x_TBI.shape[1], self.hidden_size)
+        if state is None:
+            return x_TBI.new_zeros(shape[0], self.cell.states, *shape[1:])
+        states = list(state) if self.cell.states > 1 and isinstance(state, tuple | list) else [state]
+        if len(states) != self.cell.states or not all(isinstance(each, Tensor) for each in states):
+            raise ValueError(f"{type(self).__name__}: the state must be {self.cell.states} tensor(s)")
+        if alone:
+            states = [each.unsqueeze(1) for each in states]
+        if any(tuple(each.shape) != shape for each in states):
+            raise ValueError(
+                f"{type(self).__name__}: a state of shape {list(states[0].shape)} does not fit {list(shape)}"
+            )
+        return torch.stack(states, dim=1)
+
+    def run(self, x_TBI: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return all outputs [T, B, H] of the last layer and the last states [L, S, B, H]."""
+        if runs_sparse(self.execution, list(self.weights()), x_TBI, self.cell.sparse_wins_from):
+            # Imported late: its kernels take a second to load.
+            from rnnsparse.nn import sparse
+
+            return sparse.recurrent(self.layers, x_TBI, state_LSBH, self.dropout if self.training else 0.0)
+        states = []
+        for i, layer in enumerate(self.layers):
+            if i > 0:
+                x_TBI = F.dropout(x_TBI, self.dropout, self.training)
+            x_TBI, state_SBH = layer(x_TBI, state_LSBH[i].to(x_TBI.dtype))
+            states.append(state_SBH)
+        return x_TBI, torch.stack(states)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+
+
+class LSTM(Recurrent):
+    """Sparse `torch.nn.LSTM`."""
+
+    cell = CELLS["lstm"]
+
+
+class GRU(Recurrent):
+    """Sparse `torch.nn.GRU`."""
+
+    cell = CELLS["gru"]
+
+
+STACKS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU}
+for _name, _cell in CELLS.items():
+    if _name not in STACKS:
+        _about = f"Sparse `torch.nn.{_cell.module.__name__}`."
+        STACKS[_name] = type(
+            _cell.module.__name__, (Recurrent,), {"cell": _cell, "__doc__": _about, "__module__": __name__}
         )
-        return y_TBH, torch.cat([h_1BH, c_1BH])
-
-    @staticmethod
-    def step(x_BI: Tensor, state_SBH: Tensor, dense: list[Tensor]) -> Tensor:
-        return torch.stack(torch.lstm_cell(x_BI, (state_SBH[0], state_SBH[1]), *dense))
-
-
-class GRU(RecurrentLayer):
-    """Gated recurrent unit; gates r z n."""
-
-    gates = "rzn"
-    states = 1
-
-    def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.gru(
-            x_TBI, state_SBH.contiguous(), self.dense(x_TBI.dtype), True, 1, 0.0, self.training, False, False
-        )
-
-    @staticmethod
-    def step(x_BI: Tensor, state_SBH: Tensor, dense: list[Tensor]) -> Tensor:
-        return torch.gru_cell(x_BI, state_SBH[0], *dense).unsqueeze(0)
-
-
-CELLS: dict[str, type[RecurrentLayer]] = {"lstm": LSTM, "gru": GRU}
+        globals()[_cell.module.__name__] = STACKS[_name]  # where pickle looks for it

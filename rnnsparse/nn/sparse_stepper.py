@@ -5,35 +5,39 @@ Shape suffixes as in `sparse.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnsparse.kernels import cpu
-from rnnsparse.nn.activations import ACTIVATIONS
-from rnnsparse.nn.layers import Linear, TiedOutput
-from rnnsparse.nn.recurrent import LSTM, RecurrentLayer
+from rnnsparse.kernels.matrix import add_product, tile_width
+from rnnsparse.kernels.sliced import VectorProduct
+from rnnsparse.nn.sparse import Layer
 from rnnsparse.nn.weight import SparseWeight, materialise
-
-if TYPE_CHECKING:
-    from rnnsparse.nn.language_model import CharLM
 
 LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol
 
 
 class Stepper:
-    """A CharLM at one moment that reads one symbol per call, at the cost of its connections."""
+    """A language model at one moment that reads one symbol per call, at the cost of its connections.
 
-    def __init__(self, model: CharLM) -> None:
-        (embedding_VE,) = materialise([model.embedding])
-        first, *others = model.recurrent_layers
+    Args:
+        linears: the weights and biases after the recurrent layers, in order; `activation` stands between them.
+    """
+
+    def __init__(
+        self,
+        embedding: SparseWeight,
+        layers: Sequence[Layer],
+        linears: Sequence[tuple[SparseWeight, Tensor]],
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        (embedding_VE,) = materialise([embedding])
+        first, *others = layers
         self._layers = [_LayerStepper(first, embedding_VE.detach()), *map(_LayerStepper, others)]
-        self._linears = [_FrozenLinear(m, m.bias) for m in (*model.readout, model.output) if isinstance(m, Linear)]
-        if isinstance(model.output, TiedOutput):
-            self._linears.append(_FrozenLinear(model.embedding, model.output.bias))
-        self._activation = ACTIVATIONS[model.config.readout_activation]
+        self._linears = [_FrozenLinear(weight, bias_R) for weight, bias_R in linears]
+        self._activation = activation
         self._dtype = embedding_VE.dtype
 
     @torch.no_grad()
@@ -59,7 +63,7 @@ class _FrozenLinear:
     """x [C] -> W x + b [R], with copies of values and bias."""
 
     def __init__(self, weight: SparseWeight, bias_R: Tensor) -> None:
-        self._product = cpu.VectorProduct(weight.matrix(), weight.values.detach())
+        self._product = VectorProduct(weight.matrix(), weight.values.detach())
         self._bias_R = bias_R.detach().clone()
 
     def __call__(self, x_C: Tensor) -> Tensor:
@@ -74,10 +78,11 @@ class _FrozenLinear:
 class _LayerStepper:
     """One recurrent layer, one symbol at a time; the first one, which has the embedding, reads the symbol itself."""
 
-    def __init__(self, layer: RecurrentLayer, embedding_VE: Tensor | None = None) -> None:
-        self._is_lstm = isinstance(layer, LSTM)
-        bias_R = (layer.bias_ih + layer.bias_hh if self._is_lstm else layer.bias_ih).detach()
-        self._recurrent = _FrozenLinear(layer.recurrent, layer.bias_hh)
+    def __init__(self, layer: Layer, embedding_VE: Tensor | None = None) -> None:
+        self._cell = layer.cell
+        bias_ih, bias_hh = layer.biases()
+        bias_R = layer.cell.step_bias(bias_ih, bias_hh).detach()
+        self._recurrent = _FrozenLinear(layer.recurrent, bias_hh)
         self._embedding_VE = embedding_VE
         self._table_VR: Tensor | None = None
         self._input: _FrozenLinear | None = None
@@ -96,16 +101,14 @@ class _LayerStepper:
         else:
             assert self._embedding_VE is not None, "only the first layer reads symbols"
             from_input_R = self._input(self._embedding_VE[x])
-        if self._is_lstm:
-            return cpu.lstm.step(self._recurrent.add(state_SH[0], from_input_R), state_SH)
-        return cpu.gru.step(from_input_R, self._recurrent(state_SH[0]), state_SH)
+        return self._cell.step(from_input_R, self._recurrent, state_SH)
 
 
 def _input_table(weight: SparseWeight, bias_R: Tensor, embedding_VE: Tensor) -> Tensor:
     """Return what each symbol adds to the gates [V, R]."""
     symbols = len(embedding_VE)
-    width = cpu.tile_width(embedding_VE.dtype, symbols)
+    width = tile_width(embedding_VE.dtype, symbols)
     x_EV = F.pad(embedding_VE.T, (0, -symbols % width)).contiguous()
     table_RV = bias_R[:, None].repeat(1, x_EV.shape[1])
-    cpu.add_product(weight.matrix(), weight.values, x_EV[None], table_RV[None])
+    add_product(weight.matrix(), weight.values, x_EV[None], table_RV[None])
     return table_RV[:, :symbols].T.contiguous()

@@ -6,20 +6,26 @@ Shape suffixes: R rows, C columns, N connections.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import floor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rnnsparse.kernels import memory
 from rnnsparse.nn.basis import Basis
+from rnnsparse.randomness import draw_positions, generator_for
 
 if TYPE_CHECKING:
-    from rnnsparse.kernels.cpu import Matrix
+    from rnnsparse.kernels.matrix import Matrix
 
 TILE_ROWS = 512
 MANY = 1 << 18
+
+# What first values are scaled for: each row's own connections, its block's on average, or all positions.
+Scale = Literal["neuron", "layer", "dense"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Probe:
     def matrix(self) -> Matrix:
         """Return where the positions are, for sparse execution."""
         if self._matrix is None:
-            from rnnsparse.kernels.cpu import build_matrix
+            from rnnsparse.kernels.matrix import build_matrix
 
             self._matrix = build_matrix(self.positions, *self._shape)
         return self._matrix
@@ -126,30 +132,36 @@ class Probe:
 class SparseWeight(nn.Module):
     """A weight matrix of which only the connections exist.
 
-    `values` [N] is its only parameter; `indices` [N] holds their sorted flat positions (row * cols + column), int64.
-    Its blocks are row ranges, so sorted positions are grouped by block. A new weight has no connections; see `connect`.
-    With a `basis` the values are coefficients in it, and so are all gradients; else they are entries of the matrix.
+    `values` [N] is its only parameter; `indices` [N] holds their sorted flat positions (row * cols + column), int64,
+    and travels with it through `state_dict`, `copy.deepcopy` and `pickle`. Its blocks are row ranges, so sorted
+    positions are grouped by block. A new weight has no connections; see `connect`. With a `basis` the values are
+    coefficients in it, and so are all gradients; else they are entries of the matrix.
 
     Args:
         name: full name in the model, such as "rnn.0.input".
         rows, cols: shape of the matrix.
         block_names: names of equally tall blocks, from the top; by default the matrix is one block with its own name.
+        fan: the number of inputs that first values are scaled for, by default `cols`.
     """
 
     values: nn.Parameter
     indices: Tensor
 
-    def __init__(self, name: str, rows: int, cols: int, block_names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, rows: int, cols: int, block_names: Sequence[str] = (), fan: int | None = None
+    ) -> None:
         super().__init__()
         names = list(block_names) or [name]
         if rows % len(names):
             raise ValueError(f"{name}: {rows} rows do not split into {len(names)} equal blocks")
         height = rows // len(names)
-        self.name, self.rows, self.cols = name, rows, cols
+        self.name, self.rows, self.cols, self.fan = name, rows, cols, cols if fan is None else fan
         self.blocks = tuple(Block(n, i * height, (i + 1) * height) for i, n in enumerate(names))
         self.basis: Basis | None = None
         self.values = nn.Parameter(torch.empty(0))
-        self.register_buffer("indices", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.register_buffer("indices", torch.empty(0, dtype=torch.int64))
+        # Whether values are still those that were drawn at the start, as far as this weight can tell.
+        self.is_untrained = True
         # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
         self.collects_dense_gradient = False
         self.dense_gradient: DenseGradient | None = None
@@ -157,6 +169,12 @@ class SparseWeight(nn.Module):
         self.probe: Probe | None = None
         self._matrix: Matrix | None = None
         self._bounds: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def rename(self, name: str) -> None:
+        """Take another full name; blocks that begin with the old one follow."""
+        names = [name + block.name.removeprefix(self.name) for block in self.blocks]
+        self.blocks = tuple(replace(block, name=n) for block, n in zip(self.blocks, names, strict=True))
+        self.name = name
 
     @property
     def positions(self) -> int:
@@ -190,8 +208,13 @@ class SparseWeight(nn.Module):
             values = torch.zeros(indices.shape)
         # Copies: whoever passed them may go on using theirs.
         self.indices = indices.clone()
-        self.values.data = values.detach().to(self.values, copy=True)
+        fresh = values.detach().to(self.values, copy=True)
         self.values.grad = None
+        # PyTorch keeps what it knows of a parameter's shape as long as any graph that used it is alive, unless its type
+        # changes: without this, a loss or an output that somebody still holds would make the next backward pass fail.
+        self.values.data = fresh.new_empty(0, dtype=torch.float16 if fresh.dtype != torch.float16 else torch.float32)
+        self.values.data = fresh
+        self.is_untrained = False
         self._matrix = None
         self._bounds = {}
         if indices.numel() >= MANY:
@@ -249,13 +272,98 @@ class SparseWeight(nn.Module):
         if self.basis is not None:
             raise ValueError(f"{self.name}: coefficients are no entries of the matrix to multiply with")
         if self._matrix is None:
-            from rnnsparse.kernels.cpu import build_matrix
+            from rnnsparse.kernels.matrix import build_matrix
 
             self._matrix = build_matrix(self.indices, self.rows, self.cols)
         return self._matrix
 
+    def reset_values(self, seed: int, scale: Scale = "neuron") -> None:
+        """Draw values for the connections that exist by a generator that depends on the seed and the name alone.
+
+        They are uniform in +-1/sqrt(fan), as in PyTorch's LSTM, GRU and Linear. By `scale` the fan counts for as much
+        of it as exists, so that sparse neurons start with the signal of dense ones: "neuron", of each row (Evci et al.
+        2022, section 4); "layer", of the row's block on average. With "dense" all of it counts. The numbers drawn are
+        the same for each, up to these factors.
+        """
+        # On the CPU: a GPU rounds quotients and roots in another way, and the first values would depend on it.
+        row_N = (self.indices // self.cols).cpu()
+        bound_N = (self.fan * self._density(row_N, scale)[row_N]).rsqrt()
+        draw_uniform(self.values, self.name, seed, bound_N)
+        self.is_untrained = True
+
+    def _density(self, row_N: Tensor, scale: Scale) -> Tensor:
+        """Return for each row [R] what share of its positions counts as existing: its own, its block's, or all."""
+        if scale == "dense":
+            return torch.ones(self.rows)
+        count_R = row_N.bincount(minlength=self.rows)
+        if scale == "neuron":
+            return count_R / self.cols
+        height = self.rows // len(self.blocks)
+        return (count_R.view(-1, height).sum(1) / (height * self.cols)).repeat_interleave(height)
+
+    def connect_randomly(self, sparsity: float, seed: int) -> None:
+        """Give every block exactly as many random connections as a sparsity leaves, with values of zero.
+
+        Raises:
+            ValueError: the sparsity is not in [0, 1).
+        """
+        if not 0 <= sparsity < 1:
+            raise ValueError(f"{self.name}: sparsity={sparsity}: must be at least 0 and below 1")
+        size = self.positions // len(self.blocks)
+        count = connections_at(sparsity, size)
+        pieces = [
+            i * size + draw_positions(count, size, generator_for(seed, "topology", block.name))
+            for i, block in enumerate(self.blocks)
+        ]
+        self.connect(torch.cat(pieces) if sparsity else torch.arange(self.positions))
+
+    # ---- copies and files
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.basis:
+            destination[f"{prefix}left_basis"], destination[f"{prefix}right_basis"] = (
+                self.basis.left_KRR,
+                self.basis.right_KCC,
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        indices, values = state_dict.get(f"{prefix}indices"), state_dict.get(f"{prefix}values")
+        left, right = state_dict.pop(f"{prefix}left_basis", None), state_dict.pop(f"{prefix}right_basis", None)
+        if indices is not None and values is not None:
+            try:
+                self.connect(indices, values)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                return
+            self.basis = None
+            if left is not None and right is not None:
+                self.basis = Basis(left, right).to(self.values)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Made again when they are needed.
+        return self.__dict__ | {"_matrix": None, "_bounds": {}, "dense_gradient": None}
+
     def extra_repr(self) -> str:
-        return f"{self.name}: {self.connections} of {self.rows} x {self.cols}"
+        return f"{self.rows} x {self.cols}, {self.connections:,} connections"
+
+
+def connections_at(sparsity: float, positions: int) -> int:
+    """Return how many of `positions` are connections at a sparsity."""
+    # Through the decimal the user wrote: 0.9 as a binary fraction would lose a connection here and there.
+    return positions - floor(Fraction(str(sparsity)) * positions)
+
+
+def draw_uniform(parameter: nn.Parameter, name: str, seed: int, bound: Tensor | float) -> None:
+    """Fill a parameter with uniform numbers in +-bound (one for all, or one each), by a generator for its name."""
+    unit = torch.rand(parameter.shape, generator=generator_for(seed, "initial", name), dtype=parameter.dtype)
+    parameter.data.copy_((2 * unit - 1) * bound)
 
 
 class _Materialise(torch.autograd.Function):

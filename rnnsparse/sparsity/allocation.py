@@ -15,11 +15,10 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.nn.weight import Scale, SparseWeight, connections_at
 from rnnsparse.paths import PathName
-from rnnsparse.randomness import generator_for
+from rnnsparse.randomness import draw_positions, generator_for
 from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
-from rnnsparse.sparsity.topology import draw_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class BudgetConfig:
         dict[str, Annotated[float, Ge(0), Le(1)]], Doc("sparsity of single blocks, by name, prefix or glob")
     ] = field(default_factory=dict)
     initial_scale: Annotated[
-        Literal["neuron", "layer", "dense"],
+        Scale,
         Doc("number of inputs that first values are scaled for: a neuron's own, its layer's mean, or all (dense)"),
     ] = "neuron"
     basis: Annotated[
@@ -139,12 +138,6 @@ def _rounded(ideal: Mapping[str, Fraction], full: Mapping[str, Fraction]) -> dic
     for name in sorted(ideal, key=lambda n: counts[n] - ideal[n])[:missing]:
         counts[name] += 1
     return counts | {name: int(value) for name, value in full.items()}
-
-
-def connections_at(sparsity: float, positions: int) -> int:
-    """Return how many of `positions` are connections at a sparsity."""
-    # Through the decimal the user wrote: 0.9 as a binary fraction would lose a connection here and there.
-    return positions - floor(Fraction(str(sparsity)) * positions)
 
 
 def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:

@@ -130,8 +130,8 @@ def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group
             for block in weight.blocks:
                 parts[block.name] = [Part(weight, block.start_row, block.stop_row)]
         else:
-            # rnn.0.input and rnn.0.recurrent meet in the cell rnn.0; other weights have one block and stand alone.
-            recurrent = granularity == "cell" and len(weight.blocks) > 1
+            # rnn.0.input and rnn.0.recurrent meet in the cell rnn.0; others are one block of their own name.
+            recurrent = granularity == "cell" and weight.blocks[0].name != weight.name
             name = weight.name.rpartition(".")[0] if recurrent else weight.name
             parts.setdefault(name, []).append(Part(weight, 0, weight.rows))
     return [Group(name, tuple(members)) for name, members in parts.items()]

@@ -1,173 +1,145 @@
-"""Runs a method over the weights and the optimizer; all of sparsity that a training loop sees."""
+"""A method in anybody's training loop: two lines stand for `loss.backward()` and `optimizer.step()`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from rnnsparse.nn.weight import Probe, SparseWeight
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.ever_active import EverActive
-from rnnsparse.sparsity.group import weight_topologies
-from rnnsparse.sparsity.method import Method, Moment
-from rnnsparse.sparsity.topology import keep_largest, rewire
+from rnnsparse.sparsity.method import Method
+from rnnsparse.sparsity.updater import Updater
 
 
-class Sparsifier:
-    """Carries out topology updates.
+class Sparsifier(Updater):
+    """What `rnnsparse.sparsify` returns: topology updates in the steps of a loop of one's own.
 
-    A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
-    that returned True, `after_step`. Steps count from 1. Release the loss before `after_backward`: a graph that is
-    still alive remembers the shapes from before an update. A step whose gradients overflowed leaves out all but the
-    first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
-    or `finish` after the last one.
-    `budgets` are those that the run began with, and updates go by `total_steps`.
+        sparsifier.backward(loss)   # loss.backward(); several accumulate
+        sparsifier.step()           # optimizer.step()
+
+    What stands between the two, such as clipping, sees the gradients of the connections that exist. Zeroing gradients
+    stays with the loop. After `steps` optimizer steps the topology stays as it is, and training may go on. Where
+    `torch.distributed` has several ranks, `backward` averages the gradients over them; the model is not wrapped.
+    `print` shows the connections of every group, and what has none.
+
+    Attributes:
+        steps_taken: optimizer steps so far.
+        left_out: the layers with parameters that are not sparsified, by name, and what they are.
     """
 
     def __init__(
         self,
+        model: nn.Module,
         method: Method,
         budgets: Sequence[Budget],
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
-        total_steps: int,
-        reduce: Callable[[Tensor], object] | None = None,
+        steps: int,
+        scaler: torch.amp.GradScaler | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
-        self.method = method
-        self.budgets = list(budgets)
-        self._groups = [budget.group for budget in budgets if not budget.dense]
-        self._fixed = [budget.group for budget in budgets if budget.dense]
-        self._weights = list(dict.fromkeys(part.weight for group in self._groups for part in group.parts))
-        self._optimizer = optimizer
-        self._seed = seed
-        self.total_steps = total_steps
-        # Averages a tensor over all ranks in place, where there are several.
-        self._reduce = reduce
-        self.updates = 0
-        self.connections_moved = 0
-        self.last_moved_share = 0.0
-        self.ever_active = EverActive(self._groups, seed)
-        # The step whose update is still to be made, or to be made up for.
-        self._due: int | None = None
+        self._ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        reduce = self._average if self._ranks > 1 else None
+        super().__init__(method, budgets, optimizer, seed=seed, total_steps=steps, reduce=reduce)
+        self._model, self._scaler = model, scaler
+        self.left_out = dict(left_out or {})
+        self.steps_taken = 0
+        self._is_armed = False
 
-    def before_backward(self, step: int) -> None:
-        """Arm or disarm the collection of dense gradients for the backward passes of this step."""
-        if self.method.makes_up_updates and self.method.updates_at(self._moment(step, made_up=False)):
-            self._due = step  # it does the work of an earlier one, too
-        moment = self._moment(step)
-        collect = self.method.needs_dense_gradient(moment)
-        probes = self.method.probe(self._groups, moment)
-        if probes is not None:
-            for weight, positions in self._by_weight(probes, [group.indices()[:0] for group in self._fixed]):
-                weight.probe = Probe(weight, positions)
-        for weight in self._weights:
-            weight.start_dense_gradient(collect)
-            if weight.probe:
-                weight.probe.start_step()
+    def backward(self, loss: Tensor, *, synchronise: bool = True) -> None:
+        """Add the gradients of a loss, as `loss.backward()` does; with a scaler, of the scaled loss.
 
-    def after_backward(self, step: int, gradient_scale: float = 1.0) -> bool:
-        """Update if this step's update replaces the optimizer step; return whether the optimizer steps.
-
-        `gradient_scale` is what the loss was multiplied with (mixed precision); dense gradients are divided by it.
+        Args:
+            synchronise: whether to average gradients over all ranks now; False for all but the last of several losses
+                that are accumulated saves communication.
         """
-        moment = self._moment(step)
-        if self.method.needs_dense_gradient(moment):
-            for weight in self._weights:
-                if weight.dense_gradient is not None:
-                    weight.dense_gradient.scale = 1 / gradient_scale
-                    weight.dense_gradient.reduce = self._reduce
-            self.method.observe(self._weights)
-        for weight in self._weights:
-            if weight.probe:
-                weight.probe.finish_step(1 / gradient_scale)
-        replaces = self.method.replaces_optimizer_step and self.method.updates_at(moment)
-        if replaces:
-            self._update(moment)
-        return not replaces
+        if not self._is_armed:
+            self.before_backward(self.steps_taken + 1)
+            self._is_armed = True
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
+        if synchronise and self._ranks > 1:
+            average_gradients(self._model.parameters(), self._average)
 
-    def after_step(self, step: int) -> None:
-        """Update if this step's update follows the optimizer step; let go of dense gradients."""
-        moment = self._moment(step)
-        if self.method.updates_at(moment) and not self.method.replaces_optimizer_step:
-            self._update(moment)
-        for weight in self._weights:
-            weight.start_dense_gradient(False)
+    def step(self) -> None:
+        """Let gradients change values and topology, as `optimizer.step()` does; with a scaler, also update that.
 
-    @torch.no_grad()
-    def finish(self) -> None:
-        """After the last step: make up for an update that it should have had, by magnitude for want of gradients."""
-        if self._due is None:
-            return
-        budgets = self._sparse_budgets()
-        counts = self.method.final_counts(budgets, self._moment(self.total_steps))
-        groups = [budget.group for budget in budgets]
-        self._rewire(
-            [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
-        )
+        Gradients that overflowed because of the scale leave the step out, as the scaler does.
 
-    def _sparse_budgets(self) -> list[Budget]:
-        return [budget for budget in self.budgets if not budget.dense]
-
-    def _moment(self, step: int, made_up: bool = True) -> Moment:
-        """Return when a method acts: at an earlier step whose update is `made_up` for now, or at this one."""
-        return Moment((made_up and self._due) or step, self.total_steps, self._seed, self._optimizer)
-
-    def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
-        """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""
-        groups = [*zip(self._groups, chosen, strict=True), *zip(self._fixed, fixed, strict=True)]
-        return [(weight, positions) for weight, positions in weight_topologies(groups) if weight in self._weights]
-
-    @torch.no_grad()
-    def _update(self, moment: Moment) -> None:
-        for weight in self._weights:
-            if weight.probe and self._reduce:
-                self._reduce(weight.probe.total)
-        # Groups read weights, so all choices are made before the first weight changes.
-        self._rewire(self.method.update(self._sparse_budgets(), moment))
-
-    @torch.no_grad()
-    def _rewire(self, chosen: Sequence[Tensor]) -> None:
-        topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
-        for weight, indices in topologies:
-            self.ever_active.add(weight, indices)
-        moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
-        for weight in self._weights:
-            weight.probe = None
-        self._due = None
-        self.updates += 1
-        self.connections_moved += moved
-        self.last_moved_share = moved / max(1, sum(group.connections for group in self._groups))
+        Raises:
+            RuntimeError: there was no `backward`, or without a scaler gradients are not finite; nothing has changed.
+        """
+        if not self._is_armed:
+            raise RuntimeError("step: there are no gradients; call backward(loss) first")
+        step, scaler = self.steps_taken + 1, self._scaler
+        scale = float(scaler.get_scale()) if scaler else 1.0
+        if scaler:
+            with suppress(RuntimeError):  # it was done already, so that gradients could be clipped
+                scaler.unscale_(self._optimizer)
+        gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+        is_finite = bool(get_total_norm(gradients).isfinite())
+        if not is_finite and not scaler:
+            raise RuntimeError(f"step {step}: the gradients are not finite, so nothing was changed; lower the rate")
+        if is_finite and self.after_backward(step, scale):
+            scaler.step(self._optimizer) if scaler else self._optimizer.step()
+        if is_finite:
+            self.after_step(step)
+        if step == self.total_steps:
+            self.finish()
+        if scaler:
+            scaler.update()
+        self.steps_taken, self._is_armed = step, False
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "method": self.method.state_dict(),
-            "budgets": [budget.connections for budget in self.budgets],
-            "probes": {w.name: (w.probe.positions, w.probe.total) for w in self._weights if w.probe},
-            "due": self._due,
-            "updates": self.updates,
-            "connections_moved": self.connections_moved,
-            "last_moved_share": self.last_moved_share,
-            "ever_active": self.ever_active.state_dict(),
-        }
+        """Return all that is needed to go on besides the states of model and optimizer, as plain data and tensors."""
+        return super().state_dict() | {"steps_taken": self.steps_taken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.method.load_state_dict(state["method"])
-        # Where connections of another run decide the budgets, those that it began with, wherever they are now.
-        if counts := state.get("budgets"):  # which checkpoints of earlier versions do not have
-            self.budgets = [replace(b, connections=n) for b, n in zip(self.budgets, counts, strict=True)]
-        for weight in self._weights:
-            weight.probe = None
-            if weight.name in state["probes"]:
-                positions, total = state["probes"][weight.name]
-                weight.probe = Probe(weight, positions)
-                weight.probe.total.copy_(total)
-        self._due = state["due"]
-        self.updates = state["updates"]
-        self.connections_moved = state["connections_moved"]
-        self.last_moved_share = state["last_moved_share"]
-        self.ever_active.load_state_dict(state["ever_active"])
+        """Go on where another one was; load the states of model and optimizer as well."""
+        super().load_state_dict(state)
+        self.steps_taken = state["steps_taken"]
+
+    def __str__(self) -> str:
+        rows = []
+        for budget in self.budgets:
+            group = budget.group
+            density = group.connections / group.positions
+            rows.append(f"{group.name:<32} {group.connections:>12,} of {group.positions:>13,}  {density:8.4f}")
+        connections = sum(budget.group.connections for budget in self.budgets if not budget.dense)
+        positions = sum(budget.group.positions for budget in self.budgets if not budget.dense)
+        if positions:
+            rows.append(f"{'in all':<32} {connections:>12,} of {positions:>13,}  {connections / positions:8.4f}")
+        rows += [f"not sparsified: {name} ({what})" for name, what in self.left_out.items()]
+        return "\n".join(rows)
+
+    def _average(self, tensor: Tensor) -> None:
+        contiguous = tensor.contiguous()
+        dist.all_reduce(contiguous)
+        torch.div(contiguous, self._ranks, out=tensor)
+
+
+def average_gradients(parameters: Iterable[Tensor], average: Callable[[Tensor], object]) -> None:
+    """Let `average` see all gradients in one flat bucket, in place; afterwards they are views of it."""
+    updated = [parameter for parameter in parameters if parameter.grad is not None]
+    bucket = torch.cat([parameter.grad.flatten() for parameter in updated if parameter.grad is not None])
+    average(bucket)
+    for parameter, piece in zip(updated, bucket.split([p.numel() for p in updated]), strict=True):
+        parameter.grad = piece.view_as(parameter)
+
+
+def left_out_of(model: nn.Module, weights: Sequence[SparseWeight]) -> dict[str, str]:
+    """Return the modules of a model that have parameters of their own but none of these weights, and what they are."""
+    chosen = set(weights)
+    own_layers = {id(m) for m in model.modules() if any(w in chosen for w in m.children())} | {id(w) for w in chosen}
+    found = {}
+    for name, module in model.named_modules():
+        count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if count and id(module) not in own_layers:
+            found[name or "the model itself"] = f"{type(module).__name__}, {count:,} parameters"
+    return found

@@ -1,4 +1,4 @@
-"""Sets of positions: drawing them at random, choosing them by score, and giving a weight a new one."""
+"""Sets of positions: drawing absent ones at random, choosing them by score, and giving a weight a new one."""
 
 from __future__ import annotations
 
@@ -8,25 +8,9 @@ import torch
 from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight, Tile
+from rnnsparse.randomness import draw_positions
 
 PIECE = 1 << 20  # positions that growth looks at together
-
-
-def draw_positions(count: int, positions: int, generator: torch.Generator) -> Tensor:
-    """Return an exactly uniform random subset: `count` sorted distinct numbers below `positions`.
-
-    Time and memory grow with `count`, not with `positions`, unless most positions are wanted.
-    """
-    if not 0 <= count <= positions:
-        raise ValueError(f"{count} of {positions} positions cannot be drawn")
-    if 4 * count >= positions:
-        return torch.randperm(positions, generator=generator)[:count].sort().values
-    drawn = torch.empty(0, dtype=torch.int64)
-    # Asking for just what is missing keeps the subset uniform: there is never a surplus to throw away.
-    while drawn.numel() < count:
-        more = torch.randint(positions, (count - drawn.numel(),), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()
-    return drawn
 
 
 def draw_absent(count: int, present: Tensor, positions: int, generator: torch.Generator) -> Tensor:

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 
 from rnnsparse import yaml12
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import DataConfig, given_tokenizer, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
-from rnnsparse.kernels import are_compiled
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.weight import SparseWeight
@@ -25,8 +25,6 @@ from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYP
 from rnnsparse.training.settings import TrainingConfig
 
 NOWHERE = torch.device("meta")  # PyTorch's device for shapes without numbers
-# Where sparse kernels overtake fused dense ones (scripts/benchmark_cpu.py), of which those of the LSTM are better.
-SPARSE_WINS_FROM = {"lstm": 0.7, "gru": 0.5}
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -138,16 +136,14 @@ def choose_execution(
     if not method.works_sparse:
         return "masked", f"method {method.name} needs the dense gradient at every step"
     if wanted == "sparse":
-        return "sparse", "as configured" if are_compiled() else "as configured, but slow: numba is not installed"
+        return "sparse", "as configured"
     if method.mostly_dense:
         how_long = "throughout" if method.stays_dense else "for much of the run"
         return "masked", f"method {method.name} has every connection {how_long}"
-    if not are_compiled():
-        return "masked", "numba, which makes sparse execution fast, is not installed"
-    cell = config.model.cell
-    if sparsity < SPARSE_WINS_FROM[cell]:
-        return "masked", f"dense kernels of this cell are faster below a sparsity of {SPARSE_WINS_FROM[cell]}"
-    return "sparse", f"faster than dense kernels of this cell from a sparsity of {SPARSE_WINS_FROM[cell]}"
+    wins_from = CELLS[config.model.cell].sparse_wins_from
+    if sparsity < wins_from:
+        return "masked", f"dense kernels of this cell are faster below a sparsity of {wins_from}"
+    return "sparse", f"faster than dense kernels of this cell from a sparsity of {wins_from}"
 
 
 def sparsity_of(budgets: Sequence[Budget]) -> float:

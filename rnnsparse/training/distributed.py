@@ -25,6 +25,7 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
+from rnnsparse.sparsity.sparsifier import average_gradients
 from rnnsparse.training import atomic
 
 # Ranks wait for one that writes a checkpoint or a sample, or validates alone; a lost one is noticed at once.
@@ -69,11 +70,7 @@ class Ranks:
         """Average all gradients in one bucket; afterwards they are views of it."""
         if not self.several:
             return
-        updated = [parameter for parameter in parameters if parameter.grad is not None]
-        bucket = torch.cat([parameter.grad.flatten() for parameter in updated if parameter.grad is not None])
-        self.average(bucket)
-        for parameter, piece in zip(updated, bucket.split([p.numel() for p in updated]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+        average_gradients(parameters, self.average)
         self.steps += 1
 
     def total(self, *numbers: float) -> list[float]:

@@ -22,7 +22,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.loss import Teacher, read_later, training_loss
 from rnnsparse.training.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
@@ -68,7 +68,7 @@ class Learner:
         if config.training.teacher is not None:
             self.teacher = Teacher(Path(config.training.teacher), corpus.tokenizer, device, lanes)
         self.optimizer = build_optimizer(config.training, model.parameters())
-        self.sparsifier = Sparsifier(
+        self.sparsifier = Updater(
             config.method,
             budgets,
             self.optimizer,

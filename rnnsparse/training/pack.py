@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig
 from rnnsparse.data.batches import to_device
 from rnnsparse.errors import RunFailed, UserError
@@ -46,11 +47,11 @@ class PackedRun:
 def pack_key(config: RunConfig, vocab_size: int) -> Hashable | None:
     """Return what runs have in common that fit into one pack, or None for a run that has to be alone.
 
-    Method, sparsity, seed, steps, text, and all of the optimizer may differ. Alone are recipes, half precision, and
-    runs in sparse execution.
+    Method, sparsity, seed, steps, text, and all of the optimizer may differ. Alone are recipes, half precision,
+    runs in sparse execution, and cells that have no packed recurrence.
     """
     training = config.training
-    if config.method.recipe or training.precision in COMPUTE_TYPES:
+    if config.method.recipe or training.precision in COMPUTE_TYPES or CELLS[config.model.cell].packed is None:
         return None
     # A machine without CUDA can tell what one with CUDA would pack.
     device = torch.device("cuda") if training.device == "cuda" else choose_device(training.device)

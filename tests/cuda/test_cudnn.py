@@ -183,6 +183,6 @@ def test_a_step_does_not_wait_for_the_gpu(
 def test_one_step_is_the_textbook_step_on_a_gpu(cell: str) -> None:
     one = on_device(case(cell, T=1))
     with torch.no_grad():
-        state = one.layer.step(one.x_TBI[0], one.state_SBH, one.layer.dense())
+        state = one.layer.cell.fused_step(one.x_TBI[0], one.state_SBH, one.layer.dense())
     weights = one.layer.input.to_dense(), one.layer.recurrent.to_dense(), one.layer.bias_ih, one.layer.bias_hh
     torch.testing.assert_close(state, reference.run(cell, one.x_TBI, one.state_SBH, *weights)[1].detach())

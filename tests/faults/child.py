@@ -21,7 +21,7 @@ from typing import Any
 from rnnsparse import evaluation
 from rnnsparse.cli import main
 from rnnsparse.data.batches import Lanes
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training import atomic, checkpoint
 
 NOBODY = 65534
@@ -126,7 +126,7 @@ class Phases:
         self._waits_for = ("step", fault.step if isinstance(fault, Output) else 0)
         self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self._patch(Lanes, "__next__", "step")
-        self._patch(Sparsifier, "after_backward", "update")
+        self._patch(Updater, "after_backward", "update")
         self._patch(checkpoint, "save", "checkpoint")
         evaluate = evaluation.evaluate
         for module in [module for name, module in sys.modules.items() if name.startswith("rnnsparse.")]:

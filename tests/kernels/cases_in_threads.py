@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rnnsparse.kernels import cpu, matrix, sliced, threads
+from rnnsparse.kernels import gru, lstm, matrix, recurrence, sliced, threads
 
 SECONDS = 30
 # Two threads share these tiles and meet at every step; three take one each.
@@ -34,8 +34,8 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=GENERATOR)
 
 
-def connections(rows: int) -> cpu.Matrix:
-    return cpu.build_matrix(torch.randperm(rows * H, generator=GENERATOR)[:N].sort().values, rows, H)
+def connections(rows: int) -> matrix.Matrix:
+    return matrix.build_matrix(torch.randperm(rows * H, generator=GENERATOR)[:N].sort().values, rows, H)
 
 
 LSTM, GRU = connections(4 * H), connections(3 * H)
@@ -47,11 +47,11 @@ TABLE, TOKENS = normal(4 * H, B), torch.randint(B, (K * T, B), generator=GENERAT
 def results(tiles: int = K) -> dict[str, Tensor]:
     """Run every kernel, and return all that they wrote."""
     found: dict[str, Tensor] = {}
-    for name, kernel, structure in (("lstm", cpu.lstm, LSTM), ("gru", cpu.gru, GRU)):
+    for name, kernel, structure in (("lstm", lstm, LSTM), ("gru", gru, GRU)):
         rows, own = structure.row_count, 2 if name == "lstm" else 1
         sources = {
-            "symbols": cpu.Input(BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]),
-            "sequence": cpu.Input(BIAS[:rows], structure, VALUES, X[: tiles * T]),
+            "symbols": recurrence.Input(BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]),
+            "sequence": recurrence.Input(BIAS[:rows], structure, VALUES, X[: tiles * T]),
         }
         for kind, source in sources.items():
             h, dstates = STATES[0, :tiles].clone(), DSTATES[:own, :tiles].clone()
@@ -74,12 +74,12 @@ def results(tiles: int = K) -> dict[str, Tensor]:
             }  # fmt: skip
     g = last.flatten(0, 1)
     found |= {"sampled": torch.zeros_like(VALUES), "product": g.clone(), "transposed": X[: tiles * T].clone()}
-    cpu.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
-    cpu.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
-    cpu.add_transposed_product(LSTM, VALUES, g, found["transposed"])
+    matrix.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
+    matrix.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
+    matrix.add_transposed_product(LSTM, VALUES, g, found["transposed"])
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
-    cpu.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
-    cpu.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
+    matrix.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
+    sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
     return found
 
 

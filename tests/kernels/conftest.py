@@ -1,9 +1,8 @@
-"""Both sets of kernels, and weights to try them on."""
+"""The kernels, and weights to try them on."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,19 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnsparse.kernels import cpu, fallback
-from rnnsparse.kernels.matrix import lanes
+from rnnsparse.kernels import gru, lstm, matrix, recurrence, rnn, sliced
 
 
-@pytest.fixture(scope="session", params=["compiled", "fallback"])
-def kernels(request: pytest.FixtureRequest) -> Any:
-    if request.param == "compiled":
-        return SimpleNamespace(**vars(cpu), lanes=lanes)
-    with warnings.catch_warnings():
-        # It comes once per process (test_fallback.py).
-        warnings.simplefilter("ignore", RuntimeWarning)
-        fallback.build_matrix(torch.tensor([0]), 1, 1)
-    return SimpleNamespace(**vars(fallback), lanes=lambda dtype: 1)  # a batch of any size
+@pytest.fixture(scope="session")
+def kernels() -> Any:
+    return SimpleNamespace(
+        **vars(matrix), gru=gru, lstm=lstm, rnn=rnn, Input=recurrence.Input, VectorProduct=sliced.VectorProduct
+    )
 
 
 class Weight:

@@ -370,4 +370,4 @@ def test_parameters_grow_with_connections_and_nothing_else_is_kept() -> None:
     largest = max(w.connections for w in model.sparse_weights().values())
     held = [*model.state_dict().values(), *model.buffers()]
     assert max(t.numel() for t in held) == max(largest, 3 * 64)
-    assert sum(t.numel() for t in model.state_dict().values()) == biases + few
+    assert sum(t.numel() for t in held) == biases + few + 2 * few  # the positions, once as state and once as buffers

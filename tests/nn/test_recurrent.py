@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import reference
-from rnnsparse.nn.recurrent import CELLS, RecurrentLayer
+from rnnsparse.nn.recurrent import RecurrentLayer
 
-CELL_NAMES = ["lstm", "gru"]
+CELL_NAMES = list(CELLS)
 
 
 @dataclass
@@ -46,14 +47,14 @@ def case(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, generator=generator)
 
-    layer = CELLS[cell]("rnn.0", inputs, H).to(dtype)
+    layer = RecurrentLayer(CELLS[cell], "rnn.0", inputs, H).to(dtype)
     for weight in (layer.input, layer.recurrent):
         count = round(density * weight.positions)
         indices = torch.randperm(weight.positions, generator=generator)[:count].sort().values
         weight.connect(indices, normal(count))
     for bias in (layer.bias_ih, layer.bias_hh):
         bias.data = normal(bias.numel())
-    S = layer.states
+    S = layer.cell.states
     return Case(cell, layer, normal(T, B, inputs), normal(S, B, H) * 0.5, normal(T, B, H), normal(S, B, H))
 
 
@@ -162,17 +163,18 @@ def test_inference_without_gradients_gives_the_same_outputs(cell: str) -> None:
 def test_one_step_is_the_textbook_step(cell: str) -> None:
     one = case(cell, T=1)
     with torch.no_grad():
-        state = one.layer.step(one.x_TBI[0], one.state_SBH, one.layer.dense())
+        state = one.layer.cell.fused_step(one.x_TBI[0], one.state_SBH, one.layer.dense())
     torch.testing.assert_close(state, textbook(one)["last state"], rtol=1e-10, atol=1e-10)
 
 
 def test_gates_are_named_in_the_order_of_pytorch() -> None:
-    names = {cell: [b.name for b in CELLS[cell]("rnn.3", 2, 5).input.blocks] for cell in CELL_NAMES}
+    names = {cell: [b.name for b in RecurrentLayer(CELLS[cell], "rnn.3", 2, 5).input.blocks] for cell in CELL_NAMES}
     assert names == {
         "lstm": ["rnn.3.input.i", "rnn.3.input.f", "rnn.3.input.g", "rnn.3.input.o"],
         "gru": ["rnn.3.input.r", "rnn.3.input.z", "rnn.3.input.n"],
+        "rnn": ["rnn.3.input.h"],
     }
-    assert CELLS["gru"]("rnn.3", 2, 5).recurrent.blocks[2].start_row == 10
+    assert RecurrentLayer(CELLS["gru"], "rnn.3", 2, 5).recurrent.blocks[2].start_row == 10
 
 
 @pytest.mark.parametrize(("cell", "module"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])

@@ -25,7 +25,7 @@ from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_random
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 
 F64, F32 = torch.float64, torch.float32
 VOCAB = 11
@@ -266,7 +266,7 @@ class Training:
         connect_randomly(budgets, 1, method.initial_connections)
         model.reset_parameters(1)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        self.sparsifier = Sparsifier(method, budgets, self.optimizer, seed=1, total_steps=total_steps)
+        self.sparsifier = Updater(method, budgets, self.optimizer, seed=1, total_steps=total_steps)
 
     def step(self, step: int) -> None:
         tokens = text(self.model, 7, 5, seed=step)
@@ -446,7 +446,7 @@ from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 
 def train(hidden, sparsity):
     model = CharLM(ModelConfig(cell="lstm", hidden_size=hidden, embedding_dim=16), 32)
@@ -456,7 +456,7 @@ def train(hidden, sparsity):
     connect_randomly(budgets, 0, method.initial_connections)
     model.reset_parameters(0)
     optimizer = torch.optim.Adam(model.parameters())
-    sparsifier = Sparsifier(method, budgets, optimizer, seed=0, total_steps=9)
+    sparsifier = Updater(method, budgets, optimizer, seed=0, total_steps=9)
     tokens = torch.randint(32, (3, 16))
     for step in (1, 2):
         optimizer.zero_grad()

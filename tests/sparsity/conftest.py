@@ -16,7 +16,7 @@ from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.method import Method
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 
 VOCAB = 11
 
@@ -49,7 +49,7 @@ class TinyRun:
         connect_randomly(self.budgets, seed, method.initial_connections)
         self.model.reset_parameters(seed)
         self.optimizer = optimizer(self.model.parameters())
-        self.sparsifier = Sparsifier(method, self.budgets, self.optimizer, seed=seed, total_steps=total_steps)
+        self.sparsifier = Updater(method, self.budgets, self.optimizer, seed=seed, total_steps=total_steps)
 
     def loss(self, step: int, lanes: slice = slice(None)) -> Tensor:
         """Return the mean loss of this step's batch of 8 lanes, or of some of its lanes."""

@@ -18,7 +18,7 @@ from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
 from rnnsparse.sparsity.schedule import annealed
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 
 o = math.nan  # an absent position in a picture
 HALF = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
@@ -204,7 +204,7 @@ def test_gates_and_matrices_of_a_cell_compete() -> None:
     right = weight_of([[0.9, o], [0.8, o], [o, o], [o, o]], "rnn.0.recurrent", ("c", "d"))
     (cell,) = make_groups([left, right], "cell")
     optimizer = torch.optim.SGD([left.values, right.values], lr=1.0)
-    sparsifier = Sparsifier(RigL(**HALF), [Budget(cell, 4)], optimizer, seed=0, total_steps=10)
+    sparsifier = Updater(RigL(**HALF), [Budget(cell, 4)], optimizer, seed=0, total_steps=10)
     sparsifier.before_backward(1)
     left.add_dense_gradient(torch.zeros(4, 2))
     right.add_dense_gradient(torch.tensor([[0.0, 0], [0, 0], [7, 0], [0, 6]]))
@@ -228,7 +228,7 @@ def test_a_regrown_connection_keeps_value_and_state_and_is_not_counted_as_moved(
     optimizer = torch.optim.Adam([weight.values], lr=0.0)
     weight.values.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
     optimizer.step()
-    sparsifier = Sparsifier(RigL(**HALF), [Budget(group_of(weight), 4)], optimizer, seed=0, total_steps=10)
+    sparsifier = Updater(RigL(**HALF), [Budget(group_of(weight), 4)], optimizer, seed=0, total_steps=10)
     sparsifier.before_backward(1)
     # -.1 and .2 are dropped; -.1 has a gradient and returns, .2 is replaced by position 0.
     weight.add_dense_gradient(torch.tensor([[1.0, 0, 6, 0], [0, 0, 0, 0]]))

@@ -20,7 +20,7 @@ from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.snip import SNIP
 from rnnsparse.sparsity.schedule import GradualPruning
-from rnnsparse.sparsity.sparsifier import Sparsifier
+from rnnsparse.sparsity.updater import Updater
 
 o = math.nan  # an absent position in a picture
 
@@ -345,7 +345,7 @@ def test_blocks_that_are_dense_by_name_are_never_pruned() -> None:
     gate, other = make_groups([weight], "gate")
     optimizer = torch.optim.SGD([weight.values], lr=1.0)
     budgets = [Budget(gate, 2, dense=True), Budget(other, 1)]
-    sparsifier = Sparsifier(Prune(stop=0.5), budgets, optimizer, seed=0, total_steps=10)
+    sparsifier = Updater(Prune(stop=0.5), budgets, optimizer, seed=0, total_steps=10)
     for step in range(1, 11):
         sparsifier.before_backward(step)
         assert sparsifier.after_backward(step)

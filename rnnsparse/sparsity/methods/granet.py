@@ -7,7 +7,8 @@ from typing import Annotated
 from annotated_types import Ge, Le, Lt
 from typing_extensions import Doc
 
-from rnnsparse.sparsity.allocation import Budget, connections_at
+from rnnsparse.nn.weight import connections_at
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Moment, register
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.redistribution import with_fewer_in_all

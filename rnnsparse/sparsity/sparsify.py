@@ -1,0 +1,233 @@
+"""`rnnsparse.sparsify`: a method for the sparse layers of anybody's model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import pydantic
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
+from rnnsparse.errors import suggest
+from rnnsparse.nn.language_model import name_weights
+from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.randomness import generator_for
+from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate, connect_randomly
+from rnnsparse.sparsity.group import weight_topologies
+from rnnsparse.sparsity.method import Method, method_class
+from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
+from rnnsparse.sparsity.topology import draw_absent, keep_largest, rewire
+
+Values = Literal["reset", "keep"]
+
+
+def sparsify(
+    model: nn.Module,
+    method: str | Method,
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    sparsity: float = 0.9,
+    seed: int = 0,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    values: Values | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    **settings: Any,
+) -> Sparsifier:
+    """Give the sparse layers of a model their first connections, and let a method change these while it is trained.
+
+    Weights get names by where they are in the model, such as "encoder.0.recurrent.f" for the forget gate of
+    `model.encoder = rnnsparse.LSTM(...)`, or "head" for `model.head = rnnsparse.Linear(...)`. What else the model has,
+    PyTorch's own layers for example, stays dense and is listed in the result's `left_out`.
+
+    Args:
+        model: holds layers of rnnsparse (`rnnsparse.convert` makes them of PyTorch's), on any device.
+        method: the name of a method or, with settings of its own, a method such as `rnnsparse.RigL(interval=200)`.
+        optimizer: over the model's parameters; its state moves with the connections.
+        steps: optimizer steps that will be taken: schedules end by them.
+        sparsity: the share of positions without a connection, over all layers that are sparsified.
+        seed: decides the first connections and all random choices of the method.
+        include, exclude: names, prefixes or globs of the weights that are sparsified; the others keep what they have.
+        values: "reset" draws the first connections at random and their values anew; "keep" starts from the values that
+            are there: the largest remain, and connections that are added are zero. By default values are kept by
+            methods that start from all connections, and drawn anew in layers that have not been trained.
+        scaler: scales losses for half precision; it is stepped and updated by the result's `step`.
+        **settings: of the method, if it is given by name, and of the budgets: `distribution` ("erk", "uniform"),
+            `granularity` ("gate", "matrix", "cell"), `dense`, `overrides` and `initial_scale`, as in the section
+            `sparsity` of a configuration.
+
+    Raises:
+        ValueError: an unknown method, name or setting; budgets that cannot be met; a method that takes several runs or
+            another model; layers that have been trained, without `values`; weights that the optimizer has not; sparse
+            execution with a method that needs the dense gradient at every step.
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "model: give the module itself: DistributedDataParallel fixes shapes, and here they may change"
+        )
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"steps={steps}: must be a whole number of optimizer steps, at least 1")
+    method, budget = _settings(method, sparsity, settings)
+    weights = _selected(name_weights(model), include, exclude)
+    _require_in_optimizer(weights, optimizer)
+    _require_momenta(method, optimizer)
+    if not method.works_sparse:
+        _mask(model, weights, method)
+    budgets = allocate(weights, budget)
+    if values is None:
+        values = _default_values(method, budgets, weights, optimizer)
+    if values == "reset":
+        connect_randomly(budgets, seed, method.initial_connections)
+        for weight in weights:
+            optimizer.state.pop(weight.values, None)
+            weight.reset_values(seed, budget.initial_scale)
+    else:
+        _keep(method, budgets, optimizer, seed)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for parameter in model.parameters():
+            dist.broadcast(parameter.data, src=0)
+    return Sparsifier(
+        model, method, budgets, optimizer, seed=seed, steps=steps, scaler=scaler, left_out=left_out_of(model, weights)
+    )
+
+
+def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]) -> tuple[Method, BudgetConfig]:
+    """Return a method and the budgets' settings, both validated."""
+    cls = method_class(method) if isinstance(method, str) else type(method)
+    if cls.recipe or cls.name == "small_dense":
+        reason = "takes several runs" if cls.recipe else "trains a smaller model"
+        raise ValueError(
+            f"method {cls.name}: {reason}, which a loop of your own cannot be part of; use the command line, or for "
+            "trained dense layers the methods prune and snip"
+        )
+    own, shared = [_names(kind) for kind in (cls, BudgetConfig)]
+    taken = [name for name in shared if name not in ("sparsity", "basis", "basis_from")]
+    given = own if isinstance(method, str) else []
+    if unknown := [name for name in settings if name not in (*given, *taken)]:
+        raise ValueError(
+            f"{unknown[0]}: unknown setting{suggest(unknown[0], [*given, *taken])}; there are "
+            f"{', '.join([*given, *taken])}"
+        )
+    if isinstance(method, str):
+        method = _validated(cls, {name: settings[name] for name in settings if name in own})
+    else:
+        _validated(cls, {name: getattr(method, name) for name in own})
+    budget = _validated(BudgetConfig, {"sparsity": sparsity} | {n: settings[n] for n in settings if n in taken})
+    if method.stays_dense:
+        budget = dataclasses.replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
+    return method, budget
+
+
+def _names(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+T = TypeVar("T")
+
+
+def _validated(cls: type[T], settings: Mapping[str, Any]) -> T:
+    hints, checked = get_type_hints(cls, include_extras=True), {}
+    for name, value in settings.items():
+        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+            hints[name], config=pydantic.ConfigDict(allow_inf_nan=False)
+        )
+        try:
+            checked[name] = adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{name}={value!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return cls(**checked)
+
+
+def _selected(named: Mapping[str, SparseWeight], include: Sequence[str], exclude: Sequence[str]) -> list[SparseWeight]:
+    if not named:
+        raise ValueError(
+            "model: has no sparse layer; build it of rnnsparse.LSTM, GRU, Linear and Embedding, or make these of "
+            "PyTorch's by rnnsparse.convert(model)"
+        )
+
+    def matching(patterns: Sequence[str], key: str) -> set[str]:
+        found: set[str] = set()
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            hits = {n for n in named if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+            if not hits:
+                raise ValueError(
+                    f"{key}: no weight is called {pattern!r}{suggest(pattern, named)}; there are {', '.join(named)}"
+                )
+            found |= hits
+        return found
+
+    chosen = matching(include, "include") - matching(exclude, "exclude")
+    if not chosen:
+        raise ValueError("exclude: leaves no weight to sparsify")
+    return [weight for name, weight in named.items() if name in chosen]
+
+
+def _require_in_optimizer(weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer) -> None:
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for weight in weights:
+        if id(weight.values) not in known:
+            raise ValueError(
+                f"optimizer: it has not the values of {weight.name}; make it over model.parameters() when the model is "
+                "complete, after rnnsparse.convert"
+            )
+
+
+def _require_momenta(method: Method, optimizer: torch.optim.Optimizer) -> None:
+    if method.needs_momenta and not ("betas" in optimizer.defaults or optimizer.defaults.get("momentum")):
+        raise ValueError(
+            f"redistribute='momentum': {type(optimizer).__name__} keeps none as it is set; use Adam, or SGD with it"
+        )
+
+
+def _mask(model: nn.Module, weights: Sequence[SparseWeight], method: Method) -> None:
+    """Let layers of these weights compute masked, for a method that needs the dense gradient at every step."""
+    chosen: set[nn.Module] = set(weights)
+    for module in model.modules():
+        execution = getattr(module, "execution", None)
+        if isinstance(execution, str) and chosen.intersection(
+            m for m in module.modules() if isinstance(m, SparseWeight)
+        ):
+            if execution == "sparse":
+                raise ValueError(
+                    f"execution='sparse': method {method.name} needs the dense gradient at every step; use "
+                    "execution='auto', or another method"
+                )
+            module.execution = "masked"  # type: ignore[assignment]
+
+
+def _default_values(
+    method: Method, budgets: Sequence[Budget], weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer
+) -> Values:
+    from_all = all(budget.dense or method.initial_connections(budget) == budget.group.positions for budget in budgets)
+    if from_all and all(weight.is_full for weight in weights):
+        return "keep"
+    if all(weight.is_untrained and not optimizer.state.get(weight.values) for weight in weights):
+        return "reset"
+    raise ValueError(
+        "values: these layers have been trained or loaded; say values='keep' to start from their largest values, or "
+        "values='reset' to draw new ones"
+    )
+
+
+@torch.no_grad()
+def _keep(method: Method, budgets: Sequence[Budget], optimizer: torch.optim.Optimizer, seed: int) -> None:
+    """Let every group have as many connections as the method starts with: the largest, or added ones of zero."""
+    wanted = []
+    for budget in budgets:
+        group = budget.group
+        present = group.indices()
+        count = present.numel() if budget.dense else method.initial_connections(budget)
+        if count <= present.numel():
+            wanted.append((group, keep_largest(present, group.values().abs(), count)))
+        else:
+            numbers = generator_for(seed, "added", group.name)
+            added = draw_absent(count - present.numel(), present, group.positions, numbers)
+            wanted.append((group, torch.cat([present, added]).sort().values))
+    for weight, indices in weight_topologies(wanted):
+        rewire(weight, indices, optimizer)
