@@ -51,7 +51,8 @@ def adam(model: nn.Module) -> torch.optim.Optimizer:
 
 def loss_of(model: nn.Module, step: int, lanes: slice = slice(None)) -> Tensor:
     x_TBI, y_TB = batch(step)
-    x_TBI = x_TBI.to(next(model.parameters()).dtype)
+    like = next(model.parameters())
+    x_TBI, y_TB = x_TBI.to(like), y_TB.to(like.device)
     return cross_entropy(model(x_TBI[:, lanes]).flatten(0, 1), y_TB[:, lanes].flatten())
 
 
