@@ -290,7 +290,7 @@ TAR = "a tar archive, which is not read as text; unpack it into a folder, as wit
             (PACKERS[kind](tar_of("a.txt")), TAR.replace(",", f" inside of .{kind},", 1))
             for kind in ("gz", "xz", "bz2")
         ),
-        (gzip.compress(gzip.compress(b"text")), "is packed twice (gz inside of .gz); unpack it yourself"),
+        (PACKERS["gz"](PACKERS["gz"](b"text")), "is packed twice (gz inside of .gz); unpack it yourself"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive, which is not read as text; unpack it into a folder, as"),
         (b"\x28\xb5\x2f\xfd" + bytes(99), "zstd-compressed, which is not read as text; unpack it, as with `zstd -d"),
         (b"Rar!\x1a\x07\x01\x00" + bytes(99), "a rar archive, which is not"),
