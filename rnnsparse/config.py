@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -20,7 +20,7 @@ from annotated_types import Ge, Lt
 from typing_extensions import Doc
 
 import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
-from rnnsparse import yaml12
+from rnnsparse import layered, yaml12
 from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.evaluation import EvaluationConfig
@@ -116,13 +116,13 @@ def is_text(key: str) -> bool:
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply overrides such as "training.steps=100", and validate.
+    """Read a YAML file and what it builds on (`base`), apply overrides such as "training.steps=100", and validate.
 
     Raises:
         UserError: anything wrong in the file or the overrides; one line.
     """
     try:
-        data = yaml12.read_file(path, pipes=True, is_text=is_text)
+        layers = layered.read(path, pipes=True, is_text=is_text)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
@@ -133,11 +133,22 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: is not UTF-8 text; a configuration is a YAML file") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return parse_config({} if data is None else data, str(path), overrides, name=path.stem)
+    data = {} if layers.data is None else layers.data
+    inherited = {key: str(file) for key, file in layers.origins.items() if file != path}
+    return parse_config(data, str(path), overrides, name=path.stem, inherited=inherited)
 
 
-def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: str = "run") -> RunConfig:
-    """Validate plain data as a configuration; `source` is what errors call it, `name` the run's default name."""
+def parse_config(
+    data: Any, source: str, overrides: Sequence[str] = (), name: str = "run", inherited: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Validate plain data as a configuration.
+
+    Args:
+        source: what errors call it.
+        name: the run's default name.
+        inherited: sections and settings that stand in other files, on which this one builds, and what to call these.
+    """
+    inherited = inherited or {}
     if not isinstance(data, dict):
         raise UserError(
             f"{source}: is not a configuration: its top level must be sections such as `model:` and `training:`"
@@ -145,20 +156,21 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
     if "grid" in data:
         raise UserError(f"{source}: is a sweep, which makes many runs; start it with `rnnsparse sweep`")
     for key, value in data.items():
+        file = inherited.get(key, source)
         if key not in SECTIONS:
-            raise UserError(
-                f"{source}: {key}: unknown section{suggest(key, SECTIONS)}; there are {', '.join(SECTIONS)}"
-            )
+            raise UserError(f"{file}: {key}: unknown section{suggest(key, SECTIONS)}; there are {', '.join(SECTIONS)}")
         if value is not None and not isinstance(value, dict):
             raise UserError(
-                f"{source}: {key}: must hold keys, such as `{_fields(SECTIONS[key])[0]}: ...`, but is {_shown(value)}"
+                f"{file}: {key}: must hold keys, such as `{_fields(SECTIONS[key])[0]}: ...`, but is {_shown(value)}"
             )
     sections: dict[str, dict[str, Any]] = {section: dict(data.get(section) or {}) for section in SECTIONS}
     for override in overrides:
         _apply(sections, override)
     warnings: list[str] = []
     try:
-        budget, method = _sparsity(sections.pop("sparsity"), warnings)
+        typed_keys = frozenset(parse_override(override)[0] for override in overrides)
+        quiet = {key.removeprefix("sparsity.") for key in inherited.keys() - typed_keys if key.startswith("sparsity.")}
+        budget, method = _sparsity(sections.pop("sparsity"), warnings, quiet)
         parsed: dict[str, Any] = {
             section: _build(SECTIONS[section], values, section) for section, values in sections.items()
         }
@@ -177,21 +189,30 @@ def parse_config(data: Any, source: str, overrides: Sequence[str] = (), name: st
         if budget.basis_from is not None and budget.basis != "svd":
             warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
-        typed_keys = frozenset(parse_override(override)[0] for override in overrides)
         config = RunConfig(warnings=tuple(warnings), typed=typed_keys, **parsed)
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:
-        # Of sparsity.basis typed, an error about sparsity.basis_from is none.
-        keys = (re.escape(parse_override(override)[0]) for override in overrides)
-        typed = any(re.match(rf"{key}(?!\w)", str(error)) for key in keys)
-        raise UserError(str(error) if typed else f"{source}: {error}") from None
+        raise UserError(_blamed(str(error), source, overrides, inherited)) from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
     warnings += _never_updated(config.method, config.training.steps)
     if config.training.warmup >= config.training.steps > 0:
         warnings.append(f"training.warmup: the {config.training.steps} steps end before the whole learning rate")
     return dataclasses.replace(config, warnings=tuple(warnings))
+
+
+def _blamed(error: str, source: str, overrides: Sequence[str], inherited: Mapping[str, str]) -> str:
+    """Return what is wrong with a setting behind the file that it stands in, if it was not typed."""
+
+    def is_of(key: str) -> bool:
+        # Of sparsity.basis, an error about sparsity.basis_from is none.
+        return re.match(rf"{re.escape(key)}(?!\w)", error) is not None
+
+    if any(is_of(parse_override(override)[0]) for override in overrides):
+        return error
+    files = {key: file for key, file in inherited.items() if is_of(key)}
+    return f"{files[max(files, key=len)] if files else source}: {error}"
 
 
 def _require_a_plain_run(config: RunConfig) -> None:
@@ -301,8 +322,11 @@ def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
         sections[section][key] = value
 
 
-def _sparsity(values: dict[str, Any], warnings: list[str]) -> tuple[BudgetConfig, Method]:
-    """Split the section into what any method has and what this one has."""
+def _sparsity(values: dict[str, Any], warnings: list[str], quiet: Set[str]) -> tuple[BudgetConfig, Method]:
+    """Split the section into what any method has and what this one has.
+
+    Keys that are `quiet` are those of another file, made for its own method; they may have no effect here.
+    """
     name = values.pop("method", "static")
     if not isinstance(name, str):
         raise UserError(
@@ -312,7 +336,7 @@ def _sparsity(values: dict[str, Any], warnings: list[str]) -> tuple[BudgetConfig
     known = [*_fields(BudgetConfig), *_fields(method)]
     foreign = {key for other in METHODS.values() for key in _fields(other)}.difference(known)
     # One file serves for comparing methods: what another method would use is not an error here.
-    warnings += [f"sparsity.{key} has no effect with method {name}" for key in values if key in foreign]
+    warnings += [f"sparsity.{key} has no effect with method {name}" for key in values if key in foreign - quiet]
     values = {key: value for key, value in values.items() if key not in foreign}
     unknown = [key for key in values if key not in known]
     if unknown:
@@ -320,7 +344,7 @@ def _sparsity(values: dict[str, Any], warnings: list[str]) -> tuple[BudgetConfig
             f"sparsity.{unknown[0]}: unknown key{suggest(unknown[0], ['method', *known, *foreign])}; method {name} has "
             f"{', '.join(known)}"
         )
-    if name == "dense" and values.get("sparsity"):
+    if name == "dense" and values.get("sparsity") and "sparsity" not in quiet:
         warnings.append("sparsity.sparsity has no effect with method dense")
     own = {key: values.pop(key) for key in _fields(method) if key in values}
     return _build(BudgetConfig, values, "sparsity"), _build(method, own, "sparsity")

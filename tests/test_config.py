@@ -172,7 +172,7 @@ def test_a_section_may_be_empty(section: str) -> None:
         ("logging: {tensorboard: yes}", r'logging\.tensorboard: "yes": .*boolean'),
         ("logging: {tensorboard: 1}", r"logging\.tensorboard: 1: .*boolean"),
         ("logging: {sample_prompt: 5}", r"logging\.sample_prompt: 5: must be text; put it in quotes, such as \"5\""),
-        ("model: {cell: rnn}", r"model\.cell: \"rnn\": .*'lstm' or 'gru'"),
+        ("model: {cell: rnnn}", r"model\.cell: \"rnnn\": .*'gru', 'lstm' or 'rnn'"),
         ("model: {dropout: 1}", r"model\.dropout: 1: .*less than 1"),
         ("model: {readout_dims: [8, 0]}", r"model\.readout_dims\.1: 0: .*greater than 0"),
         ("model: {readout_dims: 8}", r"model\.readout_dims: 8: must be a list, such as \[8\]"),

@@ -14,7 +14,10 @@ MODULES = sorted((ROOT / "rnnsparse").rglob("*.py"))
 # A module imports from its own floor and those below. The longest prefix counts.
 FLOORS = [
     ["rnnsparse"],  # the package itself: its version, and where the public names are
-    [f"rnnsparse.{name}" for name in ("errors", "files", "paths", "randomness", "steps", "streams", "yaml12")],
+    [
+        f"rnnsparse.{name}"
+        for name in ("errors", "files", "layered", "paths", "randomness", "steps", "streams", "yaml12")
+    ],
     ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
     ["rnnsparse.cells"],
     ["rnnsparse.nn"],

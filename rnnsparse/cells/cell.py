@@ -78,9 +78,9 @@ class Cell(ABC):
     # ---- sparse, batch innermost, over the kernels
 
     @staticmethod
-    @abstractmethod
     def input_bias(bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-        """Return what of both biases [R] can be added to the product with the input."""
+        """Return what of both biases [R] can be added to the product with the input: in most cells all."""
+        return bias_ih + bias_hh
 
     @staticmethod
     @abstractmethod
@@ -105,14 +105,14 @@ class Cell(ABC):
         """
 
     @staticmethod
-    @abstractmethod
     def recurrent_gradient(kept_KTGB: Tensor) -> Tensor:
         """Return after `backward` the gradient of the products with the state, a view [K, T, R, B]."""
+        return kept_KTGB
 
     @staticmethod
-    @abstractmethod
     def input_gradient(kept_KTGB: Tensor) -> Tensor:
         """Return after `backward` the gradient of the products with the input, a view [K, T, R, B]."""
+        return kept_KTGB
 
     @classmethod
     def step_bias(cls, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:

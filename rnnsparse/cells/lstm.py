@@ -85,10 +85,6 @@ class LSTMCell(Cell):
         return torch.stack(torch.lstm_cell(x_BI, (state_SBH[0], state_SBH[1]), *dense))
 
     @staticmethod
-    def input_bias(bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-        return bias_ih + bias_hh
-
-    @staticmethod
     def forward(
         matrix: Matrix, values_N: Tensor, source: Input, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
         state_SKHB: Tensor,
@@ -109,14 +105,6 @@ class LSTMCell(Cell):
         assert more is not None
         sums_R = lstm.backward(matrix, values_N, kept_KTGB, more, dy, *dstate_SKHB)
         return sums_R, sums_R.clone()
-
-    @staticmethod
-    def recurrent_gradient(kept_KTGB: Tensor) -> Tensor:
-        return kept_KTGB
-
-    @staticmethod
-    def input_gradient(kept_KTGB: Tensor) -> Tensor:
-        return kept_KTGB
 
     @staticmethod
     def step(from_input_R: Tensor, recurrent: FrozenProduct, state_SH: Tensor) -> Tensor:

@@ -38,10 +38,6 @@ class RNNCell(Cell):
         return torch.rnn_tanh_cell(x_BI, state_SBH[0], *dense).unsqueeze(0)
 
     @staticmethod
-    def input_bias(bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-        return bias_ih + bias_hh
-
-    @staticmethod
     def forward(
         matrix: Matrix, values_N: Tensor, source: Input, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
         state_SKHB: Tensor,
@@ -60,14 +56,6 @@ class RNNCell(Cell):
 
         sums_H = rnn.backward(matrix, values_N, kept_KTGB, dy, *dstate_SKHB)
         return sums_H, sums_H.clone()
-
-    @staticmethod
-    def recurrent_gradient(kept_KTGB: Tensor) -> Tensor:
-        return kept_KTGB
-
-    @staticmethod
-    def input_gradient(kept_KTGB: Tensor) -> Tensor:
-        return kept_KTGB
 
     @staticmethod
     def step(from_input_R: Tensor, recurrent: FrozenProduct, state_SH: Tensor) -> Tensor:

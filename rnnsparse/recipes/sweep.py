@@ -1,5 +1,6 @@
 """A sweep: one YAML file -> many runs, each an ordinary run with a name of its own.
 
+base: other_sweep.yaml                # another sweep, whose keys hold where this one says nothing; optional
 config: quickstart.yaml               # what all runs start from; relative to this file
 dir: checkpoints/methods              # where the runs go; by default checkpoints/NAME OF THIS FILE
 overrides: {training.steps: 500}      # the same in every run
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rnnsparse import yaml12
+from rnnsparse import layered, yaml12
 from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
@@ -62,7 +63,7 @@ class Sweep:
 def is_sweep(path: Path) -> bool:
     """Return whether a file looks like a sweep and not like the configuration of one run."""
     try:
-        data = yaml12.read_file(path)
+        data = layered.read(path).data
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and "grid" in data
@@ -78,7 +79,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         UserError: anything wrong in the file, its base or any of its runs; one line.
     """
     try:
-        data = yaml12.read_file(path, is_text=_is_text)
+        data = layered.read(path, is_text=_is_text, merge=_merged, places=("config",)).data
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
     except UserError:
@@ -89,6 +90,14 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         return _parse(data, path, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two sweeps: of the overrides each holds by itself, a grid as a whole."""
+    merged = {**base, **own}
+    if isinstance(base.get("overrides"), dict) and isinstance(own.get("overrides"), dict):
+        merged["overrides"] = {**base["overrides"], **own["overrides"]}
+    return merged
 
 
 def _is_text(key: str) -> bool:
