@@ -53,8 +53,8 @@ def _replaced(
     for parent in list(module.modules()):
         if is_one(parent):
             continue
-        for name, child in list(parent.named_children()):
-            if is_one(child):
+        for name, child in list(parent._modules.items()):  # with those that are there twice
+            if child is not None and is_one(child):
                 if id(child) not in made:
                     made[id(child)] = make(child)
                 setattr(parent, name, made[id(child)])
@@ -68,6 +68,8 @@ def _require_convertible(module: nn.Module) -> None:
     owners: dict[int, str] = {}
     for name, layer in module.named_modules():
         called = name or type(layer).__name__
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            raise ValueError(f"{called}: reads the weights of its layers itself; convert the other parts one by one")
         if type(layer) in DENSE:
             _require_supported(called, layer)
         for parameter in layer.parameters(recurse=False):
@@ -80,7 +82,7 @@ def _require_convertible(module: nn.Module) -> None:
 
 
 def _require_supported(called: str, layer: nn.Module) -> None:
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+    if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
         raise ValueError(f"{called}: has hooks, which would be lost; remove them first")
     refused: dict[str, Any] = {}
     if isinstance(layer, nn.RNNBase):

@@ -62,6 +62,16 @@ def _impossible(weights: Iterable[SparseWeight], x: Tensor) -> str:
     return ""
 
 
+def require_floating(layer: str, x: Tensor) -> None:
+    """Refuse numbers that a layer cannot compute with.
+
+    Raises:
+        ValueError: whole numbers.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"{layer}: input of {x.dtype}: must be floating-point numbers; convert it, as by .float()")
+
+
 def refuse_unsupported(layer: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse arguments of PyTorch's layer that this one does not take, by name, unless they say nothing.
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, runs_sparse
+from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, require_floating, runs_sparse
 from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
 
 
@@ -33,7 +33,7 @@ class Embedding(SparseWeight):
         embedding_dim: int,
         *,
         sparsity: float | None = 0.0,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         **unsupported: Any,
     ) -> None:
@@ -78,7 +78,7 @@ class Linear(SparseWeight):
         *,
         sparsity: float | None = 0.0,
         execution: Execution = "auto",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__("linear", out_features, in_features)
@@ -98,6 +98,7 @@ class Linear(SparseWeight):
         return self.values.new_zeros(self.rows) if self.bias is None else self.bias
 
     def forward(self, x: Tensor) -> Tensor:
+        require_floating("Linear", x)
         if runs_sparse(self.execution, [self], x, self.sparse_wins_from):
             # Imported late: its kernels take a second to load.
             from rnnsparse.nn import sparse
@@ -118,12 +119,17 @@ class TiedOutput(nn.Module):
         return F.linear(x, embedding_VE, self.bias.to(x.dtype))
 
 
-def start(layer: Any, sparsity: float | None, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+def start(
+    layer: Any, sparsity: float | None, device: torch.device | str | int | None, dtype: torch.dtype | None
+) -> None:
     """Move a new layer to where it shall be, and give it connections and first values by PyTorch's random numbers.
 
     Without a sparsity it is left as it is, and no random number is drawn.
     """
-    layer.to(device=device or torch.get_default_device(), dtype=dtype or torch.get_default_dtype())
+    layer.to(
+        device=torch.get_default_device() if device is None else device,
+        dtype=torch.get_default_dtype() if dtype is None else dtype,
+    )
     if sparsity is None:
         return
     seed = int(torch.randint(1 << 62, ()))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS, Cell
-from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, runs_sparse
+from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, require_floating, runs_sparse
 from rnnsparse.nn.layers import start
 from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
 
@@ -107,7 +107,7 @@ class Recurrent(nn.ModuleList):
         *,
         sparsity: float | None = 0.0,
         execution: Execution = "auto",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         **unsupported: Any,
     ) -> None:
@@ -157,6 +157,7 @@ class Recurrent(nn.ModuleList):
                 f"{type(self).__name__}: input of shape {list(x.shape)}: must be [T, B, {self.input_size}], with "
                 f"batch_first [B, T, {self.input_size}], or [T, {self.input_size}]"
             )
+        require_floating(type(self).__name__, x)
         alone = x.dim() == 2
         x_TBI = x.unsqueeze(1) if alone else x.transpose(0, 1) if self.batch_first else x
         y_TBH, state_LSBH = self.run(x_TBI, self._joined(state, x_TBI, alone))
@@ -186,7 +187,8 @@ class Recurrent(nn.ModuleList):
             # Imported late: its kernels take a second to load.
             from rnnsparse.nn import sparse
 
-            return sparse.recurrent(self.layers, x_TBI, state_LSBH, self.dropout if self.training else 0.0)
+            dropout = self.dropout if self.training else 0.0
+            return sparse.recurrent(self.layers, x_TBI, state_LSBH.to(x_TBI.dtype), dropout)
         states = []
         for i, layer in enumerate(self.layers):
             if i > 0:
@@ -194,6 +196,9 @@ class Recurrent(nn.ModuleList):
             x_TBI, state_SBH = layer(x_TBI, state_LSBH[i].to(x_TBI.dtype))
             states.append(state_SBH)
         return x_TBI, torch.stack(states)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: weights are put where cuDNN wants them at every call. Models call it on PyTorch's modules."""
 
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rnnsparse.cells.cell import Cell
 from rnnsparse.kernels import memory
@@ -130,6 +131,7 @@ class _Recurrence(torch.autograd.Function):
         return h_KTHB[:, 1:], last_SKHB
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
             raise RuntimeError("sparse execution can differentiate a forward pass only once")
@@ -213,6 +215,7 @@ class _Linear(torch.autograd.Function):
         return y_MRB
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g_MRB = gradients[0].contiguous()
         values, x_MCB = ctx.saved_tensors

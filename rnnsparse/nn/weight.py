@@ -160,15 +160,25 @@ class SparseWeight(nn.Module):
         self.basis: Basis | None = None
         self.values = nn.Parameter(torch.empty(0))
         self.register_buffer("indices", torch.empty(0, dtype=torch.int64))
-        # Whether values are still those that were drawn at the start, as far as this weight can tell.
-        self.is_untrained = True
+        self._drawn: Tensor | None = None  # some of the values as they were drawn at the start
         # Growth by gradient sets the first and finds the sum over all backward passes since in the second.
         self.collects_dense_gradient = False
         self.dense_gradient: DenseGradient | None = None
         # Growth by probing sets this, and backward passes add to it.
         self.probe: Probe | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget what follows from the positions, and note which these are."""
         self._matrix: Matrix | None = None
         self._bounds: dict[tuple[int, int], tuple[int, int]] = {}
+        self._known: tuple[Tensor, int] = self.indices, self.indices._version
+
+    def _notice(self) -> None:
+        """Forget it if others have changed the buffer, as averages of models do."""
+        indices, version = self._known
+        if indices is not self.indices or version != self.indices._version:
+            self._forget()
 
     def rename(self, name: str) -> None:
         """Take another full name; blocks that begin with the old one follow."""
@@ -214,14 +224,16 @@ class SparseWeight(nn.Module):
         # changes: without this, a loss or an output that somebody still holds would make the next backward pass fail.
         self.values.data = fresh.new_empty(0, dtype=torch.float16 if fresh.dtype != torch.float16 else torch.float32)
         self.values.data = fresh
-        self.is_untrained = False
-        self._matrix = None
-        self._bounds = {}
+        self._drawn = None
+        # A pass that still needs the old values must fail, and not use the new ones.
+        torch.autograd.graph.increment_version(self.values)
+        self._forget()
         if indices.numel() >= MANY:
             memory.trim()  # choosing so many leaves as much free memory behind, and happens rarely
 
     def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Return the range of connection numbers that lie in a range of rows."""
+        self._notice()
         rows = start_row, stop_row
         # Looked up once per topology: a GPU would have to finish all its work before it could answer.
         if rows not in self._bounds:
@@ -271,6 +283,7 @@ class SparseWeight(nn.Module):
         """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
         if self.basis is not None:
             raise ValueError(f"{self.name}: coefficients are no entries of the matrix to multiply with")
+        self._notice()
         if self._matrix is None:
             from rnnsparse.kernels.matrix import build_matrix
 
@@ -289,7 +302,21 @@ class SparseWeight(nn.Module):
         row_N = (self.indices // self.cols).cpu()
         bound_N = (self.fan * self._density(row_N, scale)[row_N]).rsqrt()
         draw_uniform(self.values, self.name, seed, bound_N)
-        self.is_untrained = True
+        self.mark_untrained()
+
+    def mark_untrained(self) -> None:
+        """Remember the values as those that were drawn at the start."""
+        self._drawn = self._some_values()
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether values are still those that were drawn at the start; a change of none but a few may go unnoticed."""
+        if self._drawn is None:
+            return False
+        return torch.equal(self._drawn.to(self.values.dtype), self._some_values().to(self.values.dtype))
+
+    def _some_values(self) -> Tensor:
+        return self.values.detach()[:: max(1, self.connections // 64)].to("cpu", torch.float64, copy=True)
 
     def _density(self, row_N: Tensor, scale: Scale) -> Tensor:
         """Return for each row [R] what share of its positions counts as existing: its own, its block's, or all."""
@@ -321,6 +348,7 @@ class SparseWeight(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}shape"] = torch.tensor([self.rows, self.cols])
         if self.basis:
             destination[f"{prefix}left_basis"], destination[f"{prefix}right_basis"] = (
                 self.basis.left_KRR,
@@ -332,7 +360,10 @@ class SparseWeight(nn.Module):
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         indices, values = state_dict.get(f"{prefix}indices"), state_dict.get(f"{prefix}values")
-        left, right = state_dict.pop(f"{prefix}left_basis", None), state_dict.pop(f"{prefix}right_basis", None)
+        left, right, shape = (state_dict.pop(prefix + key, None) for key in ("left_basis", "right_basis", "shape"))
+        if shape is not None and shape.tolist() != [self.rows, self.cols]:
+            error_msgs.append(f"{self.name}: is {self.rows} x {self.cols}, not {' x '.join(map(str, shape.tolist()))}")
+            return
         if indices is not None and values is not None:
             try:
                 self.connect(indices, values)
@@ -342,13 +373,18 @@ class SparseWeight(nn.Module):
             self.basis = None
             if left is not None and right is not None:
                 self.basis = Basis(left, right).to(self.values)
+        elif values is not None and not (self.is_full and values.shape == self.values.shape):
+            missing_keys.append(f"{prefix}indices")
+            error_msgs.append(f"{self.name}: values without indices say nothing; take the whole state_dict")
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again when they are needed.
-        return self.__dict__ | {"_matrix": None, "_bounds": {}, "dense_gradient": None}
+        # Made again when they are needed: whoever unpickles has other indices.
+        nowhere = torch.empty(0, dtype=torch.int64), -1
+        return self.__dict__ | {"_matrix": None, "_bounds": {}, "_known": nowhere, "dense_gradient": None}
 
     def extra_repr(self) -> str:
         return f"{self.rows} x {self.cols}, {self.connections:,} connections"
@@ -396,6 +432,8 @@ class _Materialise(torch.autograd.Function):
         for i, gradient in enumerate(gradients):
             if i < len(ctx.weights):
                 weight, indices = ctx.weights[i], ctx.indices[i]
+                if indices is not weight.indices:
+                    raise RuntimeError(f"{weight.name}: its connections have changed since this forward pass")
                 gradient = gradient.contiguous()  # a batched product leaves it transposed
                 if weight.basis:
                     gradient = weight.basis.to_coefficients(gradient.to(ctx.dtypes[i]))

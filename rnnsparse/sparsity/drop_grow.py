@@ -50,7 +50,9 @@ class DropGrow(Method):
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
         """Return what the tiles of `grow_score` are made from: the dense gradient of this step's batch."""
         if weight.dense_gradient is None:
-            raise ValueError(f"{weight.name}: no dense gradient was collected")
+            raise ValueError(
+                f"{weight.name}: no dense gradient was collected: no backward pass came to it; leave it out"
+            )
         return weight.dense_gradient
 
     def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:

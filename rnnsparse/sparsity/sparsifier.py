@@ -48,7 +48,8 @@ class Sparsifier(Updater):
         self._ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         reduce = self._average if self._ranks > 1 else None
         super().__init__(method, budgets, optimizer, seed=seed, total_steps=steps, reduce=reduce)
-        self._model, self._scaler = model, scaler
+        self._model = model
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.left_out = dict(left_out or {})
         self.steps_taken = 0
         self._is_armed = False

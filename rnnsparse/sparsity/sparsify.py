@@ -75,13 +75,15 @@ def sparsify(
         raise ValueError(f"steps={steps}: must be a whole number of optimizer steps, at least 1")
     method, budget = _settings(method, sparsity, settings)
     weights = _selected(name_weights(model), include, exclude)
-    _require_in_optimizer(weights, optimizer)
+    _require_trainable(weights, optimizer)
     _require_momenta(method, optimizer)
-    if not method.works_sparse:
-        _mask(model, weights, method)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        _take_from_first_rank(model)
     budgets = allocate(weights, budget)
     if values is None:
         values = _default_values(method, budgets, weights, optimizer)
+    if not method.works_sparse:
+        _mask(model, weights, method)
     if values == "reset":
         connect_randomly(budgets, seed, method.initial_connections)
         for weight in weights:
@@ -89,9 +91,6 @@ def sparsify(
             weight.reset_values(seed, budget.initial_scale)
     else:
         _keep(method, budgets, optimizer, seed)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for parameter in model.parameters():
-            dist.broadcast(parameter.data, src=0)
     return Sparsifier(
         model, method, budgets, optimizer, seed=seed, steps=steps, scaler=scaler, left_out=left_out_of(model, weights)
     )
@@ -168,9 +167,11 @@ def _selected(named: Mapping[str, SparseWeight], include: Sequence[str], exclude
     return [weight for name, weight in named.items() if name in chosen]
 
 
-def _require_in_optimizer(weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer) -> None:
+def _require_trainable(weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer) -> None:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for weight in weights:
+        if not weight.values.requires_grad:
+            raise ValueError(f"{weight.name}: is frozen, so no method can tell what it needs; leave it out (exclude=)")
         if id(weight.values) not in known:
             raise ValueError(
                 f"optimizer: it has not the values of {weight.name}; make it over model.parameters() when the model is "
@@ -201,6 +202,29 @@ def _mask(model: nn.Module, weights: Sequence[SparseWeight], method: Method) -> 
             module.execution = "masked"  # type: ignore[assignment]
 
 
+@torch.no_grad()
+def _take_from_first_rank(model: nn.Module) -> None:
+    """Give all ranks the parameters, the buffers and the connections of the first."""
+    inside = set()
+    for weight in [module for module in model.modules() if isinstance(module, SparseWeight)]:
+        told = torch.tensor([weight.connections, weight.is_untrained], device=weight.indices.device)
+        dist.broadcast(told, src=0)
+        count, is_untrained = told.tolist()
+        indices, values = weight.indices, weight.values.detach()
+        if dist.get_rank() > 0:
+            indices, values = indices.new_empty(count), values.new_empty(count)
+        dist.broadcast(indices, src=0)
+        dist.broadcast(values, src=0)
+        if dist.get_rank() > 0:
+            weight.connect(indices, values)
+            if is_untrained:
+                weight.mark_untrained()
+        inside |= {id(weight.values), id(weight.indices)}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if id(tensor) not in inside:
+            dist.broadcast(tensor.data, src=0)
+
+
 def _default_values(
     method: Method, budgets: Sequence[Budget], weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer
 ) -> Values:
@@ -222,7 +246,7 @@ def _keep(method: Method, budgets: Sequence[Budget], optimizer: torch.optim.Opti
     for budget in budgets:
         group = budget.group
         present = group.indices()
-        count = present.numel() if budget.dense else method.initial_connections(budget)
+        count = budget.connections if budget.dense else method.initial_connections(budget)
         if count <= present.numel():
             wanted.append((group, keep_largest(present, group.values().abs(), count)))
         else:

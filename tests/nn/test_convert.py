@@ -61,6 +61,16 @@ def test_a_layer_by_itself_is_replaced_by_the_one_returned() -> None:
     assert type(rs.to_dense(sparse)) is nn.GRU
 
 
+def test_a_layer_that_is_there_twice_stays_one_layer() -> None:
+    layer = nn.Linear(4, 4)
+    sparse = rs.convert(nn.Sequential(layer, nn.ReLU(), layer))
+    assert type(sparse[0]) is rs.Linear
+    assert sparse[2] is sparse[0]
+    back = rs.to_dense(sparse)
+    assert type(back[0]) is nn.Linear
+    assert back[2] is back[0]
+
+
 def test_subclasses_stay_as_they_are() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
     model = rs.convert(nn.Sequential(nn.Linear(2, 3), normed))
@@ -97,6 +107,7 @@ def hooked() -> nn.Module:
         (lambda: nn.Embedding(4, 3, padding_idx=1), "Embedding: padding_idx=1"),
         (tied, "encoder and decoder share a weight"),
         (hooked, "0: has hooks"),
+        (lambda: nn.Sequential(nn.TransformerEncoderLayer(4, 2)), "0: reads the weights of its layers itself"),
     ],
 )
 def test_what_cannot_be_converted_is_refused_by_name_and_changes_nothing(make: Any, said: str) -> None:

@@ -370,4 +370,6 @@ def test_parameters_grow_with_connections_and_nothing_else_is_kept() -> None:
     largest = max(w.connections for w in model.sparse_weights().values())
     held = [*model.state_dict().values(), *model.buffers()]
     assert max(t.numel() for t in held) == max(largest, 3 * 64)
-    assert sum(t.numel() for t in held) == biases + few + 2 * few  # the positions, once as state and once as buffers
+    shapes = 2 * len(model.sparse_weights())
+    # The positions are there twice: in the state, and as buffers.
+    assert sum(t.numel() for t in held) == biases + few + 2 * few + shapes

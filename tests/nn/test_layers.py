@@ -185,6 +185,8 @@ def test_auto_is_sparse_where_that_is_faster_and_possible(execution: str) -> Non
         (lambda: rs.GRU(INPUTS, H, sparsity=1.0), "sparsity=1.0: must be at least 0 and below 1"),
         (lambda: rs.Linear(INPUTS, H, execution="fast"), "execution='fast': must be one of auto, masked, sparse"),
         (lambda: rs.GRU(INPUTS, 0), "hidden_size=0"),
+        (lambda: rs.Linear(INPUTS, H)(torch.ones(2, INPUTS, dtype=torch.int64)), "must be floating-point"),
+        (lambda: rs.GRU(INPUTS, H)(torch.ones(4, 3, INPUTS, dtype=torch.int64)), "must be floating-point"),
         (lambda: rs.GRU(INPUTS, H)(torch.zeros(4, 3, H)), r"must be \[T, B, 5\]"),
         (lambda: rs.GRU(INPUTS, H)(torch.zeros(4, 3, INPUTS), torch.zeros(1, 2, H)), r"does not fit \[1, 3, 7\]"),
         (lambda: rs.LSTM(INPUTS, H)(torch.zeros(4, 3, INPUTS), torch.zeros(1, 3, H)), "2 tensor"),
@@ -263,6 +265,70 @@ def test_a_state_without_a_topology_is_refused() -> None:
     del state["1.0.input.indices"]
     with pytest.raises(RuntimeError, match=r"Missing key.*indices"):
         model(4).load_state_dict(state)
+
+
+def test_a_state_of_another_shape_is_refused() -> None:
+    for make, other in (
+        (lambda: rs.Linear(8, 20), lambda: rs.Linear(16, 20)),
+        (lambda: rs.LSTM(8, 4), lambda: rs.LSTM(16, 4)),
+        (lambda: rs.Embedding(50, 32), lambda: rs.Embedding(32, 50)),
+    ):
+        with pytest.raises(RuntimeError, match=r"is \d+ x \d+, not \d+ x \d+"):
+            other().load_state_dict(make().state_dict())
+
+
+def test_values_without_positions_are_refused_unless_all_are_there() -> None:
+    one, other = (rs.Linear(8, 4, sparsity=0.5) for _ in range(2))
+    with pytest.raises(RuntimeError, match="values without indices"):
+        other.load_state_dict(dict(one.named_parameters()), strict=False)
+    full, again = rs.Linear(8, 4), rs.Linear(8, 4)
+    again.load_state_dict(dict(full.named_parameters()), strict=False)
+    assert torch.equal(again.values, full.values)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_pass_whose_connections_have_changed_fails_instead_of_mixing_them(execution: str) -> None:
+    for layer, x in (
+        (rs.Linear(INPUTS, H, sparsity=0.5, execution=execution, dtype=F64), numbers(3, INPUTS)),
+        (stack("gru", execution), numbers(4, 3, INPUTS)),
+    ):
+        y = layer(x.requires_grad_())
+        weight = next(m for m in layer.modules() if isinstance(m, rs.SparseWeight))
+        weight.connect(weight.indices.flip(0).sub(weight.positions - 1).abs())
+        with pytest.raises(RuntimeError, match=r"have changed since|modified by an inplace operation"):
+            (y if isinstance(y, Tensor) else y[0]).sum().backward()
+
+
+def test_sparse_execution_refuses_to_be_differentiated_twice() -> None:
+    layer = rs.Linear(INPUTS, H, sparsity=0.5, execution="sparse", dtype=F64)
+    x = numbers(3, INPUTS).requires_grad_()
+    (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.square().sum().backward()
+
+
+def test_positions_that_others_change_in_place_are_noticed() -> None:
+    layer, other = (rs.Linear(INPUTS, H, sparsity=0.5, execution="sparse") for _ in range(2))
+    x = numbers(3, INPUTS, dtype=torch.float32)
+    layer(x)
+    for buffer, theirs in zip(layer.buffers(), other.buffers(), strict=True):
+        buffer.detach().copy_(theirs)  # as averages of models do
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.to_dense(), layer.bias))
+    assert layer.block_connections(layer.blocks[0]) == layer.connections
+
+
+def test_a_state_of_another_type_is_taken_as_in_masked_execution() -> None:
+    masked, sparse = stack("lstm", "masked").float(), stack("lstm", "sparse").float()
+    x, state = numbers(4, 3, INPUTS, dtype=torch.float32), (numbers(1, 3, H), numbers(1, 3, H, seed=1))
+    torch.testing.assert_close(sparse(x, state)[0], masked(x, state)[0])
+
+
+def test_what_models_do_with_pytorchs_modules_works() -> None:
+    layer = rs.LSTM(INPUTS, H)
+    layer.flatten_parameters()
+    assert rs.Linear(2, 3, device=torch.device("cpu")).values.device.type == "cpu"
+    with pytest.raises((RuntimeError, AssertionError)):
+        rs.Linear(2, 3, device=99)
 
 
 def test_a_change_of_counts_fails_no_backward_pass_while_an_output_is_alive() -> None:

@@ -37,7 +37,7 @@ def test_a_new_weight_has_no_connections() -> None:
 def test_the_only_parameter_is_one_number_per_connection() -> None:
     weight = weight_of([[1, 0, 0, 2], [0, 0, 3, 0]])
     assert {name: p.shape for name, p in weight.named_parameters()} == {"values": (3,)}
-    assert set(weight.state_dict()) == {"values", "indices"}
+    assert set(weight.state_dict()) == {"values", "indices", "shape"}
 
 
 def test_to_dense_puts_values_at_their_positions() -> None:

@@ -303,6 +303,61 @@ def test_layers_that_have_been_trained_are_not_drawn_anew_without_a_word() -> No
     train(model, optimizer, rs.sparsify(model, "rigl", optimizer, steps=STEPS, values="reset"), range(2))
 
 
+def another_adam(model: nn.Module, trained: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    return adam(model)
+
+
+def the_same_without_state(model: nn.Module, trained: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    trained.state.clear()
+    return trained
+
+
+@pytest.mark.parametrize("optimizer_of", [another_adam, the_same_without_state])
+@pytest.mark.parametrize("trained", [True, False])
+def test_training_is_noticed_in_the_values_whatever_the_optimizer_knows(optimizer_of: Any, trained: bool) -> None:
+    model = Net()
+    first = adam(model)
+    if trained:
+        loss_of(model, 0).backward()
+        first.step()
+    else:
+        for weight in [m for m in model.modules() if isinstance(m, rs.SparseWeight)]:
+            weight.values.data.mul_(1.01)  # one's own first values
+    with pytest.raises(ValueError, match="values='keep'"):
+        rs.sparsify(model, "rigl", optimizer_of(model, first), sparsity=0.7, steps=STEPS)
+
+
+def test_first_values_are_first_values_in_any_type() -> None:
+    model = copy.deepcopy(Net().double()).float()
+    sparsifier = rs.sparsify(model, "rigl", adam(model), sparsity=0.7, steps=STEPS)
+    assert sparsifier.steps_taken == 0
+
+
+def test_what_is_dense_by_name_has_all_connections_in_the_end() -> None:
+    for values in ("keep", "reset"):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"a": rs.Linear(20, 20, sparsity=0.9), "b": rs.Linear(20, 20, sparsity=0.9)})
+        sparsifier = rs.sparsify(model, "set", adam(model), sparsity=0.8, steps=STEPS, dense=["b"], values=values)
+        assert [budget.group.connections for budget in sparsifier.budgets] == [80, 400]
+
+
+def test_a_frozen_layer_is_to_be_left_out() -> None:
+    model = Net()
+    model.head.values.requires_grad_(False)
+    with pytest.raises(ValueError, match="head: is frozen"):
+        rs.sparsify(model, "rigl", adam(model), sparsity=0.7, steps=STEPS)
+    run("rigl", model=model, exclude=["head"], **OFTEN)
+
+
+def test_a_scaler_that_is_off_hides_nothing() -> None:
+    model = Net()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    sparsifier = rs.sparsify(model, "rigl", adam(model), sparsity=0.7, steps=STEPS, scaler=scaler)
+    sparsifier.backward(loss_of(model, 0) * float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        sparsifier.step()
+
+
 @pytest.mark.parametrize("method", ["prune", "snip"])
 def test_a_trained_dense_network_is_pruned_from_what_it_has_learned(method: str) -> None:
     dense = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 2))
