@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -99,6 +101,15 @@ def read(text: str, is_text: Callable[[str], bool] | None = None) -> Any:
     """
     if len(text) > LARGEST_FILE:
         raise ValueError(f"{len(text):,} characters are too many for a configuration")
+    try:
+        return copy.deepcopy(_parsed(text, is_text))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(text: str, is_text: Callable[[str], bool] | None) -> Any:
+    """Return what `read` returns, made once: every run of a sweep reads the same file."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

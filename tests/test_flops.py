@@ -133,7 +133,7 @@ def test_sparse_flops_are_those_counted_connection_by_connection(cell: str, tied
     model = two_layers(0.3, cell, tied).double()
     model.reset_parameters(0)
     sums, text = Sums(), [3, 0, 3, 39, 17]
-    states = [[[0.0] * 12 for _ in range(layer.states)] for layer in model.recurrent_layers]
+    states = [[[0.0] * 12 for _ in range(layer.cell.states)] for layer in model.recurrent_layers]
     logits = []
     for token in text:
         x = model.embedding.to_dense()[token].tolist()  # a look-up

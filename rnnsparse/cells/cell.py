@@ -136,7 +136,8 @@ def register(name: str) -> Callable[[C], C]:
     """Make a cell available as `model.cell: name`."""
 
     def decorate(cell: C) -> C:
-        assert name not in CELLS, f"two cells are called {name}"
+        if name in CELLS:
+            raise ValueError(f"two cells are called {name}")
         cell.name = name
         CELLS[name] = cell
         return cell

@@ -51,6 +51,11 @@ shapes = st.builds(
 )
 
 
+def test_a_budget_of_less_than_any_network_is_no_network_without_units() -> None:
+    shape = ModelConfig(embedding_dim=4, hidden_size=6, readout_dims=(3,))
+    assert small(shape, sparsity=0.5, dense=("output",), overrides={"rnn.0.input": 0.2}).hidden_size >= 1
+
+
 @given(shape=shapes, sparsity=st.floats(0, 0.9), distribution=st.sampled_from(["uniform", "erk"]))
 def test_no_number_of_units_comes_closer(shape: ModelConfig, sparsity: float, distribution: Any) -> None:
     budget = {"sparsity": round(sparsity, 3), "distribution": distribution, "granularity": "matrix"}

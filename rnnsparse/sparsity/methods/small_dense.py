@@ -29,7 +29,7 @@ class SmallDense(Dense):
 
         weights = list(CharLM(config, vocab_size).sparse_weights().values())
         wanted = sum(b.connections for b in allocate(weights, budget))
-        larger = max(1, bisect_left(range(config.hidden_size + 1), wanted, key=size))
+        larger = 1 + bisect_left(range(1, config.hidden_size + 1), wanted, key=size)
         best = min(larger, max(1, larger - 1), key=lambda hidden_size: abs(size(hidden_size) - wanted))
         if best == 1 and size(1) > wanted:
             raise UserError(
