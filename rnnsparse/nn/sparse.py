@@ -124,7 +124,7 @@ class _Recurrence(torch.autograd.Function):
         matrix = layer.recurrent.matrix()
         last_SKHB, more = layer.cell.forward(matrix, values_hh, source, bias_hh, kept_KTGB, h_KTHB, state_SKHB)
         if any(ctx.needs_input_grad):
-            # The structures as they are now: a topology may change before the backward pass.
+            # Of the values as they are now: should the topology change, these are no longer there, and PyTorch notices.
             ctx.layer, ctx.matrices, ctx.later = layer, (layer.input.matrix(), matrix), later
             ctx.tokens, ctx.kept = tokens_MB, (kept_KTGB, h_KTHB, more)
             ctx.save_for_backward(x, values_ih, values_hh)
