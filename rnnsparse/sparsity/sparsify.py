@@ -67,10 +67,8 @@ def sparsify(
             another model; layers that have been trained, without `values`; weights that the optimizer has not; sparse
             execution with a method that needs the dense gradient at every step.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "model: give the module itself: DistributedDataParallel fixes shapes, and here they may change"
-        )
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(f"model: give the module itself; {type(model).__name__} cannot follow changing connections")
     if type(steps) is not int or steps < 1:
         raise ValueError(f"steps={steps}: must be a whole number of optimizer steps, at least 1")
     method, budget = _settings(method, sparsity, settings)

@@ -270,6 +270,12 @@ def test_a_model_without_sparse_layers_is_told_how_to_get_them() -> None:
         rs.sparsify(model, "rigl", adam(model), steps=STEPS)
 
 
+def test_a_wrapped_model_is_refused() -> None:
+    model = nn.DataParallel(Net())
+    with pytest.raises(ValueError, match="give the module itself; DataParallel"):
+        rs.sparsify(model, "rigl", adam(model), sparsity=0.7, steps=STEPS)
+
+
 def test_an_optimizer_that_does_not_know_the_weights_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer: it has not the values of encoder\.0\.input"):
         rs.sparsify(Net(), "rigl", adam(Net()), steps=STEPS)
