@@ -67,7 +67,7 @@ def _add_gradient(weight: SparseWeight, matrix: Matrix, g_MRB: Tensor, x_MCB: Te
     """Add g x^T to the gradient of a weight's connections, and of the positions it probes."""
     add_sampled_product(matrix, g_MRB, x_MCB, dvalues_N)
     if weight.probe:
-        add_sampled_product(weight.probe.matrix(), g_MRB, x_MCB, weight.probe.gradient)
+        add_sampled_product(weight.probe.topology.matrix, g_MRB, x_MCB, weight.probe.gradient)
 
 
 class LaterGradient:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rnnsparse.kernels import memory
 from rnnsparse.nn.basis import Basis
+from rnnsparse.nn.topology import Topology
 from rnnsparse.randomness import draw_positions, generator_for
 
 if TYPE_CHECKING:
@@ -101,25 +102,18 @@ class Probe:
     """
 
     def __init__(self, weight: SparseWeight, positions: Tensor) -> None:
-        self.positions = positions.to(weight.indices)
+        self.topology = Topology(weight.rows, weight.cols, positions.to(weight.indices))
         self.gradient = weight.values.detach().new_zeros(positions.shape)
         self.total = self.gradient.clone()
-        self._shape = weight.rows, weight.cols
-        self._matrix: Matrix | None = None
 
-    def matrix(self) -> Matrix:
-        """Return where the positions are, for sparse execution."""
-        if self._matrix is None:
-            from rnnsparse.kernels.matrix import build_matrix
-
-            self._matrix = build_matrix(self.positions, *self._shape)
-        return self._matrix
+    @property
+    def positions(self) -> Tensor:
+        return self.topology.indices
 
     def add_dense(self, gradient_RC: Tensor) -> None:
         """Add one backward pass's gradient, given at every position."""
         flat = gradient_RC.detach().reshape(-1)
-        everywhere = self.positions.numel() == flat.numel()
-        self.gradient += flat if everywhere else flat.index_select(0, self.positions)
+        self.gradient += flat if self.topology.is_full else flat.index_select(0, self.positions)
 
     def start_step(self) -> None:
         """Forget what a step that came to nothing may have left."""
@@ -166,19 +160,18 @@ class SparseWeight(nn.Module):
         self.dense_gradient: DenseGradient | None = None
         # Growth by probing sets this, and backward passes add to it.
         self.probe: Probe | None = None
-        self._forget()
+        self._topology: Topology | None = None
+        self._version = -1  # of the buffer that it was made of
 
-    def _forget(self) -> None:
-        """Forget what follows from the positions, and note which these are."""
-        self._matrix: Matrix | None = None
-        self._bounds: dict[tuple[int, int], tuple[int, int]] = {}
-        self._known: tuple[Tensor, int] = self.indices, self.indices._version
-
-    def _notice(self) -> None:
-        """Forget it if others have changed the buffer, as averages of models do."""
-        indices, version = self._known
-        if indices is not self.indices or version != self.indices._version:
-            self._forget()
+    @property
+    def topology(self) -> Topology:
+        """Where the connections are; another object after every change."""
+        known, version = self._topology, self.indices._version
+        # Others may change the buffer, by `to`, or in place, as averages of models do.
+        if known is None or known.indices is not self.indices or version != self._version:
+            known = self._topology = Topology(self.rows, self.cols, self.indices)
+            self._version = version
+        return known
 
     def rename(self, name: str) -> None:
         """Take another full name; blocks that begin with the old one follow."""
@@ -207,17 +200,17 @@ class SparseWeight(nn.Module):
         Raises:
             ValueError: positions out of range, unsorted or repeated, or not as many values as positions.
         """
-        indices = indices.to(device=self.values.device, dtype=torch.int64)
-        if indices.ndim != 1 or (values is not None and values.shape != indices.shape):
-            raise ValueError(f"{self.name}: connections need one position and one value each")
-        if indices.numel() and (indices[0] < 0 or indices[-1] >= self.positions):
-            raise ValueError(f"{self.name}: a connection lies outside {self.rows} x {self.cols}")
-        if not bool((indices[1:] > indices[:-1]).all()):
-            raise ValueError(f"{self.name}: positions are not sorted or repeat")
+        # Copies: whoever passed them may go on using theirs.
+        indices = indices.to(device=self.values.device, dtype=torch.int64, copy=True)
+        try:
+            Topology(self.rows, self.cols, indices).check()
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
         if values is None:
             values = torch.zeros(indices.shape)
-        # Copies: whoever passed them may go on using theirs.
-        self.indices = indices.clone()
+        if values.shape != indices.shape:
+            raise ValueError(f"{self.name}: connections need one value each")
+        self.indices = indices
         fresh = values.detach().to(self.values, copy=True)
         self.values.grad = None
         # PyTorch keeps what it knows of a parameter's shape as long as any graph that used it is alive, unless its type
@@ -227,20 +220,12 @@ class SparseWeight(nn.Module):
         self._drawn = None
         # A pass that still needs the old values must fail, and not use the new ones.
         torch.autograd.graph.increment_version(self.values)
-        self._forget()
         if indices.numel() >= MANY:
             memory.trim()  # choosing so many leaves as much free memory behind, and happens rarely
 
     def bounds(self, start_row: int, stop_row: int) -> tuple[int, int]:
         """Return the range of connection numbers that lie in a range of rows."""
-        self._notice()
-        rows = start_row, stop_row
-        # Looked up once per topology: a GPU would have to finish all its work before it could answer.
-        if rows not in self._bounds:
-            edges = torch.tensor(rows, device=self.indices.device) * self.cols
-            start, stop = torch.searchsorted(self.indices, edges).tolist()
-            self._bounds[rows] = start, stop
-        return self._bounds[rows]
+        return self.topology.bounds(start_row, stop_row)
 
     def block_connections(self, block: Block) -> int:
         start, stop = self.bounds(block.start_row, block.stop_row)
@@ -280,15 +265,10 @@ class SparseWeight(nn.Module):
         self.add_gradient_source(DenseRows(gradient_RC.to(self.values.dtype, copy=True)))
 
     def matrix(self) -> Matrix:
-        """Return where the connections are, by row and by column, for sparse execution; made once per topology."""
+        """Return where the connections are, as kernels read it; made once per topology."""
         if self.basis is not None:
             raise ValueError(f"{self.name}: coefficients are no entries of the matrix to multiply with")
-        self._notice()
-        if self._matrix is None:
-            from rnnsparse.kernels.matrix import build_matrix
-
-            self._matrix = build_matrix(self.indices, self.rows, self.cols)
-        return self._matrix
+        return self.topology.matrix
 
     def reset_values(self, seed: int, scale: Scale = "neuron") -> None:
         """Draw values for the connections that exist by a generator that depends on the seed and the name alone.
@@ -382,9 +362,7 @@ class SparseWeight(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again when they are needed: whoever unpickles has other indices.
-        nowhere = torch.empty(0, dtype=torch.int64), -1
-        return self.__dict__ | {"_matrix": None, "_bounds": {}, "_known": nowhere, "dense_gradient": None}
+        return self.__dict__ | {"_topology": None, "dense_gradient": None}
 
     def extra_repr(self) -> str:
         return f"{self.rows} x {self.cols}, {self.connections:,} connections"
@@ -442,7 +420,7 @@ class _Materialise(torch.autograd.Function):
                 if weight.probe:
                     weight.probe.add_dense(gradient)
                 flat = gradient.reshape(-1)
-                gradient = flat if indices.numel() == weight.positions else flat.index_select(0, indices)
+                gradient = flat if weight.is_full else flat.index_select(0, indices)
             result.append(gradient.to(ctx.dtypes[i]))
         return (None, None, *result)
 
