@@ -34,7 +34,7 @@ from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.reference import run as run_textbook_cell
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.topology import best_absent, draw_positions
+from rnnsparse.sparsity.selection import best_absent, draw_positions
 from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.peak_memory import peak_memory
 

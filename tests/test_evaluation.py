@@ -17,7 +17,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.evaluation import Evaluation, EvaluationConfig, evaluate, plan_lanes
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.topology import draw_positions
+from rnnsparse.sparsity.selection import draw_positions
 
 BYTE = Tokenizer.byte()
 ONE_LANE = EvaluationConfig(lanes=1)

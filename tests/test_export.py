@@ -19,7 +19,7 @@ from rnnsparse.evaluation import EvaluationConfig, evaluate
 from rnnsparse.export import export_safetensors, export_torch
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.topology import draw_positions
+from rnnsparse.sparsity.selection import draw_positions
 
 VOCABULARY = 20
 TOKENIZER = Tokenizer.char("\n abcdefghijklmnopé")

@@ -12,7 +12,7 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
 from rnnsparse.sampling import PROMPT_CHUNK, Ending, Sampler, SamplingConfig, candidates
-from rnnsparse.sparsity.topology import draw_positions
+from rnnsparse.sparsity.selection import draw_positions
 
 BYTE = Tokenizer.byte()
 CHAR = Tokenizer.char("\n abcdefghijklmnopqrstuvwxyzé")

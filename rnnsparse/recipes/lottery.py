@@ -25,7 +25,7 @@ from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.static import Static
-from rnnsparse.sparsity.topology import keep_largest, rewire
+from rnnsparse.sparsity.selection import keep_largest, rewire
 from rnnsparse.training import atomic, checkpoint, lock, run_folder
 from rnnsparse.training.assembly import empty_model, restore, training_device, vocabulary_size
 from rnnsparse.training.distributed import Ranks

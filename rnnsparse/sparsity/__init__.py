@@ -1,1 +1,1 @@
-"""Which connections exist: how many (allocation), which first (topology), and how they change (methods)."""
+"""Which connections exist: how many (allocation), which ones (selection), and how they change (methods)."""

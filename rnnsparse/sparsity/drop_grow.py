@@ -22,7 +22,7 @@ from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
-from rnnsparse.sparsity.topology import best_absent, draw_absent, keep_largest
+from rnnsparse.sparsity.selection import best_absent, draw_absent, keep_largest
 from rnnsparse.steps import Steps
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rnnsparse.sparsity.group import Group
-from rnnsparse.sparsity.topology import draw_absent
+from rnnsparse.sparsity.selection import draw_absent
 
 
 def pool_size(pool: float | None, positions: int, connections: int) -> int:

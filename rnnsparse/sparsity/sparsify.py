@@ -20,8 +20,8 @@ from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, method_class
+from rnnsparse.sparsity.selection import draw_absent, keep_largest, rewire
 from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
-from rnnsparse.sparsity.topology import draw_absent, keep_largest, rewire
 
 Values = Literal["reset", "keep"]
 

@@ -14,7 +14,7 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, Moment
-from rnnsparse.sparsity.topology import keep_largest, rewire
+from rnnsparse.sparsity.selection import keep_largest, rewire
 
 
 class Updater:

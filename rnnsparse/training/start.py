@@ -18,7 +18,7 @@ from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
 from rnnsparse.sparsity.method import Moment
-from rnnsparse.sparsity.topology import draw_absent, rewire
+from rnnsparse.sparsity.selection import draw_absent, rewire
 from rnnsparse.training.assembly import (
     Restored,
     begins_as_it_ends,

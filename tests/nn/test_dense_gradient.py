@@ -17,7 +17,7 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.sparsity.topology import best_absent
+from rnnsparse.sparsity.selection import best_absent
 
 F64 = torch.float64
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.topology import draw_positions, rewire
+from rnnsparse.sparsity.selection import draw_positions, rewire
 from rnnsparse.training.sntasgd import SNTASGD
 
 POSITIONS = 60

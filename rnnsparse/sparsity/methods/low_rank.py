@@ -9,7 +9,7 @@ from torch import Tensor
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, Moment, register
-from rnnsparse.sparsity.topology import keep_largest
+from rnnsparse.sparsity.selection import keep_largest
 
 
 @register("low_rank")

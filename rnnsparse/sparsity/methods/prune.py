@@ -11,7 +11,7 @@ from typing_extensions import Doc
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method, Moment, register
 from rnnsparse.sparsity.schedule import GradualPruning
-from rnnsparse.sparsity.topology import keep_largest
+from rnnsparse.sparsity.selection import keep_largest
 from rnnsparse.steps import Steps
 
 

@@ -13,7 +13,7 @@ from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
 from rnnsparse.sparsity.pool import draw_pool, pool_size
-from rnnsparse.sparsity.topology import best_among
+from rnnsparse.sparsity.selection import best_among
 from rnnsparse.steps import Steps
 
 

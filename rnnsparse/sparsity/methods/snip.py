@@ -10,7 +10,7 @@ from typing_extensions import Doc
 
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method, Moment, register
-from rnnsparse.sparsity.topology import keep_largest
+from rnnsparse.sparsity.selection import keep_largest
 
 
 @register("snip")

@@ -1,4 +1,4 @@
-"""Sets of positions: drawing absent ones at random, choosing them by score, and giving a weight a new one."""
+"""Choosing sets of positions, at random or by score, and giving a weight the one that was chosen."""
 
 from __future__ import annotations
 

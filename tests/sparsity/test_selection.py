@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from rnnsparse.nn.weight import SparseWeight, Tile, materialise
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.topology import best_absent, contains, draw_absent, draw_positions, rewire
+from rnnsparse.sparsity.selection import best_absent, contains, draw_absent, draw_positions, rewire
 
 
 @given(positions=st.integers(0, 200), share=st.floats(0, 1), seed=st.integers(0, 999))
