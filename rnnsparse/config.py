@@ -27,8 +27,7 @@ from rnnsparse.evaluation import EvaluationConfig
 from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.paths import PathName
 from rnnsparse.sparsity.allocation import BudgetConfig
-from rnnsparse.sparsity.drop_grow import DropGrow
-from rnnsparse.sparsity.method import METHODS, Method, Moment, method_class
+from rnnsparse.sparsity.method import METHODS, Method, method_class
 from rnnsparse.steps import extended
 from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, StartConfig, TrainingConfig
 
@@ -196,7 +195,7 @@ def parse_config(
         raise UserError(_blamed(str(error), source, overrides, inherited)) from None
     if max(config.checkpoint.keep, default=0) > config.training.steps:
         warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
-    warnings += _never_updated(config.method, config.training.steps)
+    warnings += config.method.idle_settings(config.training.steps)
     if config.training.warmup >= config.training.steps > 0:
         warnings.append(f"training.warmup: the {config.training.steps} steps end before the whole learning rate")
     return dataclasses.replace(config, warnings=tuple(warnings))
@@ -254,21 +253,6 @@ def _idle(training: TrainingConfig, method: Method) -> Iterator[str]:
         yield f"training.connection_steps has no effect with training.optimizer={training.optimizer}"
     if training.connection_warmup and not training.connection_steps:
         yield "training.connection_warmup has no effect without training.connection_steps=true"
-
-
-def _never_updated(method: Method, steps: int) -> Iterator[str]:
-    """Yield a line for what keeps a method that is made of updates from all of them."""
-    if not isinstance(method, DropGrow) or method.makes_up_updates:
-        return
-    if not method.updates_at(Moment(method.interval, steps, seed=0)):
-        yield (
-            f"sparsity.interval: {method.interval}: no update comes before sparsity.stop, step "
-            f"{method.stop * steps:g}; the connections stay those of the start"
-        )
-    elif method.drop_fraction == 0:
-        yield "sparsity.drop_fraction: 0: updates replace nothing; the connections stay those of the start"
-    if (getattr(method, "window", None) or 0) > method.interval:
-        yield f"sparsity.window has no effect beyond sparsity.interval, {method.interval}"
 
 
 def _require_momenta(method: Method, training: TrainingConfig) -> None:

@@ -89,7 +89,7 @@ def training_flops(
     taken = steps if taken is None else taken
     mean = method.mean_forward_flops(sparse + change, first + change, steps, taken)
     return TrainingFlops(
-        per_character=method.training_flops(mean, dense + change, steps) + _probe_flops(method, model, budgets),
+        per_character=method.training_flops(mean, dense + change, steps) + _pool_flops(method, model, budgets),
         dense_per_character=3 * yardstick,
         characters=taken * characters_per_step,
     )
@@ -118,18 +118,18 @@ def _product_flops(model: CharLM, budgets: Sequence[Budget], connections: Sequen
     return flops
 
 
-def _probe_flops(method: Method, model: CharLM, budgets: Sequence[Budget]) -> float:
-    """Return what gradients at probed positions cost per character; connections have theirs anyway."""
+def _pool_flops(method: Method, model: CharLM, budgets: Sequence[Budget]) -> float:
+    """Return what gradients in pools cost per character; connections have theirs anyway."""
     weights = _multiplied(model)
-    probed = 0
+    pooled = 0
     for budget in budgets:
         weight = budget.group.parts[0].weight
         if weight in weights and not weight.basis:  # coefficients in a basis all have theirs
-            probed += min(method.probed(budget), budget.group.positions - budget.connections)
-    return 2 * probed * method.probed_share
+            pooled += min(method.pool_size(budget), budget.group.positions - budget.connections)
+    return 2 * pooled * method.pool_share
 
 
 def _basis_flops(model: CharLM) -> int:
     """Return what a batch costs in training to get the matrices out of their basis, and their gradients into it."""
     weights = [weight for weight in model.sparse_weights().values() if weight.basis]
-    return sum(2 * 2 * w.positions * (w.rows // len(w.blocks) + w.cols) for w in weights)
+    return sum(2 * 2 * w.positions * (w.rows // len(w.gates) + w.cols) for w in weights)

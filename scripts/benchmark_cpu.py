@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import sparse
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.reference import run as run_textbook_cell
@@ -207,28 +208,26 @@ def alternatives(hidden: int, sparsity: float, batch: int, times: int, rounds: i
 
 
 def update_cost(hidden: int, sparsity: float, batch: int, times: int, rounds: int) -> dict[str, float]:
-    """Choosing what grows in a recurrent LSTM matrix: tile by tile, and from a materialised gradient."""
+    """Choosing what grows in a recurrent LSTM matrix: strip by strip, and from a materialised gradient."""
     layer = random_layer("lstm", 128, hidden, sparsity)
     weight = layer.recurrent
     gradient = sparse.ProductGradient(torch.randn(times, 4 * hidden, batch), torch.randn(times, hidden, batch))
     count = weight.connections // 10
-    weight.add_gradient_source(gradient)
-    assert weight.dense_gradient is not None
-    dense_gradient, found = weight.dense_gradient, {}
+    dense_gradient, found = DenseGradient(gradient), {}
 
-    def by_tiles() -> None:
-        tiles = dense_gradient.tiles(0, weight.rows, weight.cols)
-        found["tiles"] = best_absent(tiles, lambda tile: tile.gradient_RC.abs(), weight.indices, count)
+    def by_strips() -> None:
+        strips = dense_gradient.strips(0, weight.rows, weight.cols)
+        found["strips"] = best_absent(strips, torch.abs, weight.indices, count)
 
     def materialised() -> None:
-        # From the same tiles: one large product would round some entries otherwise.
-        tiles = dense_gradient.tiles(0, weight.rows, weight.cols)
-        scores = torch.cat([tile.gradient_RC for tile in tiles]).abs().view(-1)
+        # From the same strips: one large product would round some entries otherwise.
+        strips = dense_gradient.strips(0, weight.rows, weight.cols)
+        scores = torch.cat([strip.gradient_RC for strip in strips]).abs().view(-1)
         scores[weight.indices] = -1
         found["materialised"] = scores.topk(count).indices.sort().values
 
-    result = medians(rounds, tiles=by_tiles, materialised=materialised)
-    result["identical"] = float(torch.equal(found["tiles"], found["materialised"]))
+    result = medians(rounds, strips=by_strips, materialised=materialised)
+    result["identical"] = float(torch.equal(found["strips"], found["materialised"]))
     return result
 
 
@@ -386,7 +385,7 @@ def as_text(report: dict[str, Any]) -> str:
     for hidden, result in report["update"].items():
         same = "identical set" if result["identical"] else "DIFFERENT SET"
         lines.append(
-            f"H={hidden}: by tiles {result['tiles']:.2f} s, materialised {result['materialised']:.2f} s, {same}"
+            f"H={hidden}: by strips {result['strips']:.2f} s, materialised {result['materialised']:.2f} s, {same}"
         )
     for hidden, peak in report["memory"].items():
         lines.append(

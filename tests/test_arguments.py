@@ -23,7 +23,7 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.recipes import lottery
 from rnnsparse.sampling import Sampler, candidates
-from rnnsparse.sparsity.method import METHODS, Moment, register
+from rnnsparse.sparsity.method import METHODS, StepContext, register
 from rnnsparse.sparsity.schedule import annealed
 from rnnsparse.sparsity.selection import draw_positions, keep_largest
 from rnnsparse.training.connection_adam import ConnectionAdam
@@ -61,7 +61,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "rank 2 of 2": lambda: Lanes(TOKENS, 2, 2, rank=2, world_size=2),
     "two methods are called rigl": lambda: register("rigl")(METHODS["rigl"]),
     "static remembers nothing": lambda: METHODS["static"]().load_state_dict({"x": 1}),
-    "there is no optimizer": lambda: Moment(1, 10, seed=0).momentum(None),  # type: ignore[arg-type]
+    "there is no optimizer": lambda: StepContext(1, 10, seed=0).momentum(None),  # type: ignore[arg-type]
 }
 
 

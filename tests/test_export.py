@@ -164,7 +164,7 @@ def test_safetensors_hold_every_connection_value_and_bias(tmp_path: Path, tied: 
     assert torch.equal(tensors.pop("embedding.values"), embedding.values)
     for weight in list(model.sparse_weights().values())[1:]:
         dense, exists = torch.zeros(weight.rows, weight.cols), torch.zeros(weight.rows, weight.cols)
-        for block in weight.blocks:
+        for block in weight.gates:
             parts = [tensors.pop(f"{block.name}.{part}") for part in ("values", "row_pointers", "columns")]
             values_N, pointers_R, columns_N = parts
             assert columns_N.dtype == torch.uint16

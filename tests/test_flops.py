@@ -11,11 +11,12 @@ from rnnsparse.flops import ForwardFlops, earlier_flops, forward_flops, training
 from rnnsparse.nn import reference
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.recurrent import RecurrentLayer
-from rnnsparse.nn.weight import SparseWeight, materialise
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate
 from rnnsparse.sparsity.group import make_groups
-from rnnsparse.sparsity.method import Method, Moment
+from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.lottery import Lottery
@@ -178,9 +179,9 @@ def test_training_costs_the_published_share_of_dense_training(method: Method, at
         assert result.ratio == pytest.approx(share, abs=6e-4 if isinstance(method, Prune) else 5e-5)
 
 
-@pytest.mark.parametrize(("pool", "window", "watched"), [(3.0, None, 20), (0.1, 25, 2), (None, 100, 300)])
-def test_watched_positions_cost_one_product_and_no_block_has_more_than_are_absent(
-    pool: float | None, window: int | None, watched: float
+@pytest.mark.parametrize(("pool", "window", "pooled"), [(3.0, None, 20), (0.1, 25, 2), (None, 100, 300)])
+def test_positions_in_a_pool_cost_one_product_and_no_block_has_more_than_are_absent(
+    pool: float | None, window: int | None, pooled: float
 ) -> None:
     model = CharLM(ModelConfig(cell="lstm", embedding_dim=4, hidden_size=5), VOCABULARY)
     for weight in model.sparse_weights().values():
@@ -190,7 +191,7 @@ def test_watched_positions_cost_one_product_and_no_block_has_more_than_are_absen
     method = Scout(pool=pool, window=window, interval=100)
     found = training_flops(method, model, budgets_of(model), steps=10, characters_per_step=64)
     still = training_flops(Static(), model, budgets_of(model), steps=10, characters_per_step=64)
-    assert found.per_character - still.per_character == 2 * watched
+    assert found.per_character - still.per_character == 2 * pooled
 
 
 @pytest.mark.parametrize("initial", [0.0, 0.5, 0.9])
@@ -200,7 +201,7 @@ def test_granet_is_counted_from_the_connections_that_each_group_begins_with(init
     budgets = allocate(list(model.sparse_weights().values()), config)
     method, steps, counts = GraNet(interval=1, initial_sparsity=initial, start=0.0, stop=1.0), 400, []
     for step in range(1, steps + 1):
-        planned = iter(method.targets([b for b in budgets if not b.dense], Moment(step, steps, seed=0)))
+        planned = iter(method.targets([b for b in budgets if not b.dense], StepContext(step, steps, seed=0)))
         counts.append([b.connections if b.dense else next(planned) for b in budgets])
     multiplied = [not b.group.name.startswith("embedding") for b in budgets]
     forward = [2 * sum(n for n, is_multiplied in zip(now, multiplied, strict=True) if is_multiplied) for now in counts]
@@ -223,9 +224,9 @@ def test_totals_count_every_character_of_every_step() -> None:
 def test_a_basis_costs_dense_products_and_two_counted_transformations_per_batch(method: Method, kind: str) -> None:
     plain, model = model_with(0.25, embedding_dim=8, hidden_size=12), model_with(0.25, embedding_dim=8, hidden_size=12)
     for weight in model.sparse_weights().values():
-        rows = weight.rows // len(weight.blocks)
+        rows = weight.rows // len(weight.gates)
         matrix = torch.randn(weight.rows, weight.cols, generator=torch.Generator().manual_seed(0))
-        weight.basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.svd(matrix, len(weight.blocks))
+        weight.basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.svd(matrix, len(weight.gates))
         weight.basis = weight.basis.to(weight.values)
     counter = FlopCounterMode(display=False)
     with counter:

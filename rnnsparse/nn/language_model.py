@@ -18,9 +18,11 @@ from typing_extensions import Doc
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.errors import UserError
 from rnnsparse.nn.activations import ACTIVATIONS
+from rnnsparse.nn.initial import Scale
 from rnnsparse.nn.layers import Embedding, Linear, TiedOutput
+from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.recurrent import STACKS, RecurrentLayer
-from rnnsparse.nn.weight import Scale, SparseWeight, materialise
+from rnnsparse.nn.weight import SparseWeight
 
 if TYPE_CHECKING:
     CellName = str
@@ -111,13 +113,10 @@ class CharLM(nn.Module):
     def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
         """Draw first values for the connections that exist, and biases, by generators that depend on the seed alone.
 
-        See `SparseWeight.reset_values` and `RecurrentLayer.reset_parameters`; a tied output's bias is zero.
+        Each layer says how, in a method of the same name.
         """
         for part in (self.embedding, self.rnn, *self.readout, self.output):
-            if isinstance(part, TiedOutput):
-                nn.init.zeros_(part.bias)
-            else:
-                part.reset_parameters(seed, scale)
+            part.reset_parameters(seed, scale)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Return the state before the first symbol: zeros [L, S, B, H]."""

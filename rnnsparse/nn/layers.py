@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, require_floating, runs_sparse
-from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
+from rnnsparse.nn.initial import Scale, draw_connections, draw_uniform, draw_values
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 
 
 class Embedding(SparseWeight):
@@ -45,7 +47,7 @@ class Embedding(SparseWeight):
 
     def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
         """Draw first values, by a generator that depends on the seed and the layer's name alone."""
-        self.reset_values(seed, scale)
+        draw_values(self, seed, scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return vectors [..., E] for tokens [...]."""
@@ -55,8 +57,7 @@ class Embedding(SparseWeight):
 class Linear(SparseWeight):
     """x [..., C] -> x W^T + b [..., R], as `torch.nn.Linear`, over connections; the bias [R] is dense.
 
-    First values and biases are uniform in +-1/sqrt(C), the values by the connections that a row has
-    (`reset_values`).
+    First values and biases are uniform in +-1/sqrt(C), the values by the connections that a row has (`draw_values`).
 
     Args:
         sparsity: the share of positions without a connection, drawn at random; 0 for a full matrix. None leaves it
@@ -90,7 +91,7 @@ class Linear(SparseWeight):
 
     def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
         """Draw first values, by generators that depend on the seed and the layer's name alone."""
-        self.reset_values(seed, scale)
+        draw_values(self, seed, scale)
         if self.bias is not None:
             draw_uniform(self.bias, f"{self.name}.bias", seed, 1 / math.sqrt(self.fan))
 
@@ -116,6 +117,10 @@ class TiedOutput(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
+    def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
+        """Set the bias to zero; nothing is drawn."""
+        nn.init.zeros_(self.bias)
+
     def forward(self, x: Tensor, embedding_VE: Tensor) -> Tensor:
         return F.linear(x, embedding_VE, self.bias.to(x.dtype))
 
@@ -136,5 +141,5 @@ def start(
     seed = int(torch.randint(1 << 62, ()))
     for weight in layer.modules():
         if isinstance(weight, SparseWeight):
-            weight.connect_randomly(sparsity, seed)
+            draw_connections(weight, sparsity, seed)
     layer.reset_parameters(seed)

@@ -22,7 +22,8 @@ from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn.activations import ACTIVATIONS
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.layers import Linear, TiedOutput
-from rnnsparse.nn.weight import SparseWeight, materialise
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 
 
 def forward(

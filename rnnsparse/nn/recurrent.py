@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS, Cell
 from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, require_floating, runs_sparse
+from rnnsparse.nn.initial import Scale, draw_uniform, draw_values
 from rnnsparse.nn.layers import start
-from rnnsparse.nn.weight import Scale, SparseWeight, draw_uniform, materialise
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 
 
 class RecurrentLayer(nn.Module):
-    """One recurrent layer: weights `input` [R, I] and `recurrent` [R, H], each with one block per gate; R = gates * H.
+    """One recurrent layer: weights `input` [R, I] and `recurrent` [R, H], each with all gates; R = gates * H.
 
     Args:
         name: full name in the model, such as "rnn.0".
@@ -57,7 +59,7 @@ class RecurrentLayer(nn.Module):
         A gate that starts open has biases of one and zero.
         """
         for weight in (self.input, self.recurrent):
-            weight.reset_values(seed, scale)
+            draw_values(weight, seed, scale)
         if self.bias_ih is None or self.bias_hh is None:
             return
         layer, _, _ = self.input.name.rpartition(".")

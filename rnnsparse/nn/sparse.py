@@ -30,6 +30,7 @@ from rnnsparse.kernels.matrix import (
     tile_width,
 )
 from rnnsparse.kernels.recurrence import Input, OutputGradient
+from rnnsparse.nn.topology import Topology
 from rnnsparse.nn.weight import SparseWeight
 
 
@@ -46,13 +47,17 @@ class Layer(Protocol):
 class ProductGradient:
     """The dense gradient, the sum over moments of g x^T, of a weight, made row by row from what multiplies to it.
 
-    From the first tile on, x is held in the layout of matrix products and no longer as it was.
+    From the first strip on, x is held in the layout of matrix products and no longer as it was.
+
+    Args:
+        g_is_overwritten: whether g changes after the backward pass has reported it.
     """
 
-    def __init__(self, g_MRB: Tensor, x_MCB: Tensor) -> None:
+    def __init__(self, g_MRB: Tensor, x_MCB: Tensor, g_is_overwritten: bool = False) -> None:
         self._g_MRB = g_MRB.detach()
         self._x_MCB: Tensor | None = x_MCB.detach()
         self._x_NC = torch.empty(0)
+        self._g_is_overwritten = g_is_overwritten
 
     def rows(self, start: int, stop: int) -> Tensor:
         if self._x_MCB is not None:
@@ -62,12 +67,14 @@ class ProductGradient:
             memory.trim()
         return self._g_MRB[:, start:stop].transpose(0, 1).reshape(stop - start, -1) @ self._x_NC
 
+    def add_at(self, places: Topology, out_P: Tensor) -> None:
+        assert self._x_MCB is not None, "the backward pass comes before growth"
+        add_sampled_product(places.matrix, self._g_MRB, self._x_MCB, out_P)
 
-def _add_gradient(weight: SparseWeight, matrix: Matrix, g_MRB: Tensor, x_MCB: Tensor, dvalues_N: Tensor) -> None:
-    """Add g x^T to the gradient of a weight's connections, and of the positions it probes."""
-    add_sampled_product(matrix, g_MRB, x_MCB, dvalues_N)
-    if weight.probe:
-        add_sampled_product(weight.probe.topology.matrix, g_MRB, x_MCB, weight.probe.gradient)
+    def kept(self) -> ProductGradient:
+        if self._g_is_overwritten and self._x_MCB is not None:
+            return ProductGradient(self._g_MRB.clone(), self._x_MCB)
+        return self
 
 
 class LaterGradient:
@@ -142,10 +149,8 @@ class _Recurrence(torch.autograd.Function):
         dbias_ih, dbias_hh = layer.cell.backward(matrix, values_hh, kept_KTGB, h_KTHB, more, dy, dstate_SKHB)
         dvalues_hh = torch.zeros_like(values_hh)
         for g_TRB, h_THB in zip(layer.cell.recurrent_gradient(kept_KTGB), h_KTHB[:, :-1], strict=True):
-            _add_gradient(layer.recurrent, matrix, g_TRB, h_THB, dvalues_hh)
-            if layer.recurrent.collects_dense_gradient:
-                own_TRB = g_TRB.clone() if layer.cell.input_gradient_overwrites else g_TRB
-                layer.recurrent.add_gradient_source(ProductGradient(own_TRB, h_THB))
+            add_sampled_product(matrix, g_TRB, h_THB, dvalues_hh)
+            layer.recurrent.report(ProductGradient(g_TRB, h_THB, layer.cell.input_gradient_overwrites))
         g_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
         del more, h_KTHB, h_THB, g_TRB  # where nobody else needs their memory, the next takes it
         if tokens_MB is not None:
@@ -153,10 +158,9 @@ class _Recurrence(torch.autograd.Function):
             sum_by_symbol(g_MRB, tokens_MB, table_RV)
             g_MRB = table_RV[None]
         dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
-        _add_gradient(layer.input, matrix_ih, g_MRB, x, dvalues_ih)
+        add_sampled_product(matrix_ih, g_MRB, x, dvalues_ih)
         add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
-        if layer.input.collects_dense_gradient:
-            layer.input.add_gradient_source(ProductGradient(g_MRB, x))
+        layer.input.report(ProductGradient(g_MRB, x))
         return None, None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
 
 
@@ -220,14 +224,13 @@ class _Linear(torch.autograd.Function):
         g_MRB = gradients[0].contiguous()
         values, x_MCB = ctx.saved_tensors
         dvalues = torch.zeros_like(values)
-        _add_gradient(ctx.weight, ctx.matrix, g_MRB, x_MCB, dvalues)
+        add_sampled_product(ctx.matrix, g_MRB, x_MCB, dvalues)
+        ctx.weight.report(ProductGradient(g_MRB, x_MCB))
         if ctx.later is None:
             dx_MCB = memory.zeros(x_MCB.shape, x_MCB.dtype)
             add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
         else:
             dx_MCB = ctx.later.postpone(ctx.matrix, values, g_MRB, x_MCB)
-        if ctx.weight.collects_dense_gradient:
-            ctx.weight.add_gradient_source(ProductGradient(g_MRB, x_MCB))
         return None, None, dvalues, g_MRB.sum((0, 2)), dx_MCB
 
 

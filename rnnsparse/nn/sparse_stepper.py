@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rnnsparse.kernels.matrix import add_product, tile_width
 from rnnsparse.kernels.sliced import VectorProduct
+from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.sparse import Layer
-from rnnsparse.nn.weight import SparseWeight, materialise
+from rnnsparse.nn.weight import SparseWeight
 
 LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.nn.weight import Block, SparseWeight
+from rnnsparse.nn.weight import Gate, SparseWeight
 
 
 def block_tensors(model: CharLM) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def block_tensors(model: CharLM) -> dict[str, Tensor]:
     values = {id(weight.values) for weight in model.sparse_weights().values()}
     tensors = {name: p.detach().cpu() for name, p in model.named_parameters() if id(p) not in values}
     for weight in model.sparse_weights().values():
-        for number, block in enumerate(weight.blocks):
+        for number, block in enumerate(weight.gates):
             tensors |= _block(weight, block)
             if weight.basis and not weight.basis.derived:
                 tensors[f"{block.name}.left_basis"] = weight.basis.left_KRR[number].clone().cpu()
@@ -30,7 +30,7 @@ def block_tensors(model: CharLM) -> dict[str, Tensor]:
     return tensors
 
 
-def _block(weight: SparseWeight, block: Block) -> dict[str, Tensor]:
+def _block(weight: SparseWeight, block: Gate) -> dict[str, Tensor]:
     start, stop = weight.bounds(block.start_row, block.stop_row)
     tensors = {f"{block.name}.values": weight.values.detach()[start:stop].clone().cpu()}
     # Only the count tells that a block is full: a connection may have the value zero.

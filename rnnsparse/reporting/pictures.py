@@ -99,7 +99,7 @@ def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
     blocks = []
     for weight in weights:
         rows = row_counts(weight).numpy()
-        for block in weight.blocks:
+        for block in weight.gates:
             start, stop = weight.bounds(block.start_row, block.stop_row)
             columns = (weight.indices[start:stop] % weight.cols).bincount(minlength=weight.cols)
             blocks.append(

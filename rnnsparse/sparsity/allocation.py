@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.nn.weight import Scale, SparseWeight, connections_at
+from rnnsparse.nn.initial import Scale, connections_at
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.paths import PathName
 from rnnsparse.randomness import draw_positions, generator_for
 from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
@@ -166,7 +167,7 @@ def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granular
 
 
 def _block_names(group: Group) -> list[str]:
-    return [b.name for p in group.parts for b in p.weight.blocks if p.start_row <= b.start_row < p.stop_row]
+    return [b.name for p in group.parts for b in p.weight.gates if p.start_row <= b.start_row < p.stop_row]
 
 
 def connect_randomly(

@@ -7,7 +7,8 @@ included. A method may change n at an update, and redistribution moves what grow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -16,10 +17,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, cat
 from typing_extensions import Doc
 
-from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.nn.gradients import DenseGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
-from rnnsparse.sparsity.method import Method, Moment
+from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.sparsity.selection import best_absent, draw_absent, keep_largest
@@ -28,7 +30,7 @@ from rnnsparse.steps import Steps
 
 @dataclass(kw_only=True)
 class DropGrow(Method):
-    """Drop by magnitude; grow by `grow_score` where a method has one, else at random. Budgets stay as they are."""
+    """Drop by magnitude, grow at random; a method may say what grows first (`best`). Budgets stay as they are."""
 
     depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
@@ -43,19 +45,7 @@ class DropGrow(Method):
         Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
     ] = "none"
 
-    def grow_score(self, tile: Tile) -> Tensor:
-        """Return how much each position of a tile deserves to grow, >= 0 (only for methods with a dense gradient)."""
-        raise NotImplementedError
-
-    def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
-        """Return what the tiles of `grow_score` are made from: the dense gradient of this step's batch."""
-        if weight.dense_gradient is None:
-            raise ValueError(
-                f"{weight.name}: no dense gradient was collected: no backward pass came to it; leave it out"
-            )
-        return weight.dense_gradient
-
-    def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
+    def targets(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
         """Return how many connections each group has after an update, before redistribution."""
         return [budget.group.connections for budget in budgets]
 
@@ -67,25 +57,25 @@ class DropGrow(Method):
     def replaces_optimizer_step(self) -> bool:
         return self.skip_optimizer_step
 
-    def updates_at(self, moment: Moment) -> bool:
-        return moment.step % self.interval == 0 and self.is_before_stop(moment)
+    def updates_at(self, context: StepContext) -> bool:
+        return context.step % self.interval == 0 and self.is_before_stop(context)
 
-    def is_before_stop(self, moment: Moment) -> bool:
+    def is_before_stop(self, context: StepContext) -> bool:
         """Return whether the topology may still change at this step or later."""
-        return moment.step < self._stop_step(moment)
+        return context.step < self._stop_step(context)
 
-    def _stop_step(self, moment: Moment) -> Fraction:
-        return share_of(moment.total_steps, self.stop)
+    def _stop_step(self, context: StepContext) -> Fraction:
+        return share_of(context.total_steps, self.stop)
 
-    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
-        share = annealed(self.schedule, self.drop_fraction, moment.step, float(self._stop_step(moment)))
+    def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
+        share = annealed(self.schedule, self.drop_fraction, context.step, float(self._stop_step(context)))
         groups = [budget.group for budget in budgets]
-        targets = self.targets(budgets, moment)
+        targets = self.targets(budgets, context)
         drops = [int(target * share) for target in targets]
         grows = list(drops)
         if self.redistribute != "none":
             free = [i for i, budget in enumerate(budgets) if not budget.overridden]
-            activity = [self.activity(groups[i], moment) for i in free]
+            activity = [self.activity(groups[i], context) for i in free]
             # An empty group would matter to nobody, and stay empty.
             fewer = [min(drops[i], max(0, targets[i] - 1)) for i in free]
             fewer = fewer_drops([groups[i] for i in free], fewer, activity)
@@ -93,40 +83,70 @@ class DropGrow(Method):
             for i, drop, grow in zip(free, fewer, shared_out(sum(fewer), activity, room), strict=True):
                 drops[i], grows[i] = drop, grow
         return [
-            self._update_group(group, target - drop, grow, moment)
+            self._update_group(group, target - drop, grow, context)
             for group, target, drop, grow in zip(groups, targets, drops, grows, strict=True)
         ]
 
-    def activity(self, group: Group, moment: Moment) -> float:
+    def activity(self, group: Group, context: StepContext) -> float:
         """Return how much a group's connections matter on average, by what `redistribute` names."""
         if self.redistribute == "weight":
             numbers = group.values()
         else:
-            numbers = group.gradients() if self.redistribute == "gradient" else self.momenta(group, moment)
+            numbers = group.gradients() if self.redistribute == "gradient" else self.momenta(group, context)
         return float(numbers.abs().mean()) if numbers.numel() else 0.0
 
-    def momenta(self, group: Group, moment: Moment) -> Tensor:
+    def momenta(self, group: Group, context: StepContext) -> Tensor:
         """Return the running average of the gradient of each connection [n]."""
-        return moment.momentum(group)
+        return context.momentum(group)
 
-    def _update_group(self, group: Group, keep: int, grow: int, moment: Moment) -> Tensor:
+    def _update_group(self, group: Group, keep: int, grow: int, context: StepContext) -> Tensor:
         kept = keep_largest(group.indices(), group.values().abs(), keep)
-        chosen = cat([kept, self.grow(group, kept, grow, moment)]).sort().values
+        chosen = cat([kept, self.grow(group, kept, grow, context)]).sort().values
         if chosen.numel() != keep + grow:
             raise ValueError(f"{group.name}: an update of method {self.name} lost count of the connections")
         return chosen
 
-    def grow(self, group: Group, kept: Tensor, count: int, moment: Moment) -> Tensor:
+    def grow(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return `count` distinct positions outside the sorted `kept`."""
         grown = self.best(group, kept, count)
         if grown.numel():
             kept = cat([kept, grown]).sort().values
-        # Scores of zero do not choose: what they leave open is drawn, and so is everything where there is no score.
-        rest = draw_absent(count - grown.numel(), kept, group.positions, moment.generator(group))
+        # What the best leave open is drawn.
+        rest = draw_absent(count - grown.numel(), kept, group.positions, context.generator(group))
         return cat([grown, rest])
 
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
-        """Return the sorted positions, outside the sorted `kept`, of the `count` best scores above zero."""
-        if self.dense_gradient == "never":
-            return kept.new_empty(0)
-        return best_absent(group.tiles(self.growth_gradient), self.grow_score, kept, count)
+        """Return the sorted positions, outside the sorted `kept`, that are to grow first: `count`, or fewer."""
+        return kept.new_empty(0)
+
+    def idle_settings(self, steps: int) -> Iterator[str]:
+        if self.makes_up_updates:
+            return  # its updates do more than replace connections
+        if not self.updates_at(StepContext(self.interval, steps, seed=0)):
+            yield (
+                f"sparsity.interval: {self.interval}: no update comes before sparsity.stop, step "
+                f"{self.stop * steps:g}; the connections stay those of the start"
+            )
+        elif self.drop_fraction == 0:
+            yield "sparsity.drop_fraction: 0: updates replace nothing; the connections stay those of the start"
+
+
+@dataclass(kw_only=True)
+class DropGrowByGradient(DropGrow):
+    """Drop by magnitude; grow by a score of the dense gradient, and where all scores are zero, at random."""
+
+    @abstractmethod
+    def grow_score(self, gradient_RC: Tensor) -> Tensor:
+        """Return how much each position of some rows deserves to grow [R, C], >= 0, by its gradient [R, C]."""
+
+    def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
+        """Return the gradient that is scored: the dense one of this step's batch."""
+        if weight.dense_gradient is None or not weight.dense_gradient.sources:
+            raise ValueError(
+                f"{weight.name}: no dense gradient was collected: no backward pass came to it; leave it out"
+            )
+        return weight.dense_gradient
+
+    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+        """Return the positions of the best scores above zero."""
+        return best_absent(group.strips(self.growth_gradient), self.grow_score, kept, count)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.nn.gradients import DenseGradient, Strip
+from rnnsparse.nn.weight import SparseWeight
 
 
 @dataclass(frozen=True)
@@ -79,24 +80,24 @@ class Group:
             pieces.append(part.weight.values.grad[slice(*part.bounds)])
         return torch.cat(pieces)
 
-    def probed(self) -> tuple[Tensor, Tensor]:
-        """Return the sorted group positions [p] that are probed, and the sums of their gradients [p]."""
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Return the sorted group positions [p] in the pools of its weights, and the sums of their gradients [p]."""
         positions, totals = [], []
         for part, shift in self._offsets():
-            probe = part.weight.probe
-            if probe is None:
-                raise ValueError(f"{part.weight.name}: nothing is probed")
+            pool = part.weight.pool
+            if pool is None:
+                raise ValueError(f"{part.weight.name}: it has no pool")
             edges = torch.tensor([part.first_position, part.first_position + part.positions])
-            start, stop = torch.searchsorted(probe.positions, edges.to(probe.positions)).tolist()
-            positions.append(probe.positions[start:stop] + shift)
-            totals.append(probe.total[start:stop])
+            start, stop = torch.searchsorted(pool.positions, edges.to(pool.positions)).tolist()
+            positions.append(pool.positions[start:stop] + shift)
+            totals.append(pool.total[start:stop])
         return torch.cat(positions), torch.cat(totals)
 
-    def tiles(self, gradient_of: Callable[[SparseWeight], DenseGradient]) -> Iterator[Tile]:
+    def strips(self, gradient_of: Callable[[SparseWeight], DenseGradient]) -> Iterator[Strip]:
         """Yield the dense gradient of all parts, in order of group position, `start` counted in the group."""
         for part, shift in self._offsets():
-            for tile in gradient_of(part.weight).tiles(part.start_row, part.stop_row, part.weight.cols):
-                yield Tile(tile.start + shift, tile.gradient_RC)
+            for strip in gradient_of(part.weight).strips(part.start_row, part.stop_row, part.weight.cols):
+                yield Strip(strip.start + shift, strip.gradient_RC)
 
     def split(self, indices: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Yield each part with its share of sorted group positions, as flat positions of its weight."""
@@ -127,11 +128,11 @@ def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group
     parts: dict[str, list[Part]] = {}
     for weight in weights:
         if granularity == "gate":
-            for block in weight.blocks:
-                parts[block.name] = [Part(weight, block.start_row, block.stop_row)]
+            for gate in weight.gates:
+                parts[gate.name] = [Part(weight, gate.start_row, gate.stop_row)]
         else:
-            # rnn.0.input and rnn.0.recurrent meet in the cell rnn.0; others are one block of their own name.
-            recurrent = granularity == "cell" and weight.blocks[0].name != weight.name
+            # rnn.0.input and rnn.0.recurrent meet in the cell rnn.0; others are a group of their own name.
+            recurrent = granularity == "cell" and weight.gates[0].name != weight.name
             name = weight.name.rpartition(".")[0] if recurrent else weight.name
             parts.setdefault(name, []).append(Part(weight, 0, weight.rows))
     return [Group(name, tuple(members)) for name, members in parts.items()]

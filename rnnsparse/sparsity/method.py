@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -19,8 +19,8 @@ from rnnsparse.sparsity.group import Group
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When a method acts: optimizer step `step` (counted from 1) of `total_steps`, in the run with `seed`."""
+class StepContext:
+    """Where in a run a method acts: at optimizer step `step` (counted from 1) of `total_steps`, with `seed`."""
 
     step: int
     total_steps: int
@@ -28,7 +28,7 @@ class Moment:
     # The optimizer, for methods that read its moments.
     optimizer: torch.optim.Optimizer | None = None
 
-    def at(self, step: int) -> Moment:
+    def at(self, step: int) -> StepContext:
         """Return another step of the same run."""
         return replace(self, step=step)
 
@@ -93,13 +93,13 @@ class Method(ABC):
         """Return how many random connections a group starts with."""
         return budget.connections
 
-    def probed(self, budget: Budget) -> int:
-        """Return at how many positions of a group gradients are summed over steps."""
+    def pool_size(self, budget: Budget) -> int:
+        """Return at how many positions of a group, its pool, gradients are summed over steps."""
         return 0
 
     @property
-    def probed_share(self) -> float:
-        """The share of steps at which gradients are summed at the `probed` positions, while there are updates.
+    def pool_share(self) -> float:
+        """The share of steps at which there are pools, while there are updates.
 
         As in the papers' averages, these are taken to go on to the end.
         """
@@ -114,36 +114,40 @@ class Method(ABC):
         """
         return []
 
-    def updates_at(self, moment: Moment) -> bool:
+    def updates_at(self, context: StepContext) -> bool:
         """Return whether the topology changes at this step."""
         return False
 
-    def needs_dense_gradient(self, moment: Moment) -> bool:
+    def needs_dense_gradient(self, context: StepContext) -> bool:
         """Return whether this step's backward pass has to yield dense gradients."""
-        return self.dense_gradient == "at updates" and self.updates_at(moment)
+        return self.dense_gradient == "at updates" and self.updates_at(context)
 
     @property
     def replaces_optimizer_step(self) -> bool:
         """Whether an update takes the place of that batch's optimizer step, instead of following it."""
         return False
 
-    def probe(self, groups: Sequence[Group], moment: Moment) -> list[Tensor] | None:
+    def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
         """Return sorted positions of each group whose gradients are summed from this step to the next update.
 
-        None goes on with what is probed, if anything.
+        None goes on with the pools that there are, if any.
         """
         return None
 
     def observe(self, weights: Sequence[SparseWeight]) -> None:  # noqa: B027  (most methods do not look)
         """See the dense gradients of a step that had them, before anything else happens at that step."""
 
-    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
+    def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
         """Return the new sorted positions of each group."""
         return [budget.group.indices() for budget in budgets]
 
-    def final_counts(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
+    def final_counts(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
         """Return how many connections each group ends with if no batch is left to make up for an update."""
         return [budget.connections for budget in budgets]
+
+    def idle_settings(self, steps: int) -> Iterator[str]:
+        """Yield a line for each setting that has no effect in a run of `steps` steps."""
+        yield from ()
 
     def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
         """Return FLOPs of one forward pass per character, averaged over the first `taken` steps of a run of `steps`.
@@ -157,15 +161,19 @@ class Method(ABC):
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         """Return FLOPs of training per character, averaged over a run of `steps` steps (RigL, appendix H).
 
-        Without those of the gradients at the `probed` positions.
+        Without those of the gradients in pools.
 
         Args:
             sparse, dense: FLOPs of one forward pass per character, by `mean_forward_flops` and with all connections.
         """
         return 3 * sparse
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the method remembers between steps, as plain data and tensors."""
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Return what the method remembers between steps: tensors by name, under a name for each kind of them."""
+        return {}
+
+    def state_shapes(self, weights: Iterable[SparseWeight]) -> dict[str, dict[str, Tensor]]:
+        """Return what `state_dict` may hold at any step, as tensors without memory: what a file is checked by."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from rnnsparse.nn.weight import SparseWeight, Tile
+from rnnsparse.nn.gradients import Strip
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import draw_positions
 
 PIECE = 1 << 20  # positions that growth looks at together
@@ -42,7 +43,7 @@ def _largest(scores: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Ten
     return scores, positions
 
 
-def best_absent(tiles: Iterable[Tile], score: Callable[[Tile], Tensor], present: Tensor, count: int) -> Tensor:
+def best_absent(strips: Iterable[Strip], score: Callable[[Tensor], Tensor], present: Tensor, count: int) -> Tensor:
     """Return the sorted positions of the `count` largest scores among those not in the sorted `present`.
 
     Scores must be non-negative; a score of zero says nothing about its position and is never chosen, so there may be
@@ -54,9 +55,9 @@ def best_absent(tiles: Iterable[Tile], score: Callable[[Tile], Tensor], present:
         return none
     scores, positions, floor, waiting = none, none, 0.0, 0
     found: list[tuple[Tensor, Tensor]] = []
-    for tile in tiles:
-        tile_scores = score(tile).reshape(-1)
-        for start, piece in zip(range(tile.start, 1 << 62, PIECE), tile_scores.split(PIECE), strict=False):
+    for strip in strips:
+        strip_scores = score(strip.gradient_RC).reshape(-1)
+        for start, piece in zip(range(strip.start, 1 << 62, PIECE), strip_scores.split(PIECE), strict=False):
             # Only what beats the worst of `count` others can enter; an equal one comes later in position and loses.
             enters = piece > floor
             edges = torch.tensor([start, start + piece.numel()], device=present.device)

@@ -14,6 +14,7 @@ from torch import nn
 
 import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
 from rnnsparse.errors import suggest
+from rnnsparse.nn.initial import draw_values
 from rnnsparse.nn.language_model import name_weights
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
@@ -86,7 +87,7 @@ def sparsify(
         connect_randomly(budgets, seed, method.initial_connections)
         for weight in weights:
             optimizer.state.pop(weight.values, None)
-            weight.reset_values(seed, budget.initial_scale)
+            draw_values(weight, seed, budget.initial_scale)
     else:
         _keep(method, budgets, optimizer, seed)
     return Sparsifier(

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnsparse.nn.weight import Probe, SparseWeight
+from rnnsparse.nn.gradients import DenseGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import weight_topologies
-from rnnsparse.sparsity.method import Method, Moment
+from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.selection import keep_largest, rewire
 
 
@@ -56,46 +57,46 @@ class Updater:
 
     def before_backward(self, step: int) -> None:
         """Arm or disarm the collection of dense gradients for the backward passes of this step."""
-        if self.method.makes_up_updates and self.method.updates_at(self._moment(step, made_up=False)):
+        if self.method.makes_up_updates and self.method.updates_at(self._context(step, made_up=False)):
             self._due = step  # it does the work of an earlier one, too
-        moment = self._moment(step)
-        collect = self.method.needs_dense_gradient(moment)
-        probes = self.method.probe(self._groups, moment)
-        if probes is not None:
-            for weight, positions in self._by_weight(probes, [group.indices()[:0] for group in self._fixed]):
-                weight.probe = Probe(weight, positions)
+        context = self._context(step)
+        collects = self.method.needs_dense_gradient(context)
+        pools = self.method.draw_pools(self._groups, context)
+        if pools is not None:
+            for weight, positions in self._by_weight(pools, [group.indices()[:0] for group in self._fixed]):
+                weight.start_pool(positions)
         for weight in self._weights:
-            weight.start_dense_gradient(collect)
-            if weight.probe:
-                weight.probe.start_step()
+            weight.dense_gradient = DenseGradient() if collects else None
+            if weight.pool:
+                weight.pool.start_step()
 
     def after_backward(self, step: int, gradient_scale: float = 1.0) -> bool:
         """Update if this step's update replaces the optimizer step; return whether the optimizer steps.
 
         `gradient_scale` is what the loss was multiplied with (mixed precision); dense gradients are divided by it.
         """
-        moment = self._moment(step)
-        if self.method.needs_dense_gradient(moment):
+        context = self._context(step)
+        if self.method.needs_dense_gradient(context):
             for weight in self._weights:
                 if weight.dense_gradient is not None:
                     weight.dense_gradient.scale = 1 / gradient_scale
                     weight.dense_gradient.reduce = self._reduce
             self.method.observe(self._weights)
         for weight in self._weights:
-            if weight.probe:
-                weight.probe.finish_step(1 / gradient_scale)
-        replaces = self.method.replaces_optimizer_step and self.method.updates_at(moment)
+            if weight.pool:
+                weight.pool.finish_step(1 / gradient_scale)
+        replaces = self.method.replaces_optimizer_step and self.method.updates_at(context)
         if replaces:
-            self._update(moment)
+            self._update(context)
         return not replaces
 
     def after_step(self, step: int) -> None:
         """Update if this step's update follows the optimizer step; let go of dense gradients."""
-        moment = self._moment(step)
-        if self.method.updates_at(moment) and not self.method.replaces_optimizer_step:
-            self._update(moment)
+        context = self._context(step)
+        if self.method.updates_at(context) and not self.method.replaces_optimizer_step:
+            self._update(context)
         for weight in self._weights:
-            weight.start_dense_gradient(False)
+            weight.dense_gradient = None
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -103,7 +104,7 @@ class Updater:
         if self._due is None:
             return
         budgets = self._sparse_budgets()
-        counts = self.method.final_counts(budgets, self._moment(self.total_steps))
+        counts = self.method.final_counts(budgets, self._context(self.total_steps))
         groups = [budget.group for budget in budgets]
         self._rewire(
             [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
@@ -112,9 +113,9 @@ class Updater:
     def _sparse_budgets(self) -> list[Budget]:
         return [budget for budget in self.budgets if not budget.dense]
 
-    def _moment(self, step: int, made_up: bool = True) -> Moment:
+    def _context(self, step: int, made_up: bool = True) -> StepContext:
         """Return when a method acts: at an earlier step whose update is `made_up` for now, or at this one."""
-        return Moment((made_up and self._due) or step, self.total_steps, self._seed, self._optimizer)
+        return StepContext((made_up and self._due) or step, self.total_steps, self._seed, self._optimizer)
 
     def _by_weight(self, chosen: Sequence[Tensor], fixed: Sequence[Tensor]) -> list[tuple[SparseWeight, Tensor]]:
         """Join positions chosen for the groups, and for those that are dense by name, into those of each weight."""
@@ -122,12 +123,12 @@ class Updater:
         return [(weight, positions) for weight, positions in weight_topologies(groups) if weight in self._weights]
 
     @torch.no_grad()
-    def _update(self, moment: Moment) -> None:
+    def _update(self, context: StepContext) -> None:
         for weight in self._weights:
-            if weight.probe and self._reduce:
-                self._reduce(weight.probe.total)
+            if weight.pool and self._reduce:
+                self._reduce(weight.pool.total)
         # Groups read weights, so all choices are made before the first weight changes.
-        self._rewire(self.method.update(self._sparse_budgets(), moment))
+        self._rewire(self.method.update(self._sparse_budgets(), context))
 
     @torch.no_grad()
     def _rewire(self, chosen: Sequence[Tensor]) -> None:
@@ -136,7 +137,7 @@ class Updater:
             self.ever_active.add(weight, indices)
         moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
         for weight in self._weights:
-            weight.probe = None
+            weight.pool = None
         self._due = None
         self.updates += 1
         self.connections_moved += moved
@@ -146,7 +147,7 @@ class Updater:
         return {
             "method": self.method.state_dict(),
             "budgets": [budget.connections for budget in self.budgets],
-            "probes": {w.name: (w.probe.positions, w.probe.total) for w in self._weights if w.probe},
+            "probes": {w.name: (w.pool.positions, w.pool.total) for w in self._weights if w.pool},
             "due": self._due,
             "updates": self.updates,
             "connections_moved": self.connections_moved,
@@ -160,11 +161,10 @@ class Updater:
         if counts := state.get("budgets"):  # which checkpoints of earlier versions do not have
             self.budgets = [replace(b, connections=n) for b, n in zip(self.budgets, counts, strict=True)]
         for weight in self._weights:
-            weight.probe = None
+            weight.pool = None
             if weight.name in state["probes"]:
                 positions, total = state["probes"][weight.name]
-                weight.probe = Probe(weight, positions)
-                weight.probe.total.copy_(total)
+                weight.start_pool(positions).total.copy_(total)
         self._due = state["due"]
         self.updates = state["updates"]
         self.connections_moved = state["connections_moved"]

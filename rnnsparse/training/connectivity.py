@@ -18,13 +18,13 @@ def connection_counts(model: CharLM) -> dict[str, Any]:
     itself, and to what reads it).
     """
     weights = model.sparse_weights()
-    blocks = {b.name: w.block_connections(b) for w in weights.values() for b in w.blocks}
+    blocks = {b.name: w.connections_in(b) for w in weights.values() for b in w.gates}
     embedding = row_counts(model.embedding)
     order = list(weights)
     units = {}
     for i in range(len(model.recurrent_layers)):
         below, own = weights[f"rnn.{i}.input"], weights[f"rnn.{i}.recurrent"]
-        gates_and_units = (len(own.blocks), own.cols)
+        gates_and_units = (len(own.gates), own.cols)
         entering = (row_counts(below) + row_counts(own)).view(gates_and_units).sum(0)
         following = order[order.index(own.name) + 1 :]
         # A tied embedding is what reads the last layer.

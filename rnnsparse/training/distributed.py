@@ -132,7 +132,7 @@ class Ranks:
     def gather_state(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the training state of all ranks, with which any number of ranks can go on.
 
-        In recurrent states [L, S, B, H] are all lanes, and each total of a probe has one row per rank.
+        In recurrent states [L, S, B, H] are all lanes, and each total of a pool has one row per rank.
         """
         state = state | {"communication": (self.communicated, self.steps)}
         if self.several:
@@ -256,7 +256,7 @@ def _with_lanes(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> di
 
 
 def _with_totals(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    """Return a training state with other totals of probes."""
+    """Return a training state with other totals of pools."""
     sparsifier = state["sparsifier"]
     probes = {name: (positions, change(total)) for name, (positions, total) in sparsifier["probes"].items()}
     return state | {"sparsifier": sparsifier | {"probes": probes}}

@@ -39,8 +39,8 @@ def inspect(
         execution, _ = choose_execution(config, device, sparsity_of(budgets))
     blocks = []
     for weight in model.sparse_weights().values():
-        for block in weight.blocks:
-            rows, count = block.stop_row - block.start_row, weight.block_connections(block)
+        for block in weight.gates:
+            rows, count = block.stop_row - block.start_row, weight.connections_in(block)
             blocks.append(
                 {
                     "name": block.name,

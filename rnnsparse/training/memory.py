@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from rnnsparse.config import RunConfig
+from rnnsparse.nn.gradients import STRIP_ROWS
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.training.precision import COMPUTE_TYPES
 
@@ -43,7 +43,7 @@ def memory_bytes(
     if config.method.dense_gradient == "never":
         gradients = 0
     elif execution == "sparse":
-        gradients = max(min(TILE_ROWS, w.rows) * w.cols for w in weights)
+        gradients = max(min(STRIP_ROWS, w.rows) * w.cols for w in weights)
     else:
         gradients = sum(w.positions for w in weights)
     kept = gradients
@@ -58,7 +58,7 @@ def memory_bytes(
         "dense_buffers": _dense_numbers(model, execution, kept) * computed,
         "dense_gradients": gradients * number,
         # Each has a position, the gradient of one step and the sum over steps.
-        "probes": sum(config.method.probed(b) for b in budgets if not b.dense) * (8 + 2 * number),
+        "probes": sum(config.method.pool_size(b) for b in budgets if not b.dense) * (8 + 2 * number),
         "teacher": _memory_of(teacher) if teacher is not None else 0,
         "bases": sum(w.basis.left_KRR.numel() + w.basis.right_KCC.numel() for w in weights if w.basis) * number,
     }

@@ -17,7 +17,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
-from rnnsparse.sparsity.method import Moment
+from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.selection import draw_absent, rewire
 from rnnsparse.training.assembly import (
     Restored,
@@ -132,8 +132,8 @@ def _open(key: str, path: str, config: RunConfig, model: CharLM, tokenizer: Toke
     same = other.tokenizer == tokenizer if tokenizer else other.tokenizer.vocab_size == model.vocab_size
     if not same:
         raise UserError(f"{key}: {path}: {_other_symbols(key, path, config, model, other.tokenizer)}")
-    ours = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in model.sparse_weights().items()}
-    theirs = {name: (w.rows, w.cols, [b.name for b in w.blocks]) for name, w in other.model.sparse_weights().items()}
+    ours = {name: (w.rows, w.cols, [b.name for b in w.gates]) for name, w in model.sparse_weights().items()}
+    theirs = {name: (w.rows, w.cols, [b.name for b in w.gates]) for name, w in other.model.sparse_weights().items()}
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise UserError(
@@ -167,7 +167,7 @@ def _take_singular_vectors(config: RunConfig, model: CharLM, tokenizer: Tokenize
         for name, weight in model.sparse_weights().items():
             theirs = other.model.sparse_weights()[name]
             if theirs.basis is None or theirs.basis.derived:
-                basis = Basis.svd(theirs.to_dense(), len(weight.blocks))
+                basis = Basis.svd(theirs.to_dense(), len(weight.gates))
             else:
                 basis = theirs.basis
             weight.basis = basis.to(weight.values)
@@ -250,7 +250,7 @@ def _require_updates(config: RunConfig, budgets: list[Budget], rewind: Restored)
     if all(budget.group.connections == budget.connections for budget in budgets if not budget.dense):
         return
     steps = range(rewind.step + 1, config.training.steps + 1)
-    if not any(config.method.updates_at(Moment(step, config.training.steps, config.run.seed)) for step in steps):
+    if not any(config.method.updates_at(StepContext(step, config.training.steps, config.run.seed)) for step in steps):
         raise UserError(
             f"start.rewind: {rewind.folder}: was saved after step {rewind.step}, when all updates of method "
             f"{config.method.name} are past, so it would never have its sparsity; rewind to an earlier one, or use "

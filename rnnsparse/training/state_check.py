@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.sparsity.method import Method
 
 LARGEST_COUNT = 1 << 62
 COUNTS = ("step", "characters_seen", "timed_characters", "evaluations_without_gain")
@@ -39,13 +40,14 @@ def require_fitting(
     fresh: Mapping[str, Any],
     parameters: Sequence[Tensor],
     weights: Mapping[str, SparseWeight],
+    method: Method,
 ) -> None:
     """Compare a training state with that of the same run before its first step.
 
     Args:
         state: as it was loaded.
         fresh: what the run would save now.
-        parameters: in the order of the optimizer; weights: those of the model, by name.
+        parameters: in the order of the optimizer; weights: those of the model, by name; method: the run's own.
 
     Raises:
         ValueError, LookupError, TypeError, AttributeError: it does not fit.
@@ -68,6 +70,7 @@ def require_fitting(
     _require_communication(state.get("communication", (0, 0)))
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
     _require_sparsifier(state["sparsifier"], fresh["sparsifier"], weights)
+    _require_method(state["sparsifier"]["method"], method.state_shapes(weights.values()))
 
 
 def _require_optimizer(state: Mapping[str, Any], fresh: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
@@ -104,16 +107,13 @@ def _require_sparsifier(
     _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
     _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
-    for name, average in state["method"].get("average", {}).items():
-        shape = (weights[name].rows, weights[name].cols)
-        _require(_is_plain(average, weights[name].values.dtype) and average.shape == shape, "sparsifier.method")
     for name, (positions, total) in state["probes"].items():
         _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
         _require(_is_plain(total) and total.shape[-1:] == positions.shape and total.dim() <= 2, "sparsifier.probes")
         if len(positions):
             inside = positions[0] >= 0 and positions[-1] < weights[name].positions
             _require(bool(inside and (positions[1:] > positions[:-1]).all()), "sparsifier.probes")
-            # What is watched is absent: growth would make a connection twice.
+            # What is in a pool is absent: growth would make a connection twice.
             _require(not bool(torch.isin(positions, weights[name].indices.cpu()).any()), "sparsifier.probes")
     for name, history in state["ever_active"].items():
         stride, start, bits = history["stride"], history["start"], history["bits"]
@@ -121,6 +121,13 @@ def _require_sparsifier(
         _require(counts and start < stride, "sparsifier.ever_active")
         followed = len(range(start, weights[name].positions, stride))
         _require(_is_plain(bits, torch.uint8) and bits.shape == (-(-followed // 8),), "sparsifier.ever_active")
+
+
+def _require_method(state: Mapping[str, Any], shapes: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for kind, tensors in state.items():
+        for name, tensor in tensors.items():
+            own = shapes[kind][name]
+            _require(_is_plain(tensor, own.dtype) and tensor.shape == own.shape, "sparsifier.method")
 
 
 def _require_communication(counts: Any) -> None:

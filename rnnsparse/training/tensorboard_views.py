@@ -12,7 +12,7 @@ from rnnsparse.training.logging import RunLogger
 def log_pictures(logger: RunLogger, step: int, model: CharLM) -> None:
     """Log a histogram of each gate's values, and where the connections of each weight are."""
     for weight in model.sparse_weights().values():
-        for block in weight.blocks:
+        for block in weight.gates:
             start, stop = weight.bounds(block.start_row, block.stop_row)
             logger.histogram(step, f"weights/{block.name}", weight.values[start:stop])
         logger.connectivity(step, weight.name, weight)

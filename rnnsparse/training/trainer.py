@@ -418,7 +418,8 @@ class Trainer:
     def _load_fitting(self, state: dict[str, Any], step: int, folder: Path, called: str) -> None:
         try:
             state = with_settings(state, self._was.training, self.config.training)
-            require_fitting(state, self._training_state(), list(self.model.parameters()), self.model.sparse_weights())
+            parameters, weights = list(self.model.parameters()), self.model.sparse_weights()
+            require_fitting(state, self._training_state(), parameters, weights, self.config.method)
             if not state["step"] == step <= self.config.training.steps:
                 raise ValueError("step does not fit")
             self._load_state(state)

@@ -13,7 +13,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.storage import block_tensors, column_type
-from rnnsparse.nn.weight import Block, SparseWeight
+from rnnsparse.nn.weight import Gate, SparseWeight
 from rnnsparse.training.manifest import damaged
 
 # What the header of the file calls the types that it may hold.
@@ -64,7 +64,7 @@ class WeightsFile:
             UserError: the file is of another model.
         """
         weights, biases = model.sparse_weights().values(), _biases(model)
-        blocks = [(weight, block) for weight in weights for block in weight.blocks]
+        blocks = [(weight, block) for weight in weights for block in weight.gates]
         expected = {name for _, block in blocks for name in _names(block)}
         if with_bases:
             expected |= {name for _, block in blocks for name in _basis_names(block)}
@@ -110,18 +110,18 @@ class WeightsFile:
 
     def _connections(self, weight: SparseWeight) -> tuple[Tensor, Tensor]:
         """Return the flat positions and the values of a weight, on the CPU, in memory of their own."""
-        blocks = [self._block_connections(weight, block) for block in weight.blocks]
+        blocks = [self._block_connections(weight, block) for block in weight.gates]
         indices, values = zip(*blocks, strict=True)
         return torch.cat(indices), torch.cat(values)
 
     def _basis(self, weight: SparseWeight) -> Basis:
-        rows, cols, value_type = weight.rows // len(weight.blocks), weight.cols, weight.values.dtype
-        left, right = zip(*map(_basis_names, weight.blocks), strict=True)
+        rows, cols, value_type = weight.rows // len(weight.gates), weight.cols, weight.values.dtype
+        left, right = zip(*map(_basis_names, weight.gates), strict=True)
         left_KRR = torch.stack([self._tensor(name, (rows, rows), value_type) for name in left])
         right_KCC = torch.stack([self._tensor(name, (cols, cols), value_type) for name in right])
         return Basis(left_KRR, right_KCC)
 
-    def _block_connections(self, weight: SparseWeight, block: Block) -> tuple[Tensor, Tensor]:
+    def _block_connections(self, weight: SparseWeight, block: Gate) -> tuple[Tensor, Tensor]:
         rows, cols, value_type = block.stop_row - block.start_row, weight.cols, weight.values.dtype
         values, pointers, columns = _names(block)
         if pointers not in self._names and columns not in self._names:
@@ -172,11 +172,11 @@ class WeightsFile:
         )
 
 
-def _names(block: Block) -> tuple[str, str, str]:
+def _names(block: Gate) -> tuple[str, str, str]:
     return f"{block.name}.values", f"{block.name}.row_pointers", f"{block.name}.columns"
 
 
-def _basis_names(block: Block) -> tuple[str, str]:
+def _basis_names(block: Gate) -> tuple[str, str]:
     return f"{block.name}.left_basis", f"{block.name}.right_basis"
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnsparse.nn import reference
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.training.assembly import choose_device
@@ -59,7 +60,7 @@ def tokens() -> Tensor:
 def backward(model: CharLM) -> Tensor:
     """Return the logits [T, B, V]; every parameter gets a gradient, and every weight a dense one too."""
     for weight in model.sparse_weights().values():
-        weight.start_dense_gradient(True)
+        weight.dense_gradient = DenseGradient()
     tokens_TB = tokens().to(model.embedding.values.device)
     logits_TBV: Tensor = model(tokens_TB)[0]
     F.cross_entropy(logits_TBV.flatten(0, 1).double(), tokens_TB.flatten()).backward()

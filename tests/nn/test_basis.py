@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rnnsparse.nn.basis import Basis, same_basis
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.weight import Probe, SparseWeight, materialise
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 
 VOCAB = 7
 KINDS = ["dct", "svd"]
@@ -95,8 +97,8 @@ def test_a_materialised_matrix_and_all_gradients_are_those_of_autograd(
     assert weight.basis is not None
     upstream = noise(blocks * rows, cols, seed=5)
     everywhere = torch.arange(weight.positions)
-    weight.probe = Probe(weight, everywhere[::2])
-    weight.start_dense_gradient(True)
+    weight.start_pool(everywhere[::2])
+    weight.dense_gradient = DenseGradient()
     (made,) = materialise([weight])
     (made.sin() * upstream).sum().backward()
 
@@ -113,7 +115,7 @@ def test_a_materialised_matrix_and_all_gradients_are_those_of_autograd(
     torch.testing.assert_close(weight.to_dense(), oracle.detach(), **close)
     torch.testing.assert_close(weight.values.grad, x.grad.flatten()[weight.indices], **close)
     torch.testing.assert_close(weight.dense_gradient.rows(0, weight.rows), x.grad, **close)
-    torch.testing.assert_close(weight.probe.gradient, x.grad.flatten()[::2], **close)
+    torch.testing.assert_close(weight.pool.gradient, x.grad.flatten()[::2], **close)
 
 
 def test_half_precision_rounds_the_matrix_and_not_its_coefficients() -> None:
@@ -152,8 +154,8 @@ def models(kind: str, **shape: Any) -> tuple[CharLM, CharLM]:
         model.reset_parameters(0)
         pair.append(model)
     for weight in pair[1].sparse_weights().values():
-        rows = weight.rows // len(weight.blocks)
-        weight.express(weight.to_dense(), basis_of(kind, len(weight.blocks), rows, weight.cols))
+        rows = weight.rows // len(weight.gates)
+        weight.express(weight.to_dense(), basis_of(kind, len(weight.gates), rows, weight.cols))
     return pair[0], pair[1]
 
 

@@ -258,7 +258,7 @@ def test_each_scale_counts_the_inputs_that_it_says(shape: dict[str, Any]) -> Non
     for name, weight in model.sparse_weights().items():
         exists = torch.zeros(weight.rows, weight.cols).double()
         exists.view(-1)[weight.indices] = 1
-        for block in weight.blocks:
+        for block in weight.gates:
             rows = slice(block.start_row, block.stop_row)
             of_block = exists[rows].mean().item()
             for row in range(block.start_row, block.stop_row):

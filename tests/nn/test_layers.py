@@ -125,9 +125,9 @@ def test_an_empty_input_gives_an_empty_output() -> None:
 def test_a_new_layer_has_just_the_connections_that_its_sparsity_leaves_in_every_gate(sparsity: float) -> None:
     layer = rs.LSTM(INPUTS, H, 2, sparsity=sparsity)
     for weight in layer.weights():
-        for block in weight.blocks:
+        for block in weight.gates:
             positions = H * weight.cols
-            assert weight.block_connections(block) == positions - int(sparsity * 100) * positions // 100
+            assert weight.connections_in(block) == positions - int(sparsity * 100) * positions // 100
 
 
 def test_first_values_follow_pytorchs_random_numbers() -> None:
@@ -314,7 +314,7 @@ def test_positions_that_others_change_in_place_are_noticed() -> None:
     for buffer, theirs in zip(layer.buffers(), other.buffers(), strict=True):
         buffer.detach().copy_(theirs)  # as averages of models do
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.to_dense(), layer.bias))
-    assert layer.block_connections(layer.blocks[0]) == layer.connections
+    assert layer.connections_in(layer.gates[0]) == layer.connections
 
 
 def test_a_state_of_another_type_is_taken_as_in_masked_execution() -> None:

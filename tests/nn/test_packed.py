@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rnnsparse.nn import packed
 from rnnsparse.nn.basis import Basis
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.weight import Probe
 from rnnsparse.randomness import OwnRandomNumbers
 
 V = 7
@@ -114,14 +114,15 @@ def test_growth_sees_the_gradients_that_it_sees_alone(cell: str) -> None:
 
     def watch(model: CharLM, collect: bool) -> None:
         for weight in model.sparse_weights().values():
-            weight.start_dense_gradient(collect)
-            weight.probe = None if collect else Probe(weight, torch.arange(0, weight.positions, 3))
+            weight.dense_gradient = DenseGradient() if collect else None
+            if not collect:
+                weight.start_pool(torch.arange(0, weight.positions, 3))
 
     def seen(model: CharLM) -> dict[str, Tensor]:
         found = {}
         for name, weight in model.sparse_weights().items():
-            assert (weight.dense_gradient is None) != (weight.probe is None)
-            found[name] = weight.dense_gradient.rows(0, weight.rows) if weight.dense_gradient else weight.probe.gradient
+            assert (weight.dense_gradient is None) != (weight.pool is None)
+            found[name] = weight.dense_gradient.rows(0, weight.rows) if weight.dense_gradient else weight.pool.gradient
         return found
 
     collects = [True, False, True]  # one model's method has nothing to do with another's
@@ -140,7 +141,7 @@ def test_growth_sees_the_gradients_that_it_sees_alone(cell: str) -> None:
 def test_values_may_be_coefficients_in_a_basis() -> None:
     models = some_models(2)
     for weight in models[1].sparse_weights().values():
-        weight.basis = Basis.dct(weight.rows // len(weight.blocks), weight.cols).to(weight.values)
+        weight.basis = Basis.dct(weight.rows // len(weight.gates), weight.cols).to(weight.values)
     tokens_MTB, states = some_text(models, 3, 2)
     backward(packed.forward(models, tokens_MTB, states, no_random_numbers(models))[0])
     together = [gradients(model) for model in models]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import reference
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.recurrent import RecurrentLayer
 
 CELL_NAMES = list(CELLS)
@@ -63,7 +64,7 @@ def masked(case: Case) -> dict[str, Tensor]:
     x, state = case.x_TBI.clone().requires_grad_(), case.state_SBH.clone().requires_grad_()
     weights = (layer.input, layer.recurrent)
     for weight in weights:
-        weight.start_dense_gradient(True)
+        weight.dense_gradient = DenseGradient()
     y, last = layer(x, state)
     ((y * case.upstream_y_TBH).sum() + (last * case.upstream_state_SBH).sum()).backward()
     found = {"outputs": y.detach(), "last state": last.detach(), "input": x.grad, "initial state": state.grad}
@@ -135,10 +136,10 @@ def test_masked_execution_is_the_textbook_cell_for_any_shape(
 def test_an_empty_gate_is_a_gate_of_zeros(cell: str) -> None:
     one = case(cell, 0.5)
     weight = one.layer.recurrent
-    first = weight.blocks[0]
+    first = weight.gates[0]
     kept = weight.indices >= first.stop_row * weight.cols
     weight.connect(weight.indices[kept], weight.values[kept])
-    assert weight.block_connections(first) == 0
+    assert weight.connections_in(first) == 0
     found = masked(one)
     assert_equal(found, textbook(one), 1e-10)
     assert found["w_hh everywhere"][: first.stop_row].abs().min() > 0, "an empty gate must see its gradient"
@@ -168,13 +169,13 @@ def test_one_step_is_the_textbook_step(cell: str) -> None:
 
 
 def test_gates_are_named_in_the_order_of_pytorch() -> None:
-    names = {cell: [b.name for b in RecurrentLayer(CELLS[cell], "rnn.3", 2, 5).input.blocks] for cell in CELL_NAMES}
+    names = {cell: [b.name for b in RecurrentLayer(CELLS[cell], "rnn.3", 2, 5).input.gates] for cell in CELL_NAMES}
     assert names == {
         "lstm": ["rnn.3.input.i", "rnn.3.input.f", "rnn.3.input.g", "rnn.3.input.o"],
         "gru": ["rnn.3.input.r", "rnn.3.input.z", "rnn.3.input.n"],
         "rnn": ["rnn.3.input.h"],
     }
-    assert RecurrentLayer(CELLS["gru"], "rnn.3", 2, 5).recurrent.blocks[2].start_row == 10
+    assert RecurrentLayer(CELLS["gru"], "rnn.3", 2, 5).recurrent.gates[2].start_row == 10
 
 
 @pytest.mark.parametrize(("cell", "module"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])

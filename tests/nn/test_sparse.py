@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rnnsparse.nn.gradients import STRIP_ROWS, DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.weight import TILE_ROWS
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.methods.rigl import RigL
@@ -77,7 +77,7 @@ def passed(model: CharLM, tokens_TB: Tensor, collect: bool = True) -> dict[str, 
     generator = torch.Generator().manual_seed(2)
     model.zero_grad()
     for weight in model.sparse_weights().values():
-        weight.start_dense_gradient(collect)
+        weight.dense_gradient = DenseGradient() if collect else None
     zeros = model.initial_state(tokens_TB.shape[1])
     state = torch.rand(zeros.shape, dtype=F64, generator=generator).to(zeros.dtype).requires_grad_()
     torch.manual_seed(3)  # of dropout
@@ -209,7 +209,7 @@ def test_micro_batches_add_up_at_every_position(cell: str) -> None:
     found = []
     for model, parts in ((masked, [6]), (sparse, [1, 3, 2])):
         for weight in model.sparse_weights().values():
-            weight.start_dense_gradient(True)
+            weight.dense_gradient = DenseGradient()
         for part in tokens.split(parts, dim=1):
             model(part)[0].square().sum().backward()
         found.append(gradients(model))
@@ -238,7 +238,7 @@ def test_a_pass_leaves_the_dense_gradients_of_the_one_before_alone() -> None:
         kept = {name: weight.dense_gradient for name, weight in weights.items()}
         before = {name: kept[name].rows(0, weight.rows).clone() for name, weight in weights.items()}
         for weight in weights.values():
-            weight.start_dense_gradient(True)
+            weight.dense_gradient = DenseGradient()
         sparse(text(sparse, 3, 2, seed=7))[0].square().sum().backward()
         for name, weight in weights.items():
             assert torch.equal(kept[name].rows(0, weight.rows), before[name])
@@ -432,14 +432,14 @@ def test_no_tensor_of_a_training_step_has_the_size_of_a_weight_matrix(cell: str,
     matrix = model.recurrent_layers[1].recurrent
     assert largest[0] >= matrix.positions
     # Growth by gradient looks at one tile and the candidates so far; growth at random has only connections to handle.
-    seen_at_once = TILE_ROWS * matrix.cols if method is RigL else 0
+    seen_at_once = STRIP_ROWS * matrix.cols if method is RigL else 0
     assert largest[1] <= seen_at_once + 1.1 * matrix.connections
 
 
 MEMORY = """
 import resource, torch
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.weight import TILE_ROWS
+from rnnsparse.nn.gradients import STRIP_ROWS
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.updater import Updater

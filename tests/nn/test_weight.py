@@ -8,13 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rnnsparse.nn.weight import TILE_ROWS, DenseGradient, DenseRows, SparseWeight, materialise
+from rnnsparse.nn.gradients import STRIP_ROWS, DenseGradient, MatrixGradient
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 
 
-def weight_of(dense_RC: list[list[float]], blocks: tuple[str, ...] = ()) -> SparseWeight:
+def weight_of(dense_RC: list[list[float]], gates: tuple[str, ...] = ()) -> SparseWeight:
     """Return a weight whose connections are the non-zero entries."""
     dense = torch.tensor(dense_RC)
-    weight = SparseWeight("w", *dense.shape, blocks)
+    weight = SparseWeight("w", *dense.shape, gates)
     indices = dense.flatten().nonzero().squeeze(1)
     weight.connect(indices, dense.flatten()[indices])
     return weight
@@ -104,28 +106,28 @@ def test_connect_refuses_what_is_no_topology(indices: list[int], values: list[fl
     assert weight.to_dense().tolist() == [[0, 0, 0], [0, 0, 4]], "a refused topology must change nothing"
 
 
-def test_blocks_are_equal_ranges_of_rows_and_own_consecutive_connections() -> None:
+def test_gates_are_equal_ranges_of_rows_and_own_consecutive_connections() -> None:
     weight = weight_of([[1, 0], [0, 2], [0, 0], [0, 0], [3, 4], [5, 0]], ("a", "b", "c"))
-    assert [(b.name, b.start_row, b.stop_row) for b in weight.blocks] == [
+    assert [(b.name, b.start_row, b.stop_row) for b in weight.gates] == [
         ("a", 0, 2),
         ("b", 2, 4),
         ("c", 4, 6),
     ]
-    assert [weight.bounds(b.start_row, b.stop_row) for b in weight.blocks] == [(0, 2), (2, 2), (2, 5)]
-    assert [weight.block_connections(b) for b in weight.blocks] == [2, 0, 3]
+    assert [weight.bounds(b.start_row, b.stop_row) for b in weight.gates] == [(0, 2), (2, 2), (2, 5)]
+    assert [weight.connections_in(g) for g in weight.gates] == [2, 0, 3]
 
 
-def test_blocks_own_other_connections_in_a_new_topology() -> None:
+def test_gates_own_other_connections_in_a_new_topology() -> None:
     weight = SparseWeight("w", 4, 5, ["a", "b"])
     weight.connect(torch.tensor([0, 7, 9, 12]))
-    assert [weight.block_connections(block) for block in weight.blocks] == [3, 1]
+    assert [weight.connections_in(gate) for gate in weight.gates] == [3, 1]
     weight.connect(torch.tensor([2, 11, 15]))
-    assert [weight.block_connections(block) for block in weight.blocks] == [1, 2]
+    assert [weight.connections_in(gate) for gate in weight.gates] == [1, 2]
 
 
-def test_a_weight_without_block_names_is_one_block_of_its_own_name() -> None:
+def test_a_weight_without_gate_names_is_one_gate_of_its_own_name() -> None:
     weight = weight_of([[1, 0], [0, 2]])
-    assert [(b.name, b.start_row, b.stop_row) for b in weight.blocks] == [("w", 0, 2)]
+    assert [(b.name, b.start_row, b.stop_row) for b in weight.gates] == [("w", 0, 2)]
 
 
 def test_a_weight_is_full_only_with_every_position() -> None:
@@ -156,7 +158,7 @@ def test_materialised_matrices_and_their_gradients_are_those_of_dense_autograd(
         return torch.stack(terms).sum()
 
     for weight in weights:
-        weight.start_dense_gradient(True)
+        weight.dense_gradient = DenseGradient()
     made = materialise(weights, biases)
     loss(made[: len(weights)], made[len(weights) :]).backward()
 
@@ -183,7 +185,7 @@ def test_everything_materialised_is_adjacent_in_one_buffer_in_the_order_given() 
 def test_materialise_computes_in_the_dtype_asked_for_and_gradients_keep_the_parameters() -> None:
     weight = weight_of([[0.1, 0], [0, 2]])
     bias = torch.ones(2, requires_grad=True)
-    weight.start_dense_gradient(True)
+    weight.dense_gradient = DenseGradient()
     made = materialise([weight], [bias], torch.bfloat16)
     assert {t.dtype for t in made} == {torch.bfloat16}
     (made[0].sum() + made[1].sum()).backward()
@@ -205,7 +207,7 @@ def backward(weight: SparseWeight, upstream: list[list[float]]) -> None:
 
 def test_the_dense_gradient_is_the_signed_sum_over_all_backward_passes() -> None:
     weight = weight_of([[1, 0], [0, 2]])
-    weight.start_dense_gradient(True)
+    weight.dense_gradient = DenseGradient()
     backward(weight, [[1, 2], [3, 4]])
     backward(weight, [[10, -2], [-1, 40]])
     assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[11, 0], [2, 44]]
@@ -214,7 +216,7 @@ def test_the_dense_gradient_is_the_signed_sum_over_all_backward_passes() -> None
 
 def test_the_dense_gradient_is_not_memory_of_autograd() -> None:
     weight = weight_of([[1, 2], [3, 4]])
-    weight.start_dense_gradient(True)
+    weight.dense_gradient = DenseGradient()
     backward(weight, [[1, 2], [3, 4]])
     weight.values.grad.zero_()
     assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[1, 2], [3, 4]]
@@ -228,21 +230,21 @@ def test_no_dense_gradient_is_kept_unless_asked_for() -> None:
 
 def test_starting_anew_forgets_the_dense_gradient_of_before() -> None:
     weight = weight_of([[1, 0], [0, 2]])
-    weight.start_dense_gradient(True)
+    weight.dense_gradient = DenseGradient()
     backward(weight, [[1, 2], [3, 4]])
-    weight.start_dense_gradient(True)
+    weight.dense_gradient = DenseGradient()
     backward(weight, [[0, 1], [0, 0]])
     assert weight.dense_gradient.rows(0, weight.rows).tolist() == [[0, 1], [0, 0]]
-    weight.start_dense_gradient(False)
+    weight.dense_gradient = None
     assert weight.dense_gradient is None
 
 
-@pytest.mark.parametrize("rows", [(0, 1), (3, 3 + TILE_ROWS), (0, TILE_ROWS + 1), (5, 3 * TILE_ROWS), (7, 7)])
-def test_tiles_cover_every_position_of_the_rows_once_and_in_order(rows: tuple[int, int]) -> None:
-    matrix = torch.arange(3 * TILE_ROWS * 2.0).view(-1, 2)
-    tiles = list(DenseGradient(DenseRows(matrix)).tiles(*rows, cols=2))
-    assert all(1 <= tile.gradient_RC.shape[0] <= TILE_ROWS for tile in tiles)
+@pytest.mark.parametrize("rows", [(0, 1), (3, 3 + STRIP_ROWS), (0, STRIP_ROWS + 1), (5, 3 * STRIP_ROWS), (7, 7)])
+def test_strips_cover_every_position_of_the_rows_once_and_in_order(rows: tuple[int, int]) -> None:
+    matrix = torch.arange(3 * STRIP_ROWS * 2.0).view(-1, 2)
+    strips = list(DenseGradient(MatrixGradient(matrix)).strips(*rows, cols=2))
+    assert all(1 <= strip.gradient_RC.shape[0] <= STRIP_ROWS for strip in strips)
     # Every entry of the matrix is its own flat position.
-    seen = [p for tile in tiles for p in range(tile.start, tile.start + tile.gradient_RC.numel())]
+    seen = [p for strip in strips for p in range(strip.start, strip.start + strip.gradient_RC.numel())]
     assert seen == list(range(rows[0] * 2, rows[1] * 2))
-    assert [int(x) for tile in tiles for x in tile.gradient_RC.flatten()] == seen
+    assert [int(x) for strip in strips for x in strip.gradient_RC.flatten()] == seen

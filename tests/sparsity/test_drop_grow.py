@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 
-from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
+from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group, Part, make_groups
-from rnnsparse.sparsity.method import METHODS, Moment
+from rnnsparse.sparsity.method import METHODS, StepContext
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
@@ -22,11 +22,11 @@ from rnnsparse.sparsity.updater import Updater
 
 o = math.nan  # an absent position in a picture
 HALF = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
-MOMENT = Moment(step=1, total_steps=10, seed=0)
+CONTEXT = StepContext(step=1, total_steps=10, seed=0)
 
 
 def dense_gradient(dense_RC: torch.Tensor) -> DenseGradient:
-    return DenseGradient(DenseRows(dense_RC))
+    return DenseGradient(MatrixGradient(dense_RC))
 
 
 def weight_of(picture: list[list[float]], name: str = "w", blocks: tuple[str, ...] = ()) -> SparseWeight:
@@ -45,8 +45,8 @@ def budgets_of(*groups: Group) -> list[Budget]:
     return [Budget(group, group.connections) for group in groups]
 
 
-def updated(method: DropGrow, weight: SparseWeight, moment: Moment = MOMENT) -> list[int]:
-    (indices,) = method.update(budgets_of(group_of(weight)), moment)
+def updated(method: DropGrow, weight: SparseWeight, context: StepContext = CONTEXT) -> list[int]:
+    (indices,) = method.update(budgets_of(group_of(weight)), context)
     return indices.tolist()
 
 
@@ -54,13 +54,8 @@ def updated(method: DropGrow, weight: SparseWeight, moment: Moment = MOMENT) -> 
 class GrowFirst(DropGrow):
     """Grows the first free positions: makes visible what was dropped."""
 
-    dense_gradient = "at updates"
-
-    def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
-        return dense_gradient(torch.arange(weight.positions, 0, -1.0).view(weight.rows, weight.cols))
-
-    def grow_score(self, tile: Any) -> Any:
-        return tile.gradient_RC
+    def best(self, group: Group, kept: torch.Tensor, count: int) -> torch.Tensor:
+        return torch.ones(group.positions).index_fill(0, kept, 0).nonzero().squeeze(1)[:count]
 
 
 def test_the_smallest_magnitudes_are_dropped() -> None:
@@ -96,7 +91,7 @@ def test_the_share_follows_the_schedule_at_the_step() -> None:
     # Half way to the stop at step 50 of 100, cosine: .8 / 2 * (1 + cos(pi / 2)) = .4 of 5 connections.
     weight = weight_of([[o, o, o, o, o, 0.1, 0.2, 0.3, 0.4, 0.5]])
     method = GrowFirst(interval=25, drop_fraction=0.8, schedule="cosine", stop=0.5)
-    assert updated(method, weight, Moment(25, 100, 0)) == [0, 1, 7, 8, 9]
+    assert updated(method, weight, StepContext(25, 100, 0)) == [0, 1, 7, 8, 9]
 
 
 def test_rigl_grows_the_largest_gradient_of_either_sign() -> None:
@@ -132,7 +127,7 @@ def test_growth_without_any_score_is_uniform_over_all_that_is_not_kept(method: s
     for seed in range(900):
         one = METHODS[method](**HALF)
         one.observe([weight])
-        (indices,) = one.update(budgets_of(group_of(weight)), Moment(1, 10, seed))
+        (indices,) = one.update(budgets_of(group_of(weight)), StepContext(1, 10, seed))
         assert indices.numel() == 4
         seen[indices] += 1
     assert seen[[1, 7]].tolist() == [900, 900]
@@ -147,7 +142,7 @@ def test_too_few_scores_are_filled_at_random_and_never_from_the_kept() -> None:
     weight.dense_gradient = dense_gradient(torch.tensor([[0.0, 9, 0, 0], [0, 0, 1, 9]]))
     seen = set()
     for seed in range(100):
-        indices = updated(RigL(**HALF), weight, Moment(1, 10, seed))
+        indices = updated(RigL(**HALF), weight, StepContext(1, 10, seed))
         assert len(indices) == 4
         assert {1, 6, 7} <= set(indices)
         seen |= set(indices) - {1, 6, 7}
@@ -158,15 +153,15 @@ def test_set_draws_anew_at_every_step_and_in_every_group_and_again_from_the_seed
     weight = weight_of([[o] * 20 + [1.0] * 20])
     first = updated(SET(**HALF), weight)
     assert updated(SET(**HALF), weight) == first
-    assert updated(SET(**HALF), weight, Moment(2, 10, 0)) != first
-    assert updated(SET(**HALF), weight, Moment(1, 10, 1)) != first
+    assert updated(SET(**HALF), weight, StepContext(2, 10, 0)) != first
+    assert updated(SET(**HALF), weight, StepContext(1, 10, 1)) != first
     weight.name = "another"
     assert updated(SET(**HALF), weight) != first
 
 
 def test_set_needs_no_gradient_at_all() -> None:
     weight = weight_of([[o, 1.0, 2.0]])
-    assert not SET(**HALF).needs_dense_gradient(MOMENT)
+    assert not SET(**HALF).needs_dense_gradient(CONTEXT)
     assert len(updated(SET(**HALF), weight)) == 2
 
 
@@ -206,8 +201,8 @@ def test_gates_and_matrices_of_a_cell_compete() -> None:
     optimizer = torch.optim.SGD([left.values, right.values], lr=1.0)
     sparsifier = Updater(RigL(**HALF), [Budget(cell, 4)], optimizer, seed=0, total_steps=10)
     sparsifier.before_backward(1)
-    left.add_dense_gradient(torch.zeros(4, 2))
-    right.add_dense_gradient(torch.tensor([[0.0, 0], [0, 0], [7, 0], [0, 6]]))
+    left.dense_gradient = DenseGradient(MatrixGradient(torch.zeros(4, 2)))
+    right.dense_gradient = DenseGradient(MatrixGradient(torch.tensor([[0.0, 0], [0, 0], [7, 0], [0, 6]])))
     sparsifier.after_backward(1)
     assert (left.connections, right.connections, cell.connections) == (0, 4, 4)
     torch.testing.assert_close(right.to_dense(), torch.tensor([[0.9, 0], [0.8, 0], [0, 0], [0, 0]]))
@@ -218,7 +213,7 @@ def test_gates_with_budgets_of_their_own_do_not_compete() -> None:
     # The same weights and gradients gate by gate: every gate keeps its count.
     left = weight_of([[0.1, o], [0.2, o], [0.3, o], [o, 0.9]], "rnn.0.input", ("a", "b"))
     left.dense_gradient = dense_gradient(torch.tensor([[0.0, 0], [0, 1], [9, 9], [9, 0]]))
-    chosen = RigL(**HALF).update(budgets_of(*make_groups([left], "gate")), MOMENT)
+    chosen = RigL(**HALF).update(budgets_of(*make_groups([left], "gate")), CONTEXT)
     # a: .1 dropped, grown at (1, 1); b: .3 dropped, of its three gradients 9 the first, itself, grows again
     assert [c.tolist() for c in chosen] == [[2, 3], [0, 3]]
 
@@ -231,7 +226,7 @@ def test_a_regrown_connection_keeps_value_and_state_and_is_not_counted_as_moved(
     sparsifier = Updater(RigL(**HALF), [Budget(group_of(weight), 4)], optimizer, seed=0, total_steps=10)
     sparsifier.before_backward(1)
     # -.1 and .2 are dropped; -.1 has a gradient and returns, .2 is replaced by position 0.
-    weight.add_dense_gradient(torch.tensor([[1.0, 0, 6, 0], [0, 0, 0, 0]]))
+    weight.dense_gradient = DenseGradient(MatrixGradient(torch.tensor([[1.0, 0, 6, 0], [0, 0, 0, 0]])))
     assert sparsifier.after_backward(1) is False
     assert weight.indices.tolist() == [0, 1, 2, 7]
     torch.testing.assert_close(weight.values.detach(), torch.tensor([0, 0.5, -0.1, -0.9]))
@@ -262,7 +257,7 @@ def test_the_schedule_by_hand(kind: str, step: int, share: float) -> None:
 
 
 def update_steps(method: DropGrow, total_steps: int) -> list[int]:
-    return [t for t in range(1, total_steps + 1) if method.updates_at(Moment(t, total_steps, 0))]
+    return [t for t in range(1, total_steps + 1) if method.updates_at(StepContext(t, total_steps, 0))]
 
 
 @pytest.mark.parametrize("kind", ["set", "rigl", "snfs"])
@@ -282,13 +277,13 @@ def test_no_update_at_the_stop_step_and_one_right_before_it() -> None:
         for total_steps in range(1, 301):
             stop_step, rest = divmod(percent * total_steps, 100)
             if rest == 0:
-                assert not method.updates_at(Moment(stop_step, total_steps, 0)), (percent, total_steps)
-                assert method.updates_at(Moment(stop_step - 1, total_steps, 0)), (percent, total_steps)
+                assert not method.updates_at(StepContext(stop_step, total_steps, 0)), (percent, total_steps)
+                assert method.updates_at(StepContext(stop_step - 1, total_steps, 0)), (percent, total_steps)
 
 
 def test_snfs_stops_asking_for_gradients_at_the_stop_step() -> None:
-    assert SNFS(stop=0.28).needs_dense_gradient(Moment(6, 25, 0))
-    assert not SNFS(stop=0.28).needs_dense_gradient(Moment(7, 25, 0))
+    assert SNFS(stop=0.28).needs_dense_gradient(StepContext(6, 25, 0))
+    assert not SNFS(stop=0.28).needs_dense_gradient(StepContext(7, 25, 0))
 
 
 def test_only_rigl_replaces_the_optimizer_step_unless_told_otherwise() -> None:
@@ -300,7 +295,7 @@ def test_only_rigl_replaces_the_optimizer_step_unless_told_otherwise() -> None:
 
 def test_dense_gradients_are_asked_for_only_when_a_method_uses_them() -> None:
     def needs(method: DropGrow) -> list[int]:
-        return [t for t in range(1, 11) if method.needs_dense_gradient(Moment(t, 10, 0))]
+        return [t for t in range(1, 11) if method.needs_dense_gradient(StepContext(t, 10, 0))]
 
     assert needs(SET(interval=3, stop=0.8)) == []
     assert needs(RigL(interval=3, stop=0.8)) == [3, 6]

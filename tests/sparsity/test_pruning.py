@@ -12,10 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
+from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig
 from rnnsparse.sparsity.group import Group, Part, make_groups
-from rnnsparse.sparsity.method import Method, Moment
+from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.prune import Prune
 from rnnsparse.sparsity.methods.snip import SNIP
@@ -37,13 +38,13 @@ def budget_of(weight: SparseWeight, connections: int) -> Budget:
     return Budget(Group(weight.name, (Part(weight, 0, weight.rows),)), connections)
 
 
-def updated(method: Method, weight: SparseWeight, connections: int, moment: Moment) -> list[int]:
-    (indices,) = method.update([budget_of(weight, connections)], moment)
+def updated(method: Method, weight: SparseWeight, connections: int, context: StepContext) -> list[int]:
+    (indices,) = method.update([budget_of(weight, connections)], context)
     return indices.tolist()
 
 
 def update_steps(method: Method, total_steps: int) -> list[int]:
-    return [t for t in range(1, total_steps + 1) if method.updates_at(Moment(t, total_steps, 0))]
+    return [t for t in range(1, total_steps + 1) if method.updates_at(StepContext(t, total_steps, 0))]
 
 
 # ---- gradual pruning
@@ -54,20 +55,20 @@ def test_the_smallest_magnitudes_go_whatever_their_sign() -> None:
     #  .3   .5  -.1   .4            .   .5   .    .
     #  .2  -.6   0   -.9            .  -.6   .  -.9
     weight = weight_of([[0.3, 0.5, -0.1, 0.4], [0.2, -0.6, 0, -0.9]])
-    assert updated(Prune(stop=0.5), weight, 3, Moment(50, 100, 0)) == [1, 5, 7]
+    assert updated(Prune(stop=0.5), weight, 3, StepContext(50, 100, 0)) == [1, 5, 7]
 
 
 def test_of_equal_magnitudes_the_first_positions_go() -> None:
     #  .3  -.3   .3  .1            .   .   .   .
     #  .3  -.3  -.3  .9            .  -.3 -.3  .9
     weight = weight_of([[0.3, -0.3, 0.3, 0.1], [0.3, -0.3, -0.3, 0.9]])
-    assert updated(Prune(stop=0.5), weight, 3, Moment(50, 100, 0)) == [5, 6, 7]
+    assert updated(Prune(stop=0.5), weight, 3, StepContext(50, 100, 0)) == [5, 6, 7]
 
 
 def test_what_is_gone_stays_gone() -> None:
     # Half of the time is left, 1/8 of the way from 10 connections to 2 still to go: 3 stay, of the 4 there are.
     weight = weight_of([[0.5, o, o, o, 0.1], [o, 0.4, o, 0.3, o]])
-    assert updated(Prune(start=0.0, stop=1.0, interval=5), weight, 2, Moment(5, 10, 0)) == [0, 6, 8]
+    assert updated(Prune(start=0.0, stop=1.0, interval=5), weight, 2, StepContext(5, 10, 0)) == [0, 6, 8]
 
 
 def test_counts_follow_the_cube_of_the_time_that_is_left() -> None:
@@ -75,7 +76,7 @@ def test_counts_follow_the_cube_of_the_time_that_is_left() -> None:
     weight = weight_of([[float(i) for i in range(64)]])
     method = Prune(interval=10, start=0.25, stop=0.75)
     assert update_steps(method, 80) == [20, 30, 40, 50, 60]
-    counts = [len(updated(method, weight, 0, Moment(step, 80, 0))) for step in (20, 30, 40, 50, 60)]
+    counts = [len(updated(method, weight, 0, StepContext(step, 80, 0))) for step in (20, 30, 40, 50, 60)]
     assert counts == [64, 27, 8, 1, 0]
 
 
@@ -144,8 +145,8 @@ def test_the_last_update_is_at_the_stop_and_leaves_the_exact_count(
     pruning = method(interval=interval, start=0.0, stop=stop)
     assert update_steps(pruning, total)[-1] == last
     weight = weight_of([[float(i) for i in range(1, 20)]])
-    weight.dense_gradient = DenseGradient(DenseRows(torch.ones(1, 19)))
-    assert len(updated(pruning, weight, 5, Moment(last, total, 0))) == 5
+    weight.dense_gradient = DenseGradient(MatrixGradient(torch.ones(1, 19)))
+    assert len(updated(pruning, weight, 5, StepContext(last, total, 0))) == 5
 
 
 @pytest.mark.parametrize("method", [Prune, GraNet])
@@ -174,16 +175,16 @@ def test_granet_prunes_and_replaces_in_one_update() -> None:
     #  .1   .8  -.2   .3     9   0  -1   2         +   K   .   .
     #  .4   .5   .6  -.9     3  -8   0   0         .   +   .   K
     weight = weight_of([[0.1, 0.8, -0.2, 0.3], [0.4, 0.5, 0.6, -0.9]])
-    weight.dense_gradient = DenseGradient(DenseRows(torch.tensor([[9.0, 0, -1, 2], [3, -8, 0, 0]])))
+    weight.dense_gradient = DenseGradient(MatrixGradient(torch.tensor([[9.0, 0, -1, 2], [3, -8, 0, 0]])))
     method = GraNet(interval=5, drop_fraction=0.5, schedule="constant", stop=1.0)
-    assert updated(method, weight, 4, Moment(5, 10, 0)) == [0, 1, 5, 7]
+    assert updated(method, weight, 4, StepContext(5, 10, 0)) == [0, 1, 5, 7]
 
 
 def test_granet_drops_and_regrows_as_many_as_its_schedule_says_and_ends_exactly(tiny_run: Any) -> None:
     class Watched(GraNet):
-        def _update_group(self, group: Group, keep: int, grow: int, moment: Moment) -> torch.Tensor:
-            seen.append((group.name, moment.step, keep, grow))
-            return super()._update_group(group, keep, grow, moment)
+        def _update_group(self, group: Group, keep: int, grow: int, context: StepContext) -> torch.Tensor:
+            seen.append((group.name, context.step, keep, grow))
+            return super()._update_group(group, keep, grow, context)
 
     seen: list[tuple[str, int, int, int]] = []
     run = tiny_run(Watched(interval=2, drop_fraction=0.5, stop=0.8), total_steps=20)
@@ -242,7 +243,7 @@ def weight_with_gradient(values: list[list[float]], gradients: list[list[float]]
 
 def kept(method: SNIP, groups: Sequence[Group], connections: Sequence[int]) -> list[list[int]]:
     budgets = [Budget(group, count) for group, count in zip(groups, connections, strict=True)]
-    return [indices.tolist() for indices in method.update(budgets, Moment(1, 10, 0))]
+    return [indices.tolist() for indices in method.update(budgets, StepContext(1, 10, 0))]
 
 
 def two_gates() -> SparseWeight:
@@ -331,7 +332,7 @@ def test_a_gate_without_connections_trains_on_in_both_executions(tiny_run: Any) 
                     weight.values[: 8 * 8] = 0  # no effect on the loss: gate r goes as a whole
         for step in range(1, 5):
             run.step(step)
-        assert run.weights["rnn.0.recurrent"].block_connections(run.weights["rnn.0.recurrent"].blocks[0]) == 0
+        assert run.weights["rnn.0.recurrent"].connections_in(run.weights["rnn.0.recurrent"].gates[0]) == 0
     assert runs[0].topology() == runs[1].topology()
     for ours, theirs in zip(runs[0].model.parameters(), runs[1].model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)

@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
-from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
+from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
 from rnnsparse.sparsity.group import Group, Part
-from rnnsparse.sparsity.method import METHODS, Moment
+from rnnsparse.sparsity.method import METHODS, StepContext
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.snfs import SNFS
@@ -25,7 +26,7 @@ from rnnsparse.sparsity.redistribution import fewer_drops, shared_out, with_fewe
 
 HALF: dict[str, Any] = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
 OFTEN: dict[str, Any] = {"interval": 2, "drop_fraction": 0.5, "stop": 0.8}
-MOMENT = Moment(step=1, total_steps=10, seed=0)
+CONTEXT = StepContext(step=1, total_steps=10, seed=0)
 STEPS = 12
 
 
@@ -127,7 +128,7 @@ def test_blocks_regrow_in_proportion_to_their_mean_size() -> None:
     first, second = group_of(8, 4, "w"), group_of(8, 4, "v")
     second.parts[0].weight.values.data *= 3
     method = SET(**HALF, redistribute="weight")
-    chosen = method.update([Budget(first, 4), Budget(second, 4)], MOMENT)
+    chosen = method.update([Budget(first, 4), Budget(second, 4)], CONTEXT)
     assert [len(indices) for indices in chosen] == [3, 5]
     assert all({2, 3} <= set(indices.tolist()) for indices in chosen)
 
@@ -136,7 +137,7 @@ def test_what_does_not_fit_goes_elsewhere() -> None:
     # v keeps 2 of 4 connections on 5 positions, so it has room for 3; 3.6 of 4 would be its part.
     first, second = group_of(8, 4, "w"), group_of(5, 4, "v")
     second.parts[0].weight.values.data *= 9
-    chosen = SET(**HALF, redistribute="weight").update([Budget(first, 4), Budget(second, 4)], MOMENT)
+    chosen = SET(**HALF, redistribute="weight").update([Budget(first, 4), Budget(second, 4)], CONTEXT)
     assert [len(indices) for indices in chosen] == [3, 5]
 
 
@@ -145,9 +146,9 @@ def test_gradients_count_by_their_size_not_their_sign() -> None:
     for group, gradients in ((first, [1.0, -1, 1, -1]), (second, [0, 0, -12.0, 0])):
         weight = group.parts[0].weight
         weight.values.grad = torch.tensor(gradients)
-        weight.dense_gradient = DenseGradient(DenseRows(torch.ones(1, 8)))
+        weight.dense_gradient = DenseGradient(MatrixGradient(torch.ones(1, 8)))
     method = RigL(**HALF, redistribute="gradient")
-    chosen = method.update([Budget(first, 4), Budget(second, 4)], MOMENT)
+    chosen = method.update([Budget(first, 4), Budget(second, 4)], CONTEXT)
     # The first positions that are free have gradient one as well as any.
     assert [indices.tolist() for indices in chosen] == [[0, 2, 3], [0, 1, 2, 3, 4]]
 
@@ -160,15 +161,17 @@ def test_momenta_are_those_of_the_optimizer(kind: str) -> None:
     key = "exp_avg" if kind == "adam" else "momentum_buffer"
     optimizer.state[values[0]][key] = torch.tensor([1.0, -1, 1, -1])
     optimizer.state[values[1]][key] = torch.tensor([3.0, 3, -3, -3])
-    moment = Moment(1, 10, 0, optimizer)
-    chosen = SET(**HALF, redistribute="momentum").update([Budget(first, 4), Budget(second, 4)], moment)
+    context = StepContext(1, 10, 0, optimizer)
+    chosen = SET(**HALF, redistribute="momentum").update([Budget(first, 4), Budget(second, 4)], context)
     assert [len(indices) for indices in chosen] == [3, 5]
 
 
 def test_before_the_first_step_of_the_optimizer_room_decides() -> None:
     groups = [group_of(8, 4, "w"), group_of(20, 4, "v")]
     optimizer = torch.optim.Adam([group.parts[0].weight.values for group in groups])
-    chosen = SET(**HALF, redistribute="momentum").update([Budget(g, 4) for g in groups], Moment(1, 10, 0, optimizer))
+    chosen = SET(**HALF, redistribute="momentum").update(
+        [Budget(g, 4) for g in groups], StepContext(1, 10, 0, optimizer)
+    )
     assert [len(indices) for indices in chosen] == [3, 5]  # room for 6 and 18
 
 
@@ -178,15 +181,15 @@ def test_the_momenta_of_snfs_are_its_own_at_the_connections() -> None:
     first, second = group_of(8, 4, "w"), group_of(8, 4, "v")
     weights = [group.parts[0].weight for group in (first, second)]
     optimizer = torch.optim.SGD([weight.values for weight in weights], lr=0.1)
-    weights[0].dense_gradient = DenseGradient(DenseRows(torch.tensor([[4.0, 0, 0, 0, 0, 0, 0, 0]])))
-    weights[1].dense_gradient = DenseGradient(DenseRows(torch.tensor([[0.0, 0, 0, 0, 9, 9, 9, 9]])))
+    weights[0].dense_gradient = DenseGradient(MatrixGradient(torch.tensor([[4.0, 0, 0, 0, 0, 0, 0, 0]])))
+    weights[1].dense_gradient = DenseGradient(MatrixGradient(torch.tensor([[0.0, 0, 0, 0, 9, 9, 9, 9]])))
     method = SNFS(**HALF, redistribute="momentum")
     method.observe(weights)
-    moment = Moment(1, 10, 0, optimizer)
-    torch.testing.assert_close(method.momenta(first, moment), torch.tensor([0.4, 0, 0, 0]))
-    assert method.activity(first, moment) == pytest.approx(0.1)
-    assert method.activity(second, moment) == 0
-    chosen = method.update([Budget(first, 4), Budget(second, 4)], moment)
+    context = StepContext(1, 10, 0, optimizer)
+    torch.testing.assert_close(method.momenta(first, context), torch.tensor([0.4, 0, 0, 0]))
+    assert method.activity(first, context) == pytest.approx(0.1)
+    assert method.activity(second, context) == 0
+    chosen = method.update([Budget(first, 4), Budget(second, 4)], context)
     assert [len(indices) for indices in chosen] == [6, 2]
 
 
@@ -324,4 +327,4 @@ def test_an_optimizer_without_momenta_is_never_taken_for_one_whose_momenta_are_z
     group = group_of(8, 4)
     optimizer = torch.optim.SGD([group.parts[0].weight.values], lr=0.1)
     with pytest.raises(ValueError, match="keeps no momenta"):
-        Moment(1, 10, 0, optimizer).momentum(group)
+        StepContext(1, 10, 0, optimizer).momentum(group)

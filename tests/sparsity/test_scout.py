@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from rnnsparse.nn.weight import Probe, SparseWeight
+from rnnsparse.nn.gradients import DenseGradient
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget, BudgetConfig
 from rnnsparse.sparsity.group import Group, Part, make_groups
-from rnnsparse.sparsity.method import Moment
+from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.scout import Scout
 
@@ -33,11 +34,11 @@ def test_the_best_sums_of_the_pool_grow_and_nothing_else() -> None:
     #  .2   .   .  -.9      .   -7    .    .                 .   +   .   K
     weight = SparseWeight("w", 2, 4)
     weight.connect(torch.tensor([1, 2, 4, 7]), torch.tensor([0.5, -0.1, 0.2, -0.9]))
-    weight.probe = Probe(weight, torch.tensor([0, 3, 5]))
-    weight.probe.total = torch.tensor([3.0, -1.0, -7.0])
+    weight.start_pool(torch.tensor([0, 3, 5]))
+    weight.pool.total = torch.tensor([3.0, -1.0, -7.0])
     group = Group("w", (Part(weight, 0, 2),))
     method = Scout(interval=1, drop_fraction=0.5, schedule="constant", stop=1.0)
-    (chosen,) = method.update([Budget(group, 4)], Moment(1, 10, 0))
+    (chosen,) = method.update([Budget(group, 4)], StepContext(1, 10, 0))
     assert chosen.tolist() == [0, 1, 5, 7]
 
 
@@ -65,15 +66,15 @@ def test_the_total_is_the_signed_sum_of_the_dense_gradients_of_the_window(
         run.backward(step)
         steps = range(4 - (window or 4) + 1, 5) if step <= 4 else range(8 - (window or 4) + 1, 9)
         for name, weight in run.weights.items():
-            assert (weight.probe is not None) == (step in steps), step
+            assert (weight.pool is not None) == (step in steps), step
             if step in steps:
                 sums[name] = dense[name] + (sums[name] if step > steps.start else 0)
         totals = {}
         run.sparsifier.after_backward(step)
         for name, weight in run.weights.items():
-            if weight.probe:
-                totals[name] = weight.probe.total
-                expected = sums[name].flatten()[weight.probe.positions]
+            if weight.pool:
+                totals[name] = weight.pool.total
+                expected = sums[name].flatten()[weight.pool.positions]
                 torch.testing.assert_close(totals[name], expected, rtol=1e-5, atol=1e-8)
         run.optimizer.step()
         run.sparsifier.after_step(step)
@@ -83,21 +84,21 @@ def test_the_total_is_the_signed_sum_of_the_dense_gradients_of_the_window(
 def dense_gradients(run: Any, step: int) -> dict[str, torch.Tensor]:
     """Return this step's dense gradients, without leaving a trace."""
     weights = list(run.weights.values())
-    probes = [weight.probe for weight in weights]
+    pools = [weight.pool for weight in weights]
     for weight in weights:
-        weight.probe = None
-        weight.start_dense_gradient(True)
+        weight.pool = None
+        weight.dense_gradient = DenseGradient()
     run.optimizer.zero_grad()
     run.loss(step).backward()
     gradients = {w.name: w.dense_gradient.rows(0, w.rows).clone() for w in weights}
-    for weight, probe in zip(weights, probes, strict=True):
-        weight.start_dense_gradient(False)
-        weight.probe = probe
+    for weight, pool in zip(weights, pools, strict=True):
+        weight.dense_gradient = None
+        weight.pool = pool
     return gradients
 
 
 @every_cell
-def test_both_executions_probe_the_same_positions_and_find_the_same_topologies(tiny_run: Any, cell: str) -> None:
+def test_both_executions_have_the_same_pools_and_find_the_same_topologies(tiny_run: Any, cell: str) -> None:
     runs = [tiny_run(Scout(**OFTEN, pool=2.0), cell, total_steps=STEPS, num_layers=2) for _ in range(2)]
     for run, execution in zip(runs, ("masked", "sparse"), strict=True):
         run.model.double()
@@ -108,16 +109,16 @@ def test_both_executions_probe_the_same_positions_and_find_the_same_topologies(t
         assert runs[0].topology() == runs[1].topology(), step
         for ours, theirs in zip(*(run.weights.values() for run in runs), strict=True):
             torch.testing.assert_close(ours.values, theirs.values, rtol=1e-9, atol=1e-10)
-            if ours.probe:
-                assert torch.equal(ours.probe.positions, theirs.probe.positions)
-                torch.testing.assert_close(ours.probe.total, theirs.probe.total, rtol=1e-9, atol=1e-10)
+            if ours.pool:
+                assert torch.equal(ours.pool.positions, theirs.pool.positions)
+                torch.testing.assert_close(ours.pool.total, theirs.pool.total, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("pool", [0.0, 0.5, 3.0, 1000.0])
 def test_the_pool_is_absent_and_grows_with_the_connections_of_each_group(pool: float) -> None:
     weight = wide()
     groups = make_groups([weight], "gate")
-    pools = Scout(pool=pool).probe(groups, Moment(1, 1000, 3))
+    pools = Scout(pool=pool).draw_pools(groups, StepContext(1, 1000, 3))
     assert pools is not None
     for group, positions in zip(groups, pools, strict=True):
         absent = set(range(group.positions)) - set(group.indices().tolist())
@@ -130,7 +131,7 @@ def test_each_window_draws_another_pool_and_the_seed_the_same_one() -> None:
     groups = make_groups([wide()], "matrix")
 
     def pool(step: int, seed: int) -> list[int]:
-        drawn = Scout().probe(groups, Moment(step, 1000, seed))
+        drawn = Scout().draw_pools(groups, StepContext(step, 1000, seed))
         assert drawn is not None
         return drawn[0].tolist()
 
@@ -139,30 +140,30 @@ def test_each_window_draws_another_pool_and_the_seed_the_same_one() -> None:
     assert pool(1, 7) != pool(1, 8)
 
 
-def test_nothing_is_watched_that_no_update_will_use() -> None:
+def test_there_is_no_pool_that_no_update_will_use() -> None:
     weight = wide()
     groups = make_groups([weight], "matrix")
     method = Scout(interval=10, window=4, stop=0.5)  # updates at 10, 20, 30 and 40 of 100 steps
     starts = []
     for step in range(1, 101):
-        if (chosen := method.probe(groups, Moment(step, 100, 0))) is not None:
+        if (chosen := method.draw_pools(groups, StepContext(step, 100, 0))) is not None:
             starts.append(step)
-            weight.probe = Probe(weight, chosen[0])
+            weight.start_pool(chosen[0])
         if step % 10 == 0:
-            weight.probe = None
+            weight.pool = None
     assert starts == [7, 17, 27, 37]
 
 
 def test_an_overflowed_step_leaves_nothing_in_the_total(tiny_run: Any) -> None:
     run = tiny_run(Scout(**OFTEN), total_steps=STEPS)
     run.step(1)
-    before = {name: weight.probe.total.clone() for name, weight in run.weights.items()}
+    before = {name: weight.pool.total.clone() for name, weight in run.weights.items()}
     run.backward(2)  # its gradients overflow: nothing else of this step happens
     run.optimizer.zero_grad()
     run.sparsifier.before_backward(3)
     for name, weight in run.weights.items():
-        assert torch.equal(weight.probe.total, before[name])
-        assert not weight.probe.gradient.any()
+        assert torch.equal(weight.pool.total, before[name])
+        assert not weight.pool.gradient.any()
 
 
 def test_micro_batches_and_a_loss_scale_change_nothing(tiny_run: Any) -> None:
@@ -181,16 +182,16 @@ def test_micro_batches_and_a_loss_scale_change_nothing(tiny_run: Any) -> None:
         parted.optimizer.step()
         parted.sparsifier.after_step(step)
         for ours, theirs in zip(plain.weights.values(), parted.weights.values(), strict=True):
-            torch.testing.assert_close(ours.probe.total, theirs.probe.total)
+            torch.testing.assert_close(ours.pool.total, theirs.pool.total)
 
 
-def test_blocks_that_are_dense_by_name_are_not_watched(tiny_run: Any) -> None:
+def test_blocks_that_are_dense_by_name_have_no_pool(tiny_run: Any) -> None:
     run = tiny_run(Scout(**OFTEN), budget=BudgetConfig(sparsity=0.7, dense=("embedding", "rnn.0.recurrent.n")))
     run.step(1)
-    assert run.weights["embedding"].probe is None
+    assert run.weights["embedding"].pool is None
     recurrent = run.weights["rnn.0.recurrent"]
-    assert bool((recurrent.probe.positions < 2 * 8 * 8).all())  # the first two gates of three
-    assert recurrent.probe.positions.numel() > 0
+    assert bool((recurrent.pool.positions < 2 * 8 * 8).all())  # the first two gates of three
+    assert recurrent.pool.positions.numel() > 0
 
 
 def test_a_state_saved_inside_a_window_is_the_same_after_loading(tiny_run: Any) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rnnsparse.nn.weight import SparseWeight, Tile, materialise
+from rnnsparse.nn.gradients import Strip
+from rnnsparse.nn.materialise import materialise
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.selection import best_absent, contains, draw_absent, draw_positions, rewire
 
@@ -87,18 +89,14 @@ def test_contains_tells_which_and_where() -> None:
     assert nothing.tolist() == [False, False]
 
 
-def absolute(tile: Tile) -> Tensor:
-    return tile.gradient_RC.abs()
-
-
-def tiled(gradient_RC: Tensor, heights: Iterable[int]) -> list[Tile]:
-    """Cut a matrix into tiles of these heights, repeated."""
-    tiles, row, sizes = [], 0, list(heights)
+def cut(gradient_RC: Tensor, heights: Iterable[int]) -> list[Strip]:
+    """Cut a matrix into strips of these heights, repeated."""
+    strips, row, sizes = [], 0, list(heights)
     while row < gradient_RC.shape[0]:
-        height = sizes[len(tiles) % len(sizes)]
-        tiles.append(Tile(row * gradient_RC.shape[1], gradient_RC[row : row + height]))
+        height = sizes[len(strips) % len(sizes)]
+        strips.append(Strip(row * gradient_RC.shape[1], gradient_RC[row : row + height]))
         row += height
-    return tiles
+    return strips
 
 
 @given(
@@ -118,7 +116,7 @@ def test_the_best_absent_are_those_of_one_stable_sort_whatever_the_tiles(
     gradient = torch.randint(-levels, levels + 1, (rows, cols), generator=generator).float()
     present = draw_positions(int(density * rows * cols), rows * cols, generator)
     count = int(share * (rows * cols - present.numel()))
-    found = best_absent(tiled(gradient, heights), absolute, present, count)
+    found = best_absent(cut(gradient, heights), torch.abs, present, count)
 
     scores = gradient.abs().flatten()
     scores[present] = 0
@@ -130,8 +128,8 @@ def test_the_best_absent_are_those_of_one_stable_sort_whatever_the_tiles(
 def test_the_best_absent_keep_the_precision_of_their_scores() -> None:
     gradient = torch.tensor([[1.0, 1 + 1e-12], [1 + 2e-12, 1]], dtype=torch.float64)
     none = torch.tensor([], dtype=torch.int64)
-    assert best_absent(tiled(gradient, [1]), absolute, none, 2).tolist() == [1, 2]
-    assert best_absent(tiled(gradient, [1]), absolute, none, 1).tolist() == [2]
+    assert best_absent(cut(gradient, [1]), torch.abs, none, 2).tolist() == [1, 2]
+    assert best_absent(cut(gradient, [1]), torch.abs, none, 1).tolist() == [2]
 
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {

@@ -301,7 +301,7 @@ def test_layers_that_have_been_trained_are_not_drawn_anew_without_a_word() -> No
     for weight in [m for m in model.modules() if isinstance(m, rs.SparseWeight)]:
         kept = weight.to_dense()
         assert torch.equal(kept[kept != 0], before[weight.name][kept != 0])
-        for block in weight.blocks:
+        for block in weight.gates:
             rows = slice(block.start_row, block.stop_row)
             smallest, dropped = kept[rows][kept[rows] != 0].abs().min(), before[weight.name][rows][kept[rows] == 0]
             assert dropped.abs().max() <= smallest

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate
-from rnnsparse.sparsity.method import Moment
+from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.low_rank import LowRank
 from rnnsparse.sparsity.methods.prune import Prune
@@ -79,7 +79,7 @@ def test_an_update_whose_step_overflowed_is_made_up_for(tiny_run: Any, method: A
     assert (
         run.sparsifier.updates
         == resumed.sparsifier.updates
-        == sum(run.method.updates_at(Moment(t, 12, 1)) for t in range(1, 13))
+        == sum(run.method.updates_at(StepContext(t, 12, 1)) for t in range(1, 13))
     )
 
 
@@ -89,7 +89,7 @@ def test_an_update_that_is_due_while_another_is_made_up_for_is_not_lost(
     tiny_run: Any, method: Any, overflowed: set[int]
 ) -> None:
     run = tiny_run(method, total_steps=12)
-    assert [t for t in range(1, 13) if run.method.updates_at(Moment(t, 12, 1))][-2:] == [8, 9]
+    assert [t for t in range(1, 13) if run.method.updates_at(StepContext(t, 12, 1))][-2:] == [8, 9]
     for step in range(1, 13):
         if step in overflowed:
             run.backward(step)
@@ -134,7 +134,7 @@ def test_an_update_that_no_step_is_left_for_is_made_up_for_at_the_end(
 # Trap: dense gradients leak into the optimizer's moments of inactive weights.
 
 
-def test_collecting_dense_gradients_changes_no_moment(tiny_run: Any) -> None:
+def test_collecting_dense_gradients_changes_no_context(tiny_run: Any) -> None:
     # SNFS that never updates sees every dense gradient; its training is bitwise that of a static net.
     watching = tiny_run(SNFS(interval=100, stop=1.0), optimizer=adam, total_steps=12)
     static = tiny_run(Static(), optimizer=adam, total_steps=12)
@@ -198,7 +198,7 @@ def test_decay_and_averages_touch_no_absent_position(tiny_run: Any, name: str) -
         after = run.snapshot()
         for weight_name, weight in run.weights.items():
             assert not weight.to_dense()[absent(run, weight_name)].any()
-            # A position that was absent until now brings nothing with it: no value, no moment, no average.
+            # A position that was absent until now brings nothing with it: no value, no context, no average.
             new = after[weight_name].keys() - before[weight_name].keys()
             assert all(not any(after[weight_name][p]) for p in new)
     assert run.sparsifier.connections_moved > 0
@@ -299,7 +299,7 @@ def test_snfs_knows_the_momentum_of_absent_positions_and_grows_the_largest(tiny_
         torch.testing.assert_close(average[name], by_hand[name])
         assert average[name][absent(run, name)].abs().max() > 0
         scores = by_hand[name].abs().flatten()
-        for block in weight.blocks:
+        for block in weight.gates:
             rows = range(block.start_row * weight.cols, block.stop_row * weight.cols)
             grown = [p for p in after[name].keys() - before[name].keys() if p in rows]
             left_out = [p for p in rows if p not in after[name]]

@@ -10,8 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.weight import Probe
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.training.loss import training_loss
 from rnnsparse.training.optim import build_optimizer, clip_gradients
@@ -73,8 +73,8 @@ def main() -> None:
             move_to_fake_gpu(model)
             move_to_fake_gpu(teacher)
             for weight in model.sparse_weights().values() if grows else []:
-                weight.start_dense_gradient(True)
-                weight.probe = Probe(weight, torch.empty(3, dtype=torch.int64, device=DEVICE))
+                weight.dense_gradient = DenseGradient()
+                weight.start_pool(torch.empty(3, dtype=torch.int64, device=DEVICE))
             optimizer = build_optimizer(TrainingConfig(optimizer="adamw"), model.parameters())
             tokens_TB = torch.empty((T, B), dtype=torch.int64, device=DEVICE)
             step(model, optimizer, tokens_TB, teacher)

@@ -134,8 +134,8 @@ def test_a_trained_run_is_diagonal_in_its_own_singular_vectors(tmp_path: Path, d
     for name, matrix in matrices(restore(dense, CPU).model).items():
         weight = trainer.model.sparse_weights()[name]
         for x_RC, w_RC in zip(
-            weight.values.detach().view(matrix.shape).chunk(len(weight.blocks)),
-            matrix.chunk(len(weight.blocks)),
+            weight.values.detach().view(matrix.shape).chunk(len(weight.gates)),
+            matrix.chunk(len(weight.gates)),
             strict=True,
         ):
             diagonal = torch.zeros_like(w_RC)

@@ -158,7 +158,7 @@ def test_memory_depends_on_precision_and_on_dense_gradients() -> None:
     assert averaging["memory_bytes"]["dense_gradients"] == 2 * 280 * 4
 
 
-def test_memory_counts_positions_that_are_watched() -> None:
+def test_memory_counts_positions_in_pools() -> None:
     report = report_of("sparsity.method=scout", "sparsity.pool=1", "sparsity.distribution=uniform")
     assert report["memory_bytes"]["probes"] == report["connections"] * 16
     everywhere = report_of("sparsity.method=scout", "sparsity.pool=null")

@@ -7,9 +7,9 @@ from typing import Annotated
 from annotated_types import Ge, Le, Lt
 from typing_extensions import Doc
 
-from rnnsparse.nn.weight import connections_at
+from rnnsparse.nn.initial import connections_at
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.method import Moment, register
+from rnnsparse.sparsity.method import StepContext, register
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.redistribution import with_fewer_in_all
 from rnnsparse.sparsity.schedule import GradualPruning
@@ -37,11 +37,11 @@ class GraNet(RigL):
     def initial_connections(self, budget: Budget) -> int:
         return max(budget.connections, connections_at(self.initial_sparsity, budget.group.positions))
 
-    def updates_at(self, moment: Moment) -> bool:
-        return super().updates_at(moment) or self._schedule(moment.total_steps).last_step == moment.step
+    def updates_at(self, context: StepContext) -> bool:
+        return super().updates_at(context) or self._schedule(context.total_steps).last_step == context.step
 
-    def targets(self, budgets: Sequence[Budget], moment: Moment) -> list[int]:
-        share = self._schedule(moment.total_steps).share_to_go(moment.step)
+    def targets(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
+        share = self._schedule(context.total_steps).share_to_go(context.step)
         to_go = [self.initial_connections(budget) - budget.connections for budget in budgets]
         planned = [budget.connections + round(count * share) for budget, count in zip(budgets, to_go, strict=True)]
         return planned if self.redistribute == "none" else with_fewer_in_all(budgets, planned)

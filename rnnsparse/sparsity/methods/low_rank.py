@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
-from rnnsparse.sparsity.method import Method, Moment, register
+from rnnsparse.sparsity.method import Method, StepContext, register
 from rnnsparse.sparsity.selection import keep_largest
 
 
@@ -30,10 +30,10 @@ class LowRank(Method):
     def initial_connections(self, budget: Budget) -> int:
         return budget.group.positions
 
-    def updates_at(self, moment: Moment) -> bool:
-        return moment.step == 1
+    def updates_at(self, context: StepContext) -> bool:
+        return context.step == 1
 
-    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
+    def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
         return [
             keep_largest(budget.group.indices(), -distance_from_corner(budget.group), budget.connections)
             for budget in budgets
@@ -46,6 +46,6 @@ def distance_from_corner(group: Group) -> Tensor:
     for part in group.parts:
         weight = part.weight
         indices = weight.indices[slice(*part.bounds)]
-        rows = indices // weight.cols % (weight.rows // len(weight.blocks))
+        rows = indices // weight.cols % (weight.rows // len(weight.gates))
         distances.append(torch.maximum(rows, indices % weight.cols))
     return torch.cat(distances)

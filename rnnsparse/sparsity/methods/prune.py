@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.method import Method, Moment, register
+from rnnsparse.sparsity.method import Method, StepContext, register
 from rnnsparse.sparsity.schedule import GradualPruning
 from rnnsparse.sparsity.selection import keep_largest
 from rnnsparse.steps import Steps
@@ -37,11 +37,11 @@ class Prune(Method):
     def initial_connections(self, budget: Budget) -> int:
         return budget.group.positions
 
-    def updates_at(self, moment: Moment) -> bool:
-        return self._schedule(moment.total_steps).updates_at(moment.step)
+    def updates_at(self, context: StepContext) -> bool:
+        return self._schedule(context.total_steps).updates_at(context.step)
 
-    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
-        share = self._schedule(moment.total_steps).share_to_go(moment.step)
+    def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
+        share = self._schedule(context.total_steps).share_to_go(context.step)
         counts = [b.connections + round((b.group.positions - b.connections) * share) for b in budgets]
         return [
             keep_largest(budget.group.indices(), budget.group.values().abs(), count)

@@ -1,9 +1,10 @@
 """Growth by gradients that are summed over many steps, at a random pool of absent positions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
@@ -11,9 +12,8 @@ from typing_extensions import Doc
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
-from rnnsparse.sparsity.method import Moment, register
-from rnnsparse.sparsity.pool import draw_pool, pool_size
-from rnnsparse.sparsity.selection import best_among
+from rnnsparse.sparsity.method import StepContext, register
+from rnnsparse.sparsity.selection import best_among, draw_absent
 from rnnsparse.steps import Steps
 
 
@@ -27,33 +27,47 @@ class Scout(DropGrow):
         Annotated[int, Gt(0)] | None, Steps, Doc("steps whose gradients are summed, up to the update; null: interval")
     ] = None
     pool: Annotated[
-        Annotated[float, Ge(0)] | None, Doc("absent positions watched per connection; null: all, at dense cost")
+        Annotated[float, Ge(0)] | None, Doc("absent positions in the pool per connection; null: all, at dense cost")
     ] = 3.0
 
     @property
     def works_sparse(self) -> bool:
         return self.pool is not None
 
-    def probed(self, budget: Budget) -> int:
-        return pool_size(self.pool, budget.group.positions, budget.connections)
-
     @property
     def _window(self) -> int:
         return min(self.window or self.interval, self.interval)
 
-    def probe(self, groups: Sequence[Group], moment: Moment) -> list[Tensor] | None:
-        update = -(-moment.step // self.interval) * self.interval  # the next one
-        window = range(update - self._window + 1, update + 1)
-        # A run that was rewound into a window watches for the rest of it.
-        watches = moment.step > window[0] and all(part.weight.probe for group in groups for part in group.parts)
-        if watches or moment.step not in window or not self.is_before_stop(moment.at(update)):
-            return None
-        return [draw_pool(self.pool, group, moment.generator(group, "pool")) for group in groups]
+    def idle_settings(self, steps: int) -> Iterator[str]:
+        yield from super().idle_settings(steps)
+        if (self.window or 0) > self.interval:
+            yield f"sparsity.window has no effect beyond sparsity.interval, {self.interval}"
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
-        positions, total = group.probed()
-        return best_among(positions, total.abs(), kept, count)
+    def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
+        update = -(-context.step // self.interval) * self.interval  # the next one
+        window = range(update - self._window + 1, update + 1)
+        # A run that was rewound into a window has pools for the rest of it.
+        goes_on = context.step > window[0] and all(part.weight.pool for group in groups for part in group.parts)
+        if goes_on or context.step not in window or not self.is_before_stop(context.at(update)):
+            return None
+        return [self._draw_pool(group, context.generator(group, "pool")) for group in groups]
+
+    def _draw_pool(self, group: Group, generator: torch.Generator) -> Tensor:
+        present = group.indices()
+        if self.pool is None:
+            return torch.arange(group.positions, device=present.device)
+        return draw_absent(self._size(group.positions, present.numel()), present, group.positions, generator)
+
+    def _size(self, positions: int, connections: int) -> int:
+        return positions if self.pool is None else min(round(self.pool * connections), positions - connections)
+
+    def pool_size(self, budget: Budget) -> int:
+        return self._size(budget.group.positions, budget.connections)
 
     @property
-    def probed_share(self) -> float:
+    def pool_share(self) -> float:
         return self._window / self.interval
+
+    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+        positions, total = group.pooled()
+        return best_among(positions, total.abs(), kept, count)

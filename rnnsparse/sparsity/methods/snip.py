@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.method import Method, Moment, register
+from rnnsparse.sparsity.method import Method, StepContext, register
 from rnnsparse.sparsity.selection import keep_largest
 
 
@@ -32,10 +32,10 @@ class SNIP(Method):
     def initial_connections(self, budget: Budget) -> int:
         return budget.group.positions
 
-    def updates_at(self, moment: Moment) -> bool:
-        return moment.step == 1
+    def updates_at(self, context: StepContext) -> bool:
+        return context.step == 1
 
-    def update(self, budgets: Sequence[Budget], moment: Moment) -> list[Tensor]:
+    def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
         groups = [budget.group for budget in budgets]
         scores = [(group.values() * group.gradients()).abs() for group in groups]
         counts = [budget.connections for budget in budgets]
