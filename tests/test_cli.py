@@ -24,7 +24,7 @@ from torch import nn
 from rnnsparse.cli import main
 from rnnsparse.cli.commands import _prompt
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, manifest
+from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 
 ROOT = Path(__file__).parent.parent

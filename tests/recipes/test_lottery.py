@@ -25,7 +25,7 @@ from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import Restored, restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer

@@ -25,7 +25,8 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, lock, manifest
+from rnnsparse.storage import checkpoint, manifest
+from rnnsparse.training import lock
 from rnnsparse.training.assembly import new_model, restore
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted

@@ -1,4 +1,4 @@
-"""What a training_state.pt must be before anything of it is used: of the shapes and types of the run that goes on.
+"""training_state.pt: read without trust, and compared with the run that goes on before anything of it is used.
 
 torch.load(weights_only=True) executes nothing, but a file can hold tensors of any size and type, views that unfold to
 terabytes, and other data than the names promise.
@@ -6,21 +6,47 @@ terabytes, and other data than the names promise.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.storage.manifest import damaged
 
 LARGEST_COUNT = 1 << 62
 COUNTS = ("step", "characters_seen", "timed_characters", "evaluations_without_gain")
 SECONDS = ("seconds", "timed_seconds")
 
 
-def require_unpacked(file: IO[bytes]) -> None:
+def read(path: Path, sha256: str) -> dict[str, Any]:
+    """Return what is in the file, with all tensors on the CPU, if it still is the one that was verified.
+
+    Raises:
+        UserError: it was replaced, or is foreign.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise UserError(f"{path}: was replaced since it was verified; run the command again")
+            _require_unpacked(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # foreign bytes can make torch.load raise anything
+        raise damaged(path, "is not a torch file, or holds more than tensors and plain values") from error
+    if not isinstance(state, dict):
+        raise damaged(path, "holds no dictionary")
+    return state
+
+
+def _require_unpacked(file: IO[bytes]) -> None:
     """Make sure that a torch file takes no more memory than it has bytes.
 
     Raises:
@@ -65,7 +91,8 @@ def require_fitting(
     # Another teacher is refused by itself, and may have other shapes.
     if fresh["teacher"] is not None and state["teacher"]["sha256"] == fresh["teacher"]["sha256"]:
         _require_like(state["teacher"]["recurrent_state"], fresh["teacher"]["recurrent_state"], "teacher")
-    _require_communication(state.get("communication", (0, 0)))
+    communication = state.get("communication", (0, 0))
+    _require(len(communication) == 2 and all(map(_is_count, communication)), "communication")
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
     _require_sparsifier(state["sparsifier"], fresh["sparsifier"], weights)
 
@@ -104,9 +131,7 @@ def _require_sparsifier(
     _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
     _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
-    for name, average in state["method"].get("average", {}).items():
-        shape = (weights[name].rows, weights[name].cols)
-        _require(_is_plain(average, weights[name].values.dtype) and average.shape == shape, "sparsifier.method")
+    _require_remembered(state["method"], weights)
     for name, (positions, total) in state["probes"].items():
         _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
         _require(_is_plain(total) and total.shape[-1:] == positions.shape and total.dim() <= 2, "sparsifier.probes")
@@ -123,8 +148,16 @@ def _require_sparsifier(
         _require(_is_plain(bits, torch.uint8) and bits.shape == (-(-followed // 8),), "sparsifier.ever_active")
 
 
-def _require_communication(counts: Any) -> None:
-    _require(len(counts) == 2 and all(map(_is_count, counts)), "communication")
+def _require_remembered(state: Mapping[str, Any], weights: Mapping[str, SparseWeight]) -> None:
+    """Look at all tensors that a method remembers; one with the name of a weight has a number for each position."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            _require_remembered(value, weights)
+        elif name in weights:
+            shape, dtype = (weights[name].rows, weights[name].cols), weights[name].values.dtype
+            _require(_is_plain(value, dtype) and value.shape == shape, "sparsifier.method")
+        elif isinstance(value, Tensor):
+            _require(_is_plain(value), "sparsifier.method")
 
 
 def _require_like(found: Any, own: Tensor, name: str) -> None:
