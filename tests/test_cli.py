@@ -663,7 +663,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
         tokenizer_json=lost.tokenizer.to_json(),
         config_yaml=lost.config.to_yaml(),
         training_state=None,
-        text=lost.saved.text,
+        text=lost.saved.trained_text(),
     )
     for command in ("evaluate", "sample"):
         code, out, err = cli(command, tmp_path / "lost")

@@ -136,7 +136,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return path[path.index(module) :] if module else []
 
 
-@pytest.mark.parametrize("package", ["rnnsparse.reporting"])
+@pytest.mark.parametrize("package", ["rnnsparse.reporting", "rnnsparse.storage"])
 def test_imports_within_a_package_go_one_way(package: str) -> None:
     """Late ones, within a function, count too."""
     names = {module_name(path): path for path in MODULES if within(module_name(path), package)}

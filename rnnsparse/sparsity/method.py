@@ -165,7 +165,10 @@ class Method(ABC):
         return 3 * sparse
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the method remembers between steps, as plain data and tensors."""
+        """Return what the method remembers between steps, as plain data and tensors.
+
+        A tensor with the name of a weight has its shape and type: else a checkpoint is taken for a damaged one.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -138,11 +138,6 @@ class Checkpoint:
         return self._manifest.step
 
     @property
-    def text(self) -> TextIdentity | None:
-        """What it was trained on, as far as its manifest says so."""
-        return self._manifest.text
-
-    @property
     def weights_sha256(self) -> str:
         return self._manifest.sha256[WEIGHTS]
 
@@ -158,8 +153,8 @@ class Checkpoint:
         Raises:
             UserError: as `training_state`.
         """
-        if self.text is not None or not self.has_training_state:
-            return self.text
+        if self._manifest.text is not None or not self.has_training_state:
+            return self._manifest.text
         fingerprint = self.training_state().get("corpus")
         return TextIdentity(fingerprint) if isinstance(fingerprint, str) else None
 

@@ -453,7 +453,7 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
         assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
     text = load_corpus(config.data).identity
-    assert [checkpoint.load(config.folder / name).text for name in ("last", "previous", "best")] == [text] * 3
+    assert [checkpoint.load(config.folder / name).trained_text() for name in ("last", "previous", "best")] == [text] * 3
 
 
 def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_path: Path) -> None:
