@@ -62,12 +62,22 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch hides the reason why its file could not be written behind an internal error of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        reason = cause.strerror or cause
-        raise RunFailed(f"{path}: cannot be written ({reason}) and was not; write it elsewhere") from error
+        cause = os_error(error)
+        raise RunFailed(
+            f"{path}: cannot be written ({cause.strerror or cause}) and was not; write it elsewhere"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def os_error(error: OSError | RuntimeError) -> OSError:
+    """Return why a file could not be written: torch hides that behind an internal error of its own.
+
+    Raises:
+        RuntimeError: `error` itself, if it is another one.
+    """
+    cause = error if isinstance(error, OSError) else error.__context__
+    if not isinstance(cause, OSError):
+        raise error
+    return cause

@@ -17,7 +17,7 @@ import torch
 
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.basis import same_basis
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import Restored, restore
 
 

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERYTHING = [

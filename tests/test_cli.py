@@ -24,7 +24,7 @@ from torch import nn
 from rnnsparse.cli import main
 from rnnsparse.cli.commands import _prompt
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, manifest
+from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 
 ROOT = Path(__file__).parent.parent
@@ -663,7 +663,7 @@ def test_a_model_that_is_lost_is_neither_evaluated_nor_sampled(cli: Workplace, t
         tokenizer_json=lost.tokenizer.to_json(),
         config_yaml=lost.config.to_yaml(),
         training_state=None,
-        text=lost.saved.text,
+        text=lost.saved.trained_text(),
     )
     for command in ("evaluate", "sample"):
         code, out, err = cli(command, tmp_path / "lost")

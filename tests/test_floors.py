@@ -22,7 +22,8 @@ FLOORS = [
     ["rnnsparse.cells"],
     ["rnnsparse.nn"],
     ["rnnsparse.sparsity"],
-    ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops", "rnnsparse.export"],
+    ["rnnsparse.storage"],
+    ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops"],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
     ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
@@ -135,7 +136,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return path[path.index(module) :] if module else []
 
 
-@pytest.mark.parametrize("package", ["rnnsparse.reporting"])
+@pytest.mark.parametrize("package", ["rnnsparse.reporting", "rnnsparse.storage"])
 def test_imports_within_a_package_go_one_way(package: str) -> None:
     """Late ones, within a function, count too."""
     names = {module_name(path): path for path in MODULES if within(module_name(path), package)}
@@ -178,6 +179,7 @@ def test_test_files_have_names_of_their_own() -> None:
         ("rnnsparse.config", "from rnnsparse.training.trainer import train"),
         ("rnnsparse.config", "def late():\n    from rnnsparse import training"),
         ("rnnsparse.errors", "import rnnsparse.nn"),
+        ("rnnsparse.storage.checkpoint", "from rnnsparse.training.trainer import Trainer"),
         ("rnnsparse.training.trainer", "import datasets"),
         ("rnnsparse.training.trainer", "from torch.utils.tensorboard import SummaryWriter"),
         ("rnnsparse.training.trainer", "from torch.utils import tensorboard"),
@@ -193,7 +195,7 @@ def test_a_trespass_is_noticed(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("rnnsparse.config", "from rnnsparse.training.settings import TrainingConfig"),
-        ("rnnsparse.training.checkpoint", "from rnnsparse import __version__"),
+        ("rnnsparse.storage.checkpoint", "from rnnsparse import __version__"),
         ("rnnsparse.training.logging", "from tqdm import tqdm"),
         ("rnnsparse.recipes.sweep", "from tqdm import tqdm"),
         ("rnnsparse.evaluation", "from rnnsparse.data.corpus import Split"),

@@ -19,7 +19,7 @@ from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import SECTIONS, describe_fields, load_config
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ from rnnsparse import __version__
 from rnnsparse.cli import commands
 from rnnsparse.cli.train_pack import train_pack
 from rnnsparse.errors import one_line
+from rnnsparse.storage.exports import FORMATS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,9 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, metavar="OUT")
     export.add_argument(
         "--format",
-        choices=["torch", "safetensors"],
+        choices=list(FORMATS),
         required=True,
-        help="torch: a plain nn.LSTM or nn.GRU model",
+        help="; ".join(f"{name}: {format.about}" for name, format in FORMATS.items()),
     )
     return parser
 

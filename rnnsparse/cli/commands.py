@@ -369,14 +369,11 @@ def _dense_memory(method: type[Method]) -> str:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from rnnsparse.export import export_safetensors, export_torch
+    from rnnsparse.storage.exports import export
     from rnnsparse.training.assembly import choose_device, restore
 
     restored = restore(arguments.checkpoint, choose_device("cpu"))
-    if arguments.format == "torch":
-        export_torch(restored.model, restored.tokenizer, arguments.out)
-    else:
-        export_safetensors(restored.model, restored.tokenizer.to_json(), arguments.out)
+    export(arguments.format, restored.model, restored.tokenizer, arguments.out)
     print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
     return 0
 

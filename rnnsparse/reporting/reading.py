@@ -20,7 +20,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.reporting.pictures import are_counts, read_pictures
 from rnnsparse.reporting.places import short_names, shorten_places, shorten_texts
 from rnnsparse.reporting.runs import FORMAT, Curves, Results, Run, Summary, known_texts, settings_of
-from rnnsparse.training import atomic
+from rnnsparse.storage import atomic
 from rnnsparse.training.measured_text import require_own_texts
 from rnnsparse.training.run_folder import LAST
 

@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 
-from rnnsparse import yaml12
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import DataConfig, given_tokenizer, load_corpus
@@ -20,7 +19,7 @@ from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
 
@@ -72,23 +71,16 @@ def vocabulary_size(data: DataConfig) -> int:
     return (given_tokenizer(data) or load_corpus(data).tokenizer).vocab_size
 
 
-def empty_model(
-    config: RunConfig, vocab_size: int, device: torch.device, saved: checkpoint.Checkpoint | None = None
-) -> tuple[CharLM, list[Budget]]:
+def empty_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
     """Return a model without connections, and the budgets that its groups have.
 
     Half precision is for CUDA: elsewhere such a model computes in fp32. NOWHERE is a device for what is only validated.
 
-    Args:
-        saved: where its weights will come from; what does not fit them is refused before it takes memory.
-
     Raises:
-        UserError: the budgets cannot be met, or the weights are of another model.
+        UserError: the budgets cannot be met.
     """
     with NOWHERE:
         shape = config.method.model_config(config.model, config.budget, vocab_size)
-        if saved is not None:
-            saved.require_shape(CharLM(shape, vocab_size), with_bases=config.budget.basis == "svd")
     with NOWHERE if device == NOWHERE else nullcontext():
         return _empty_model(config, shape, vocab_size, device)
 
@@ -244,16 +236,13 @@ def saved_model(
     Raises:
         UserError: the checkpoint is of another model.
     """
-    model, budgets = empty_model(config, tokenizer.vocab_size, device, saved)
-    saved.apply_weights(model)
+    # What does not fit is refused before it takes memory.
+    saved.weights.require_fit(empty_model(config, tokenizer.vocab_size, NOWHERE)[0])
+    model, budgets = empty_model(config, tokenizer.vocab_size, device)
+    saved.weights.apply(model)
     return model, follow_connections(config, model, budgets, device)
 
 
 def read_config(saved: checkpoint.Checkpoint) -> RunConfig:
     """Return the configuration in a checkpoint."""
-    source = f"{saved.folder}/config.yaml"
-    try:
-        data = yaml12.read(saved.config_yaml)
-    except ValueError as error:
-        raise UserError(f"{source}: {error}; use another checkpoint") from None
-    return parse_config(data, source)
+    return parse_config(saved.config, f"{saved.folder}/config.yaml")

@@ -26,7 +26,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.sparsifier import average_gradients
-from rnnsparse.training import atomic
+from rnnsparse.storage import atomic
 
 # Ranks wait for one that writes a checkpoint or a sample, or validates alone; a lost one is noticed at once.
 TIMEOUT = timedelta(hours=2)

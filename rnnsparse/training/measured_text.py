@@ -14,7 +14,7 @@ from rnnsparse.data.corpus import Corpus, DataConfig, TextIdentity, cached_where
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import Restored, read_config
 
 

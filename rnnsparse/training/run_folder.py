@@ -19,7 +19,8 @@ import torch
 from rnnsparse import __version__
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import Damaged, UserError
-from rnnsparse.training import atomic, checkpoint, lock, stretches
+from rnnsparse.storage import atomic, checkpoint
+from rnnsparse.training import lock, stretches
 from rnnsparse.training.assembly import read_config
 from rnnsparse.training.stretches import Stretch
 

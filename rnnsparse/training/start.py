@@ -19,6 +19,8 @@ from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
 from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.selection import draw_absent, rewire
+from rnnsparse.storage.checkpoint import STATE
+from rnnsparse.storage.manifest import damaged
 from rnnsparse.training.assembly import (
     Restored,
     begins_as_it_ends,
@@ -28,8 +30,6 @@ from rnnsparse.training.assembly import (
     require_execution,
     restore,
 )
-from rnnsparse.training.checkpoint import STATE
-from rnnsparse.training.manifest import damaged
 from rnnsparse.training.optim import build_optimizer
 
 CPU = torch.device("cpu")

@@ -21,8 +21,8 @@ from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.steps import extended
-from rnnsparse.training.checkpoint import STATE, Checkpoint
-from rnnsparse.training.manifest import damaged
+from rnnsparse.storage.checkpoint import STATE, Checkpoint
+from rnnsparse.storage.manifest import damaged
 from rnnsparse.training.optim import learning_rate
 from rnnsparse.training.settings import TrainingConfig
 

@@ -19,7 +19,10 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.training import assembly, checkpoint, lock, run_folder, start, stretches
+from rnnsparse.storage import checkpoint
+from rnnsparse.storage.manifest import damaged
+from rnnsparse.storage.training_state import require_fitting
+from rnnsparse.training import assembly, lock, run_folder, start, stretches
 from rnnsparse.training.banner import banner
 from rnnsparse.training.connectivity import connection_counts
 from rnnsparse.training.distributed import Ranks
@@ -27,11 +30,9 @@ from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
 from rnnsparse.training.learner import Learner
 from rnnsparse.training.logging import RunLogger, Silence
-from rnnsparse.training.manifest import damaged
 from rnnsparse.training.nonfinite import LOWER, Diverged
 from rnnsparse.training.optim import after_evaluation, averaged, with_settings
 from rnnsparse.training.peak_memory import peak_memory
-from rnnsparse.training.state_check import require_fitting
 from rnnsparse.training.stretches import Stretch
 from rnnsparse.training.tensorboard_views import log_pictures, sample_text
 

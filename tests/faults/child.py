@@ -22,7 +22,7 @@ from rnnsparse import evaluation
 from rnnsparse.cli import main
 from rnnsparse.data.batches import Lanes
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training import atomic, checkpoint
+from rnnsparse.storage import atomic, checkpoint
 
 NOBODY = 65534
 PHASES = ("start", "step", "update", "evaluation", "checkpoint")

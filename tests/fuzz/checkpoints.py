@@ -15,11 +15,10 @@ import torch
 
 from rnnsparse.cli.commands import _prompt
 from rnnsparse.data.tokenizer import Tokenizer
-from rnnsparse.nn.storage import block_tensors
 from rnnsparse.sampling import Sampler, SamplingConfig
-from rnnsparse.training import manifest
+from rnnsparse.storage import manifest, weights
+from rnnsparse.storage.checkpoint import CONFIG, STATE, TOKENIZER, WEIGHTS
 from rnnsparse.training.assembly import Restored, restore
-from rnnsparse.training.checkpoint import CONFIG, STATE, TOKENIZER, WEIGHTS
 from tests.fuzz import mutate
 from tests.fuzz.judge import command, lines_of, require, required
 from tests.fuzz.workplace import FINISHED, RUN, in_place_of
@@ -55,7 +54,7 @@ def of_weights(data: bytes) -> bool:
                 inside = (weight.indices >= 0) & (weight.indices < weight.positions)
                 require(bool(inside.all()), "every connection is in its matrix")
                 require(bool((weight.indices.diff() > 0).all()), "connections are sorted and differ")
-            stored, found = safetensors.torch.load(data), block_tensors(model)
+            stored, found = safetensors.torch.load(data), weights.tensors(model)
             require(stored.keys() == found.keys(), "every tensor of the file is one of the model")
             for name, tensor in stored.items():
                 same = tensor.shape == found[name].shape and tensor.double().equal(found[name].double())

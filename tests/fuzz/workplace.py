@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rnnsparse.training import manifest
+from rnnsparse.storage import manifest
 from tests.fuzz.judge import command
 
 TEXT = "the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20

@@ -25,7 +25,7 @@ from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import Restored, restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
@@ -138,7 +138,7 @@ def test_every_ticket_lacks_the_smallest_weights_of_its_round_and_no_others(fini
     dropped = 0
     text = load_corpus(finished.data).identity
     for number in range(plan.last):
-        assert restore(plan.ticket(number), CPU).saved.text == text
+        assert restore(plan.ticket(number), CPU).saved.trained_text() == text
         ticket = magnitudes(restore(plan.ticket(number), CPU))
         for trained_group, kept, next_group in zip(
             magnitudes(rounds[number]), ticket, magnitudes(rounds[number + 1]), strict=True

@@ -39,7 +39,7 @@ def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
     mean, *both = [restore(runs / name, CPU).model for name in ("mean", "first", "second")]
     for found, a, b in zip(mean.parameters(), *(model.parameters() for model in both), strict=True):
         torch.testing.assert_close(found, (a + b) / 2)
-    known = [restore(runs / name, CPU).saved.text for name in ("mean", "second")]
+    known = [restore(runs / name, CPU).saved.trained_text() for name in ("mean", "second")]
     assert known[0] == known[1] is not None
     for name, weight in mean.sparse_weights().items():
         assert torch.equal(weight.indices, both[0].sparse_weights()[name].indices)

@@ -20,11 +20,11 @@ from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import same_basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.recipes import lottery
+from rnnsparse.storage.weights import WeightsFile
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
-from rnnsparse.training.weights_file import WeightsFile
-from tests.test_export import load_plain
+from tests.storage.test_exports import load_plain
 from tests.training.test_trainer import STEPS, assert_same, config_in, one_line, stop_after, traces, trained
 
 CPU = torch.device("cpu")

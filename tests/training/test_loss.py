@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.loss import Teacher, exact_divergence, read_later, training_loss

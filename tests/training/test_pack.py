@@ -17,7 +17,8 @@ import torch
 
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.training import checkpoint, lock
+from rnnsparse.storage import checkpoint
+from rnnsparse.training import lock
 from rnnsparse.training.assembly import restore, vocabulary_size
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.pack import Outcome, PackedRun, pack_key, take_steps, train_packed

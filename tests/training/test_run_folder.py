@@ -11,7 +11,8 @@ import torch
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint, run_folder
+from rnnsparse.storage import checkpoint
+from rnnsparse.training import run_folder
 from rnnsparse.training.assembly import new_model
 
 

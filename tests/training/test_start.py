@@ -18,7 +18,7 @@ from rnnsparse.cli import main
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.training import checkpoint
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import restore, vocabulary_size
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.optim import learning_rate

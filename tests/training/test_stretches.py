@@ -23,7 +23,7 @@ from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.reporting.compare import as_csv, group
 from rnnsparse.reporting.reading import read_runs
-from rnnsparse.training import checkpoint, manifest
+from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.optim import learning_rate

@@ -25,7 +25,8 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, lock, manifest
+from rnnsparse.storage import checkpoint, manifest
+from rnnsparse.training import lock
 from rnnsparse.training.assembly import new_model, restore
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.interrupts import Interrupted
@@ -452,7 +453,7 @@ def test_a_run_folder_holds_what_the_contract_says_and_no_more(tmp_path: Path) -
         assert set(os.listdir(config.folder / name)) == weights | {"training_state.pt"}
     assert (config.folder / "config.yaml").read_text() == config.to_yaml()
     text = load_corpus(config.data).identity
-    assert [checkpoint.load(config.folder / name).text for name in ("last", "previous", "best")] == [text] * 3
+    assert [checkpoint.load(config.folder / name).trained_text() for name in ("last", "previous", "best")] == [text] * 3
 
 
 def test_the_summary_has_exactly_the_keys_of_the_contract_and_true_numbers(tmp_path: Path) -> None:

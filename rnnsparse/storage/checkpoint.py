@@ -1,6 +1,6 @@
 """Checkpoint folders: a model, its tokenizer and config, and what training needs to go on.
 
-    model.safetensors   connections and biases (weights_file.py)
+    model.safetensors   connections and biases (weights.py)
     tokenizer.json
     config.yaml         the resolved config
     training_state.pt   only what torch.load(weights_only=True) accepts; absent from a slim checkpoint
@@ -12,23 +12,20 @@ Nothing is trusted before it is verified, and no pickle is ever executed.
 from __future__ import annotations
 
 import errno
-import hashlib
-import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from rnnsparse import files, yaml12
 from rnnsparse.data.corpus import TextIdentity
 from rnnsparse.errors import RunFailed, UserError, suggest
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.training import atomic, manifest, weights_file
-from rnnsparse.training.manifest import damaged
-from rnnsparse.training.state_check import require_unpacked
-from rnnsparse.training.weights_file import WeightsFile
+from rnnsparse.storage import atomic, manifest, weights
+from rnnsparse.storage import training_state as state_file
+from rnnsparse.storage.manifest import Manifest, damaged
+from rnnsparse.storage.weights import WeightsFile
 
 WEIGHTS, TOKENIZER, CONFIG, STATE = "model.safetensors", "tokenizer.json", "config.yaml", "training_state.pt"
 READ_ATTEMPTS = 100
@@ -64,16 +61,14 @@ def save(
         with atomic.replacing(folder, keep=keep) as new:
             new.joinpath(TOKENIZER).write_text(tokenizer_json, encoding="utf-8", newline="")
             new.joinpath(CONFIG).write_text(config_yaml, encoding="utf-8", newline="")
-            weights_file.write(new / WEIGHTS, model)
-            # safetensors makes files that only their owner can read.
-            shutil.copymode(new / CONFIG, new / WEIGHTS)
+            new.joinpath(WEIGHTS).write_bytes(weights.to_bytes(model, {"format": "pt"}))
             if training_state is not None:
-                _write_state(new / STATE, training_state)
-            manifest.write(new, step, None if text is None else asdict(text))
-    except (OSError, SafetensorError) as error:
-        reason = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+                with new.joinpath(STATE).open("wb") as file:
+                    torch.save(training_state, file)
+            manifest.write(new, step, text)
+    except (OSError, RuntimeError) as error:
+        cause = files.os_error(error)
+        reason = f"{cause.strerror or cause}" + (f" ({cause.filename})" if cause.filename else "")
         kept = "there is no earlier one" if atomic.existing(folder) is None else "the previous one is intact"
         again = "train again" if atomic.existing(folder.parent / "last") is None else "train again with --resume"
         raise RunFailed(
@@ -127,47 +122,28 @@ def load(path: Path) -> Checkpoint:
 class Checkpoint:
     """A verified checkpoint. Its weights stay readable when the folder is replaced.
 
-    `text` is what it was trained on, as far as its manifest says so. `warning` says why it is used in the place of
-    another one.
+    `config` is what stands in `config_yaml`. `warning` says why it is used in the place of another one.
     """
 
     folder: Path
-    step: int
-    format_version: int
     config: dict[str, Any]
     config_yaml: str
     tokenizer_json: str
-    _sha256: dict[str, str] = field(repr=False)
-    _weights: WeightsFile = field(repr=False)
-    text: TextIdentity | None = None
+    weights: WeightsFile = field(repr=False)
+    _manifest: Manifest = field(repr=False)
     warning: str = ""
 
-    def require_shape(self, model: CharLM, with_bases: bool) -> None:
-        """Make sure that the weights have the shape of `model`, which may be on the meta device; nothing is allocated.
-
-        Args:
-            with_bases: whether each block has its basis in the file.
-
-        Raises:
-            UserError: they are of another model.
-        """
-        self._weights.require_shape(model, with_bases)
-
-    def apply_weights(self, model: CharLM) -> None:
-        """Give `model` the topology, values and biases of the checkpoint, bit for bit, on its own device.
-
-        Raises:
-            UserError: they are of another model, or no valid topology; `model` is then unchanged.
-        """
-        self._weights.apply(model)
+    @property
+    def step(self) -> int:
+        return self._manifest.step
 
     @property
     def weights_sha256(self) -> str:
-        return self._sha256[WEIGHTS]
+        return self._manifest.sha256[WEIGHTS]
 
     @property
     def has_training_state(self) -> bool:
-        return STATE in self._sha256
+        return STATE in self._manifest.sha256
 
     def trained_text(self) -> TextIdentity | None:
         """Return what tells the text that it was trained on from others; None if it does not say.
@@ -177,8 +153,8 @@ class Checkpoint:
         Raises:
             UserError: as `training_state`.
         """
-        if self.text is not None or not self.has_training_state:
-            return self.text
+        if self._manifest.text is not None or not self.has_training_state:
+            return self._manifest.text
         fingerprint = self.training_state().get("corpus")
         return TextIdentity(fingerprint) if isinstance(fingerprint, str) else None
 
@@ -188,55 +164,31 @@ class Checkpoint:
         Raises:
             UserError: a slim checkpoint, one replaced since it was loaded, or a foreign file.
         """
-        path = self.folder / STATE
         if not self.has_training_state:
             raise UserError(
                 f"{self.folder}: has no {STATE}, so no run can resume from it; evaluate, sample or export "
                 f"it, or resume from a checkpoint that has one"
             )
         try:
-            with path.open("rb") as file:
-                # What is read now must be what was verified.
-                if hashlib.file_digest(file, "sha256").hexdigest() != self._sha256[STATE]:
-                    raise UserError(f"{path}: was replaced since it was verified; run the command again")
-                require_unpacked(file)
-                state = torch.load(file, map_location="cpu", weights_only=True)
+            return state_file.read(self.folder / STATE, self._manifest.sha256[STATE])
         except OSError as error:
-            raise _unreadable(path, error) from error
-        except UserError:
-            raise
-        except Exception as error:  # foreign bytes can make torch.load raise anything
-            raise damaged(path, "is not a torch file, or holds more than tensors and plain values") from error
-        if not isinstance(state, dict):
-            raise damaged(path, "holds no dictionary")
-        return state
+            raise _unreadable(self.folder / STATE, error) from error
 
 
 def _open(folder: Path) -> Checkpoint:
     try:
         verified = manifest.verify(folder, required={WEIGHTS, TOKENIZER, CONFIG}, optional={STATE})
         config_yaml, tokenizer_json = _read_text(folder / CONFIG), _read_text(folder / TOKENIZER)
-        weights = WeightsFile(folder / WEIGHTS)
+        weights_file = WeightsFile(folder / WEIGHTS)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    text = verified.text
     try:
         config = yaml12.read(config_yaml)
     except ValueError as error:
         raise damaged(folder / CONFIG, f"is not YAML ({error})") from error
     if not isinstance(config, dict):
         raise damaged(folder / CONFIG, "holds no keys")
-    return Checkpoint(
-        folder=folder,
-        step=verified.step,
-        format_version=verified.format_version,
-        config=config,
-        config_yaml=config_yaml,
-        tokenizer_json=tokenizer_json,
-        _sha256=verified.sha256,
-        _weights=weights,
-        text=None if text is None else TextIdentity(text["fingerprint"], text["bytes"]),
-    )
+    return Checkpoint(folder, config, config_yaml, tokenizer_json, weights_file, verified)
 
 
 def _read_text(path: Path) -> str:
@@ -244,17 +196,6 @@ def _read_text(path: Path) -> str:
         return files.read(path, LARGEST_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise damaged(path, "is not UTF-8") from error
-
-
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:
-            # torch hides that the file could not be written behind an error of its own.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
 
 
 def _refuse_to_replace_other_things(folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rnnsparse
-from rnnsparse.training.atomic import existing, replacing
+from rnnsparse.storage.atomic import existing, replacing
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two folders in one step")
 
@@ -19,7 +19,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges
 STOPPED_WRITER = """
 import os, sys
 from pathlib import Path
-from rnnsparse.training.atomic import replacing
+from rnnsparse.storage.atomic import replacing
 
 folder, stop_at, exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 touched = 0

@@ -1,4 +1,4 @@
-"""What a training_state.pt must be before anything of it is used: of the shapes and types of the run that goes on.
+"""training_state.pt: read without trust, and compared with the run that goes on before anything of it is used.
 
 torch.load(weights_only=True) executes nothing, but a file can hold tensors of any size and type, views that unfold to
 terabytes, and other data than the names promise.
@@ -6,22 +6,48 @@ terabytes, and other data than the names promise.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
+from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.method import Method
+from rnnsparse.storage.manifest import damaged
 
 LARGEST_COUNT = 1 << 62
 COUNTS = ("step", "characters_seen", "timed_characters", "evaluations_without_gain")
 SECONDS = ("seconds", "timed_seconds")
 
 
-def require_unpacked(file: IO[bytes]) -> None:
+def read(path: Path, sha256: str) -> dict[str, Any]:
+    """Return what is in the file, with all tensors on the CPU, if it still is the one that was verified.
+
+    Raises:
+        UserError: it was replaced, or is foreign.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise UserError(f"{path}: was replaced since it was verified; run the command again")
+            _require_unpacked(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # foreign bytes can make torch.load raise anything
+        raise damaged(path, "is not a torch file, or holds more than tensors and plain values") from error
+    if not isinstance(state, dict):
+        raise damaged(path, "holds no dictionary")
+    return state
+
+
+def _require_unpacked(file: IO[bytes]) -> None:
     """Make sure that a torch file takes no more memory than it has bytes.
 
     Raises:
@@ -67,7 +93,8 @@ def require_fitting(
     # Another teacher is refused by itself, and may have other shapes.
     if fresh["teacher"] is not None and state["teacher"]["sha256"] == fresh["teacher"]["sha256"]:
         _require_like(state["teacher"]["recurrent_state"], fresh["teacher"]["recurrent_state"], "teacher")
-    _require_communication(state.get("communication", (0, 0)))
+    communication = state.get("communication", (0, 0))
+    _require(len(communication) == 2 and all(map(_is_count, communication)), "communication")
     _require_optimizer(state["optimizer"], fresh["optimizer"], parameters)
     _require_sparsifier(state["sparsifier"], fresh["sparsifier"], weights)
     _require_method(state["sparsifier"]["method"], method.state_shapes(weights.values()))
@@ -128,10 +155,6 @@ def _require_method(state: Mapping[str, Any], shapes: Mapping[str, Mapping[str, 
         for name, tensor in tensors.items():
             own = shapes[kind][name]
             _require(_is_plain(tensor, own.dtype) and tensor.shape == own.shape, "sparsifier.method")
-
-
-def _require_communication(counts: Any) -> None:
-    _require(len(counts) == 2 and all(map(_is_count, counts)), "communication")
 
 
 def _require_like(found: Any, own: Tensor, name: str) -> None:

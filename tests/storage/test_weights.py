@@ -14,9 +14,8 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.nn.storage import block_tensors
-from rnnsparse.training import weights_file
-from rnnsparse.training.weights_file import WeightsFile
+from rnnsparse.storage import weights
+from rnnsparse.storage.weights import WeightsFile
 
 TINY = ModelConfig(cell="gru", embedding_dim=4, hidden_size=3)
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
@@ -45,8 +44,12 @@ def bits(model: CharLM) -> dict[str, list[int]]:
     return numbers
 
 
+def write(path: Path, model: CharLM) -> None:
+    path.write_bytes(weights.to_bytes(model, {"format": "pt"}))
+
+
 def reread(model: CharLM, path: Path) -> CharLM:
-    weights_file.write(path, model)
+    write(path, model)
     other = model_of(model.config, model.vocab_size, density=0.7, seed=1).to(model.embedding.values.dtype)
     WeightsFile(path).apply(other)
     return other
@@ -55,8 +58,9 @@ def reread(model: CharLM, path: Path) -> CharLM:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_file_is_the_one_that_safetensors_writes_for_torch(tmp_path: Path, dtype: torch.dtype) -> None:
     model = model_of(ModelConfig(cell="lstm", embedding_dim=300, hidden_size=3), vocab_size=300).to(dtype)
-    weights_file.write(tmp_path / "ours", model)
-    save_file(block_tensors(model), tmp_path / "theirs", metadata={"format": "pt"})
+    write(tmp_path / "ours", model)
+    tensors = {name: tensor.clone() for name, tensor in weights.tensors(model).items()}
+    save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
@@ -69,7 +73,7 @@ def test_files_of_changing_lengths_leave_nothing_in_memory(tmp_path: Path) -> No
         before = sys.getallocatedblocks()
         for length in lengths:
             weight.connect(torch.arange(length))
-            weights_file.write(tmp_path / "file", model)
+            write(tmp_path / "file", model)
         gc.collect()
         return sys.getallocatedblocks() - before
 
@@ -119,7 +123,7 @@ def test_a_block_is_stored_as_rows_and_columns_and_a_full_one_as_values_alone(tm
     #          3 . . .
     indices = torch.tensor([1, 3, 8, *range(12, 24)])
     model.sparse_weights()["rnn.0.input"].connect(indices, torch.arange(1.0, 16.0))
-    weights_file.write(tmp_path / "m", model)
+    write(tmp_path / "m", model)
 
     stored = {name: t for name, t in load_file(tmp_path / "m").items() if name.startswith("rnn.0.input")}
     assert {name: tensor.tolist() for name, tensor in stored.items()} == {
@@ -145,7 +149,7 @@ def test_a_block_is_stored_as_rows_and_columns_and_a_full_one_as_values_alone(tm
 def test_columns_take_the_smallest_type_that_fits(tmp_path: Path, cols: int, dtype: torch.dtype) -> None:
     model = CharLM(ModelConfig(embedding_dim=cols, hidden_size=2), 3)
     model.embedding.connect(torch.tensor([0, cols - 1, cols, 3 * cols - 1]), torch.arange(4.0))
-    weights_file.write(tmp_path / "m", model)
+    write(tmp_path / "m", model)
     assert load_file(tmp_path / "m")["embedding.columns"].dtype == dtype
 
     other = CharLM(model.config, 3)
@@ -197,7 +201,7 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_stays_as_it_is(
     path = tmp_path / "model.safetensors"
     model = model_of(TINY)
     model.sparse_weights()["rnn.0.recurrent"].connect(torch.tensor([1, 2, 6, 8]), torch.ones(4))
-    weights_file.write(path, model)
+    write(path, model)
     tensors = load_file(path)
     tamper(tensors)
     save_file(tensors, path)
@@ -225,13 +229,13 @@ def test_a_file_that_does_not_fit_is_refused_and_the_model_stays_as_it_is(
     ],
 )
 def test_the_weights_of_another_model_are_refused(tmp_path: Path, config: ModelConfig, vocab_size: int) -> None:
-    weights_file.write(tmp_path / "m", model_of(TINY))
+    write(tmp_path / "m", model_of(TINY))
     with pytest.raises(UserError, match="not the weights of this model"):
         WeightsFile(tmp_path / "m").apply(model_of(config, vocab_size))
 
 
 def test_a_float64_model_does_not_silently_become_float32(tmp_path: Path) -> None:
-    weights_file.write(tmp_path / "m", model_of(TINY).double())
+    write(tmp_path / "m", model_of(TINY).double())
     with pytest.raises(UserError, match="has type F64, not F32"):
         WeightsFile(tmp_path / "m").apply(model_of(TINY))
 

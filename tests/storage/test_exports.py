@@ -16,10 +16,10 @@ from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import EvaluationConfig, evaluate
-from rnnsparse.export import export_safetensors, export_torch
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.selection import draw_positions
+from rnnsparse.storage.exports import FORMATS, export
 
 VOCABULARY = 20
 TOKENIZER = Tokenizer.char("\n abcdefghijklmnopé")
@@ -92,18 +92,15 @@ def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
         readout_activation="tanh",
         tie_embeddings=tied,
     ).to(dtype)
-    export_torch(model, TOKENIZER, tmp_path / "model.pt")
+    export("torch", model, TOKENIZER, tmp_path / "model.pt")
     plain = load_plain(tmp_path / "model.pt", dtype)
     tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
     torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=tolerance)
 
 
 def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -> None:
-    export_torch(
-        sparse_model(embedding_dim=8, hidden_size=12, num_layers=2, readout_dims=(8,), tie_embeddings=True),
-        TOKENIZER,
-        tmp_path / "model.pt",
-    )
+    model = sparse_model(embedding_dim=8, hidden_size=12, num_layers=2, readout_dims=(8,), tie_embeddings=True)
+    export("torch", model, TOKENIZER, tmp_path / "model.pt")
     exported = torch.load(tmp_path / "model.pt", weights_only=True)
     assert exported["config"] == {
         "cell": "gru",
@@ -124,7 +121,7 @@ def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -
 
 @pytest.mark.parametrize("tokenizer", [TOKENIZER, Tokenizer.byte()])
 def test_plain_pytorch_reads_the_vocabulary_with_the_weights(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    export_torch(sparse_model(tokenizer.vocab_size), tokenizer, tmp_path / "model.pt")
+    export("torch", sparse_model(tokenizer.vocab_size, dropout=0.5), tokenizer, tmp_path / "model.pt")
     exported = torch.load(tmp_path / "model.pt", weights_only=True)
     ids = tokenizer.encode("a café\n").tolist()
     assert b"".join(exported["vocabulary"][i] for i in ids).decode() == "a café\n"
@@ -132,9 +129,10 @@ def test_plain_pytorch_reads_the_vocabulary_with_the_weights(tmp_path: Path, tok
     assert Tokenizer.from_json(exported["tokenizer"]) == tokenizer
 
 
-def test_a_model_is_not_exported_with_the_symbols_of_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_model_is_not_exported_with_the_symbols_of_another(tmp_path: Path, format: str) -> None:
     with pytest.raises(ValueError, match="a tokenizer of 256 symbols is not that of a model of 20"):
-        export_torch(sparse_model(), Tokenizer.byte(), tmp_path / "model.pt")
+        export(format, sparse_model(), Tokenizer.byte(), tmp_path / "model.pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +140,7 @@ def test_the_export_gives_the_same_bits_per_character(tmp_path: Path) -> None:
     tokenizer = Tokenizer.byte()
     model = sparse_model(tokenizer.vocab_size, embedding_dim=8, hidden_size=12)
     tokens = tokenizer.encode("the quick brown fox " * 20)
-    export_torch(model, tokenizer, tmp_path / "model.pt")
+    export("torch", model, tokenizer, tmp_path / "model.pt")
     logits_TBV = load_plain(tmp_path / "model.pt")(torch.from_numpy(tokens[:-1].astype(np.int64))[:, None])
     bits = nn.functional.cross_entropy(logits_TBV[:, 0], torch.from_numpy(tokens[1:].astype(np.int64))) / math.log(2)
     split = Split(tokens, len(tokens), len(tokens))
@@ -156,7 +154,7 @@ def test_safetensors_hold_every_connection_value_and_bias(tmp_path: Path, tied: 
     embedding = model.embedding
     embedding.connect(torch.arange(embedding.positions), torch.randn(embedding.positions))
     model.recurrent_layers[0].input.values.data[:50] = 0  # existing connections that happen to be zero
-    export_safetensors(model, "{}", tmp_path / "model.safetensors")
+    export("safetensors", model, TOKENIZER, tmp_path / "model.safetensors")
 
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
@@ -180,7 +178,7 @@ def test_safetensors_hold_every_connection_value_and_bias(tmp_path: Path, tied: 
 
 def test_safetensors_describe_themselves(tmp_path: Path) -> None:
     tokenizer = Tokenizer.char("abcé")
-    export_safetensors(sparse_model(5), tokenizer.to_json(), tmp_path / "model.safetensors")
+    export("safetensors", sparse_model(5), tokenizer, tmp_path / "model.safetensors")
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["format"], metadata["format_version"]) == ("rnnsparse", "1")
@@ -192,49 +190,51 @@ def test_safetensors_describe_themselves(tmp_path: Path) -> None:
 def test_safetensors_grow_with_the_connections(tmp_path: Path) -> None:
     for density in (0.01, 0.1):
         model = sparse_model(256, density, embedding_dim=128, hidden_size=256)
-        export_safetensors(model, "{}", tmp_path / f"{density}.safetensors")
+        export("safetensors", model, Tokenizer.byte(), tmp_path / f"{density}.safetensors")
     small, large = ((tmp_path / f"{density}.safetensors").stat().st_size for density in (0.01, 0.1))
     dense = sum(4 * weight.positions for weight in model.sparse_weights().values())
     assert small < large < 0.17 * dense
 
 
-def export_either(format: str, path: Path) -> None:
-    model = sparse_model(256, embedding_dim=64, hidden_size=64)
-    export_torch(model, Tokenizer.byte(), path) if format == "torch" else export_safetensors(model, "{}", path)
+# ---- what every format does
 
 
-@pytest.mark.parametrize("format", ["torch", "safetensors"])
+def export_to(path: Path, format: str) -> None:
+    export(format, sparse_model(256, embedding_dim=64, hidden_size=64), Tokenizer.byte(), path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_nothing_is_ever_overwritten(tmp_path: Path, format: str) -> None:
     path = tmp_path / "out"
     path.write_text("precious")
     with pytest.raises(UserError, match="out: exists"):
-        export_either(format, path)
+        export_to(path, format)
     with pytest.raises(UserError, match="exists"):
-        export_either(format, tmp_path)
+        export_to(tmp_path, format)
     assert path.read_text() == "precious"
 
 
-@pytest.mark.parametrize("format", ["torch", "safetensors"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_missing_folder_is_named(tmp_path: Path, format: str) -> None:
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
-        export_either(format, tmp_path / "nowhere" / "out")
+        export_to(tmp_path / "nowhere" / "out", format)
 
 
-@pytest.mark.parametrize("format", ["torch", "safetensors"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_file_that_cannot_be_completed_leaves_nothing_behind(tmp_path: Path, format: str) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(RunFailed, match="File too large"):
-            export_either(format, tmp_path / "out")
+            export_to(tmp_path / "out", format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("format", ["torch", "safetensors"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_others_may_read_the_file_as_any_new_one(tmp_path: Path, format: str) -> None:
-    export_either(format, tmp_path / "out")
+    export_to(tmp_path / "out", format)
     (tmp_path / "ordinary").touch()
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ordinary", "out"]

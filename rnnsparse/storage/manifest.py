@@ -1,6 +1,6 @@
 """manifest.json: what a checkpoint folder holds, so that a damaged or foreign one is recognised before use.
 
-    {"format_version", "rnnsparse_version", "step", "text": {"fingerprint", "bytes": {SPLIT: N}},
+    {"format_version", "rnnsparse_version", "step", "text": {"fingerprint", "bytes": {SPLIT: N} or null},
      "files": {NAME: {"bytes", "sha256"}}, "sha256"}
 
 `text` says which text the model was trained on; manifests of earlier versions lack it. The last key is the sha256 of
@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rnnsparse import __version__
+from rnnsparse.data.corpus import TextIdentity
 from rnnsparse.errors import Damaged, UserError
 
 NAME = "manifest.json"
@@ -29,20 +29,19 @@ MAX_BYTES = 1 << 16
 class Manifest:
     """A manifest whose folder was verified: every listed file has the size and the sha256 given here."""
 
-    format_version: int
     step: int
     sha256: dict[str, str]
-    text: dict[str, Any] | None
+    text: TextIdentity | None
 
 
-def write(folder: Path, step: int, text: Mapping[str, Any] | None = None) -> None:
-    """Add a manifest to a folder that is otherwise complete; `text` has the keys shown above, if it is known."""
+def write(folder: Path, step: int, text: TextIdentity | None = None) -> None:
+    """Add a manifest to a folder that is otherwise complete."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(folder.iterdir())}
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "rnnsparse_version": __version__,
         "step": step,
-        **({} if text is None else {"text": dict(text)}),
+        **({} if text is None else {"text": asdict(text)}),
         "files": files,
     }
     content["sha256"] = _own_sha256(content)
@@ -75,9 +74,8 @@ def verify(folder: Path, required: set[str], optional: set[str]) -> Manifest:
         if file_sha256(folder / name) != entry["sha256"]:
             raise damaged(folder / name, f"its sha256 is not the one in {NAME}")
     sha256 = {name: entry["sha256"] for name, entry in files.items()}
-    return Manifest(
-        format_version=content["format_version"], step=content["step"], sha256=sha256, text=content.get("text")
-    )
+    text = TextIdentity(content["text"]["fingerprint"], content["text"]["bytes"]) if "text" in content else None
+    return Manifest(content["step"], sha256, text)
 
 
 def damaged(path: Path, reason: str) -> Damaged:
@@ -142,7 +140,7 @@ def _is_well_formed(content: dict[str, Any]) -> bool:
 
 
 def _is_text(text: Any) -> bool:
-    if not isinstance(text, dict) or not isinstance(text.get("fingerprint"), str):
+    if not isinstance(text, dict) or not isinstance(text.get("fingerprint"), str) or "bytes" not in text:
         return False
-    sizes = text.get("bytes")
-    return isinstance(sizes, dict) and all(type(size) is int for size in sizes.values())
+    sizes = text["bytes"]
+    return sizes is None or (isinstance(sizes, dict) and all(type(size) is int for size in sizes.values()))

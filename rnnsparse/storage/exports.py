@@ -1,0 +1,108 @@
+"""A model as one file for other programs. A format is one entry of `FORMATS`, which command line and tests go by.
+
+The command line reads their names before it knows what to do, so torch is imported where a format needs it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from rnnsparse import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rnnsparse.data.tokenizer import Tokenizer
+    from rnnsparse.nn.language_model import CharLM
+
+SAFETENSORS_VERSION = 1
+NOT_IN_ARCHITECTURE = {"dropout", "execution"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """What `export --format` offers: some words for people, and what fills the file."""
+
+    about: str
+    write: Callable[[BinaryIO, CharLM, Tokenizer], object]
+
+
+def export(name: str, model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
+    """Write a model to a new file in the format of that name.
+
+    Raises:
+        UserError: `path` exists, or its folder does not.
+        RunFailed: it cannot be written.
+        ValueError: the tokenizer is of another model.
+    """
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
+    files.write_new(path, lambda file: FORMATS[name].write(file, model, tokenizer))
+
+
+def _write_torch(file: BinaryIO, model: CharLM, tokenizer: Tokenizer) -> None:
+    """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
+
+    The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
+    into a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM, nn.GRU or nn.RNN with all layers), `readout`
+    (nn.Linear layers, each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the
+    embedding's weight). The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for
+    all others. The tokenizer is the JSON text of tokenizer.json.
+    """
+    import torch
+
+    exported = {
+        "config": _architecture(model),
+        "state_dict": _torch_state_dict(model),
+        "vocabulary": list(tokenizer.symbols),
+        "tokenizer": tokenizer.to_json(),
+    }
+    torch.save(exported, file)
+
+
+def _torch_state_dict(model: CharLM) -> dict[str, Tensor]:
+    """Return dense weights and biases, on the CPU, under the names that PyTorch's own modules use."""
+    from rnnsparse.nn.convert import to_dense
+
+    plain = copy.deepcopy(model)
+    plain.rnn.dropout = 0.0  # of which a single layer of PyTorch's warns that it has no effect
+    state: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in to_dense(plain).state_dict().items()}
+    return {"output.weight": state["embedding.weight"]} | state  # if tied, it has none of its own
+
+
+def _write_safetensors(file: BinaryIO, model: CharLM, tokenizer: Tokenizer) -> None:
+    """Write connections, biases, shape and tokenizer, in a size that grows with the connections.
+
+    Tensors are named as in a checkpoint (`storage/weights.py`). The metadata holds `format` ("rnnsparse"),
+    `format_version`, `config` (JSON, as for torch), `basis` ("canonical", "dct" or "svd") and `tokenizer` (the JSON of
+    tokenizer.json).
+    """
+    from rnnsparse.storage import weights
+
+    basis = model.embedding.basis
+    metadata = {
+        "format": "rnnsparse",
+        "format_version": str(SAFETENSORS_VERSION),
+        "config": json.dumps(_architecture(model)),
+        "basis": "canonical" if basis is None else "dct" if basis.derived else "svd",
+        "tokenizer": tokenizer.to_json(),
+    }
+    file.write(weights.to_bytes(model, metadata))
+
+
+def _architecture(model: CharLM) -> dict[str, Any]:
+    """Return all that is needed to build a model of the same shape, as plain data."""
+    config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in NOT_IN_ARCHITECTURE}
+    return {**config, "vocab_size": model.vocab_size, "readout_dims": list(model.config.readout_dims)}
+
+
+FORMATS = {
+    "torch": Format("a plain nn.LSTM, nn.GRU or nn.RNN model", _write_torch),
+    "safetensors": Format("the connections alone, as in a checkpoint", _write_safetensors),
+}
