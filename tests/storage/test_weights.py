@@ -182,7 +182,7 @@ def put(name: str, numbers: list[float], dtype: torch.dtype) -> Callable[[Tensor
         (put(f"{R}.columns", [1, 1, 0, 2], torch.uint8), "does not rise strictly"),
         (put(f"{R}.columns", [1, 2, 0], torch.uint8), "has shape [3], not [4]"),
         (put(f"{R}.columns", [1, 2, 0, 2], torch.int32), "has type I32, not U8"),
-        (put(f"{R}.values", [0] * 10, torch.float32), "its block is 3 x 3"),
+        (put(f"{R}.values", [0] * 10, torch.float32), "its gate is 3 x 3"),
         (put(f"{R}.values", [0] * 4, torch.float64), "has type F64, not F32"),
         (lambda tensors: tensors.update({f"{R}.values": torch.zeros(2, 2)}), "has shape [2, 2]"),
         (lambda tensors: tensors.update({f"{R}.values": torch.tensor(1.0)}), "has shape []"),
