@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.evaluation import EvaluationConfig, evaluate
+from rnnsparse.evaluation import evaluate
 from rnnsparse.export import export_safetensors, export_torch
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.topology import draw_positions
 
 VOCABULARY = 20

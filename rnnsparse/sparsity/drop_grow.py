@@ -7,7 +7,7 @@ included. A method may change n at an update, and redistribution moves what grow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -17,13 +17,13 @@ from torch import Tensor, cat
 from typing_extensions import Doc
 
 from rnnsparse.nn.weight import DenseGradient, SparseWeight, Tile
+from rnnsparse.settings.marks import Changeable, Steps
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.sparsity.topology import best_absent, draw_absent, keep_largest
-from rnnsparse.steps import Steps
 
 
 @dataclass(kw_only=True)
@@ -32,9 +32,13 @@ class DropGrow(Method):
 
     depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
-    drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.3
-    schedule: Annotated[Literal["cosine", "linear", "constant"], Doc("how drop_fraction goes to zero")] = "cosine"
-    stop: Annotated[float, Ge(0), Le(1), Doc("share of training after which the topology is fixed")] = 0.75
+    drop_fraction: Annotated[
+        float, Ge(0), Le(1), Changeable, Doc("share of connections replaced by an update at the start")
+    ] = 0.3
+    schedule: Annotated[Literal["cosine", "linear", "constant"], Changeable, Doc("how drop_fraction goes to zero")] = (
+        "cosine"
+    )
+    stop: Annotated[float, Ge(0), Le(1), Changeable, Doc("share of training after which the topology is fixed")] = 0.75
     skip_optimizer_step: Annotated[
         bool, Doc("an update replaces its batch's optimizer step, instead of following it")
     ] = False
@@ -42,6 +46,17 @@ class DropGrow(Method):
         Redistribute,
         Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
     ] = "none"
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        if self.makes_up_updates:
+            return  # which comes to its counts by an update in any case
+        if self.interval >= share_of(steps, self.stop):
+            yield (
+                f"sparsity.interval: {self.interval}: no update comes before sparsity.stop, step "
+                f"{self.stop * steps:g}; the connections stay those of the start"
+            )
+        elif self.drop_fraction == 0:
+            yield "sparsity.drop_fraction: 0: updates replace nothing; the connections stay those of the start"
 
     def grow_score(self, tile: Tile) -> Tensor:
         """Return how much each position of a tile deserves to grow, >= 0 (only for methods with a dense gradient)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 
 
@@ -72,8 +73,15 @@ class Method(ABC):
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 
+    # Settings of other sections, by section.key, that are there without being set.
+    provides: ClassVar[frozenset[str]] = frozenset()
+
     # The module of rnnsparse.recipes that trains it, if it takes several runs; each of these behaves as written here.
     recipe: ClassVar[str] = ""
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        """Yield a line for each of its settings that keeps it from doing anything in a run of `steps` steps."""
+        return iter(())
 
     @property
     def needs_momenta(self) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rnnsparse.nn.basis import Basis, same_basis
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import Probe, SparseWeight, materialise
+from rnnsparse.settings.model import ModelConfig
 
 VOCAB = 7
 KINDS = ["dct", "svd"]

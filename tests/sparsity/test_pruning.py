@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group, Part, make_groups
 from rnnsparse.sparsity.method import Method, Moment
 from rnnsparse.sparsity.methods.granet import GraNet

@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import DenseGradient, DenseRows, SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, Part
 from rnnsparse.sparsity.method import METHODS, Moment
 from rnnsparse.sparsity.methods.rigl import RigL

@@ -10,7 +10,8 @@ import torch
 
 from rnnsparse.nn.weight import Probe, SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group, Part, make_groups
 from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.methods.rigl import RigL

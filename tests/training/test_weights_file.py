@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.storage import block_tensors
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.training import weights_file
 from rnnsparse.training.weights_file import WeightsFile
 

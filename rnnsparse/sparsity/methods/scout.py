@@ -8,13 +8,15 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
 
+from rnnsparse.settings.marks import Steps, UpTo
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Moment, register
 from rnnsparse.sparsity.pool import draw_pool, pool_size
 from rnnsparse.sparsity.topology import best_among
-from rnnsparse.steps import Steps
+
+Window = Annotated[Annotated[int, Gt(0)] | None, Steps, UpTo("sparsity.interval")]
 
 
 @register("scout")
@@ -23,9 +25,7 @@ class Scout(DropGrow):
     """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest."""
 
     paper = "this project"
-    window: Annotated[
-        Annotated[int, Gt(0)] | None, Steps, Doc("steps whose gradients are summed, up to the update; null: interval")
-    ] = None
+    window: Annotated[Window, Doc("steps whose gradients are summed, up to the update; null: interval")] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None, Doc("absent positions watched per connection; null: all, at dense cost")
     ] = 3.0
