@@ -12,9 +12,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "rnnsparse.nn.layers": ["Embedding", "Linear"],
     "rnnsparse.nn.recurrent": ["GRU", "LSTM", "RNN"],
-    "rnnsparse.nn.language_model": ["CharLM", "ModelConfig"],
+    "rnnsparse.nn.language_model": ["CharLM"],
     "rnnsparse.nn.weight": ["SparseWeight"],
     "rnnsparse.nn.convert": ["convert", "to_dense"],
+    "rnnsparse.settings.model": ["ModelConfig"],
     "rnnsparse.sparsity.sparsifier": ["Sparsifier"],
     "rnnsparse.sparsity.sparsify": ["sparsify"],
     "rnnsparse.sparsity.method": ["Method"],

@@ -1,13 +1,13 @@
 from rnnsparse.nn.convert import convert as convert
 from rnnsparse.nn.convert import to_dense as to_dense
 from rnnsparse.nn.language_model import CharLM as CharLM
-from rnnsparse.nn.language_model import ModelConfig as ModelConfig
 from rnnsparse.nn.layers import Embedding as Embedding
 from rnnsparse.nn.layers import Linear as Linear
 from rnnsparse.nn.recurrent import GRU as GRU
 from rnnsparse.nn.recurrent import LSTM as LSTM
 from rnnsparse.nn.recurrent import Recurrent as RNN
 from rnnsparse.nn.weight import SparseWeight as SparseWeight
+from rnnsparse.settings.model import ModelConfig as ModelConfig
 from rnnsparse.sparsity.method import Method as Method
 from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet

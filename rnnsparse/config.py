@@ -1,44 +1,32 @@
 """A YAML file and `section.key=value` overrides -> one validated RunConfig.
 
-Every section is the small dataclass of the component that uses it. A field's type carries its range and its help text.
+What each setting is and means, its dataclass says (`settings`, and the methods of `sparsity` for their own).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
-
-import pydantic
-from annotated_types import Ge, Lt
-from typing_extensions import Doc
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
 from rnnsparse import layered, yaml12
-from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.evaluation import EvaluationConfig
-from rnnsparse.nn.language_model import ModelConfig
-from rnnsparse.paths import PathName
-from rnnsparse.sparsity.allocation import BudgetConfig
+from rnnsparse.settings.data import DataConfig
+from rnnsparse.settings.marks import ChosenByRecipe
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.run import CheckpointConfig, EvaluationConfig, LoggingConfig, RunSettings
+from rnnsparse.settings.setting import extended, made_of, marked, plain, settings_of, shown
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.settings.training import StartConfig, TrainingConfig
 from rnnsparse.sparsity.method import METHODS, Method, method_class
-from rnnsparse.steps import extended
-from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, StartConfig, TrainingConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What the run is called, where it goes, and its seed."""
-
-    name: Annotated[str | None, Doc("name of the run; the configuration's file name by default")] = None
-    dir: Annotated[PathName | None, Doc("folder of the run; checkpoints/NAME by default")] = None
-    seed: Annotated[int, Ge(0), Lt(2**63), Doc("decides topology, initial values and everything random")] = 0
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +46,9 @@ class RunConfig:
     evaluation: EvaluationConfig
     logging: LoggingConfig
     checkpoint: CheckpointConfig
-    # Settings that are valid but do nothing here, each as one line; they are no part of the run.
+    # What is valid but does nothing here, each as one line, and which settings these are; they are no part of the run.
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    idle: frozenset[str] = field(default=frozenset(), compare=False)
     # What was typed, by section.key, and not only written in a file; no part of the run either.
     typed: frozenset[str] = field(default=frozenset(), compare=False)
     method: Method = field(init=False, compare=False)
@@ -76,19 +65,38 @@ class RunConfig:
             raise ValueError("run.dir: is null; name a folder (parse_config gives every run one)")
         return Path(self.run.dir)
 
+    def parts(self, *, extended: bool = False) -> list[tuple[str, DataclassInstance]]:
+        """Return all dataclasses of settings, each with its section, as written or as they are by the multiplier."""
+        training, method = (self.training, self.method) if extended else (self.written_training, self.written_method)
+        own: dict[str, list[DataclassInstance]] = {"sparsity": [self.budget, method], "training": [training]}
+        return [(name, part) for name in SECTIONS for part in own.get(name) or [getattr(self, name)]]
+
+    def marked(self, mark: type) -> dict[str, Any]:
+        """Return, by section.key, what is written for the settings whose types have a mark."""
+        return {
+            f"{section}.{name}": getattr(part, name)
+            for section, part in self.parts()
+            for name in marked(type(part), mark)
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the sections as plain data, as written; `parse_config` of it gives an equal configuration."""
-        written = {
-            "sparsity": {"method": self.method.name} | _plain(self.budget) | _plain(self.written_method),
-            "training": _plain(self.written_training),
-        }
-        return {name: written[name] if name in written else _plain(getattr(self, name)) for name in SECTIONS}
+        sections: dict[str, Any] = {name: {} for name in SECTIONS} | {"sparsity": {"method": self.method.name}}
+        for section, part in self.parts():
+            sections[section] |= plain(part)
+        return sections
+
+    def settings(self, *without: type) -> dict[str, Any]:
+        """Return the same by section.key, but for settings whose types have one of these marks."""
+        left_out = keys(*without)
+        flat = {f"{section}.{name}": value for section, of in self.to_dict().items() for name, value in of.items()}
+        return {key: value for key, value in flat.items() if key not in left_out}
 
     def to_yaml(self) -> str:
         return yaml12.write(self.to_dict())
 
 
-SECTIONS: dict[str, type] = {
+SECTIONS: dict[str, type[DataclassInstance]] = {
     "run": RunSettings,
     "data": DataConfig,
     "model": ModelConfig,
@@ -99,6 +107,13 @@ SECTIONS: dict[str, type] = {
     "logging": LoggingConfig,
     "checkpoint": CheckpointConfig,
 }
+
+
+def keys(*marks: type) -> set[str]:
+    """Return, by section.key, the settings whose types have one of these marks, of all methods."""
+    parts = [*SECTIONS.items(), *(("sparsity", method) for method in METHODS.values())]
+    return {f"{section}.{name}" for section, cls in parts for name in marked(cls, *marks)}
+
 
 # Settings that are any text, and whether they may be null.
 _TEXTS = {
@@ -159,46 +174,35 @@ def parse_config(
         if key not in SECTIONS:
             raise UserError(f"{file}: {key}: unknown section{suggest(key, SECTIONS)}; there are {', '.join(SECTIONS)}")
         if value is not None and not isinstance(value, dict):
-            raise UserError(
-                f"{file}: {key}: must hold keys, such as `{_fields(SECTIONS[key])[0]}: ...`, but is {_shown(value)}"
-            )
+            example = next(iter(settings_of(SECTIONS[key])))
+            raise UserError(f"{file}: {key}: must hold keys, such as `{example}: ...`, but is {shown(value)}")
     sections: dict[str, dict[str, Any]] = {section: dict(data.get(section) or {}) for section in SECTIONS}
     for override in overrides:
         _apply(sections, override)
-    warnings: list[str] = []
+    idle: dict[str, str] = {}
     try:
         typed_keys = frozenset(parse_override(override)[0] for override in overrides)
         quiet = {key.removeprefix("sparsity.") for key in inherited.keys() - typed_keys if key.startswith("sparsity.")}
-        budget, method = _sparsity(sections.pop("sparsity"), warnings, quiet)
+        budget, method = _sparsity(sections.pop("sparsity"), idle, quiet)
         parsed: dict[str, Any] = {
-            section: _build(SECTIONS[section], values, section) for section, values in sections.items()
+            section: made_of(SECTIONS[section], values, section) for section, values in sections.items()
         }
         run: RunSettings = parsed["run"]
         run = dataclasses.replace(run, name=run.name or name)
         parsed["run"] = dataclasses.replace(run, dir=run.dir or f"checkpoints/{run.name}")
-        model: ModelConfig = parsed["model"]
-        if model.dropout > 0 and model.num_layers == 1:
-            warnings.append("model.dropout has no effect with one layer: it acts between recurrent layers")
-        if not model.readout_dims and model.readout_activation != ModelConfig.readout_activation:
-            warnings.append("model.readout_activation has no effect without model.readout_dims")
-        warnings += _idle(parsed["training"], method)
-        _require_momenta(method, parsed["training"])
-        if parsed["data"].vocabulary is not None and parsed["data"].tokenizer == "byte":
-            warnings.append("data.vocabulary has no effect with data.tokenizer=byte")
-        if budget.basis_from is not None and budget.basis != "svd":
-            warnings.append(f"sparsity.basis_from has no effect with sparsity.basis={budget.basis}")
         parsed |= {"budget": budget, "written_method": method, "written_training": parsed.pop("training")}
-        config = RunConfig(warnings=tuple(warnings), typed=typed_keys, **parsed)
+        config = RunConfig(typed=typed_keys, **parsed)
+        _require_momenta(config)
         if config.method.recipe:
             _require_a_plain_run(config)
     except UserError as error:
         raise UserError(_blamed(str(error), source, overrides, inherited)) from None
-    if max(config.checkpoint.keep, default=0) > config.training.steps:
-        warnings.append(f"checkpoint.keep has no effect beyond the last step, {config.training.steps}")
-    warnings += config.method.idle_settings(config.training.steps)
+    idle |= _idle(config)
+    warnings = [f"{key} has no effect {reason}" for key, reason in idle.items()]
+    warnings += config.method.warnings(config.training.steps)
     if config.training.warmup >= config.training.steps > 0:
         warnings.append(f"training.warmup: the {config.training.steps} steps end before the whole learning rate")
-    return dataclasses.replace(config, warnings=tuple(warnings))
+    return dataclasses.replace(config, warnings=tuple(warnings), idle=frozenset(idle))
 
 
 def _blamed(error: str, source: str, overrides: Sequence[str], inherited: Mapping[str, str]) -> str:
@@ -220,44 +224,29 @@ def _require_a_plain_run(config: RunConfig) -> None:
     Raises:
         UserError: there is one.
     """
-    chosen = {
-        "start.topology": config.start.topology,
-        "start.weights": config.start.weights,
-        "start.rewind": config.start.rewind,
-        "training.teacher": config.training.teacher,
-        "training.early_stopping": config.training.early_stopping,
-    }
-    for key, value in chosen.items():
+    for key, value in config.marked(ChosenByRecipe).items():
         if value is not None:
             raise UserError(
-                f"{key}: {_shown(value)}: method {config.method.name} trains several runs, all to their end, "
+                f"{key}: {shown(value)}: method {config.method.name} trains several runs, all to their end, "
                 f"and decides itself what they start and learn from; set it to null, or use another sparsity.method"
             )
 
 
-def _idle(training: TrainingConfig, method: Method) -> Iterator[str]:
-    """Yield a line for each training setting that does nothing."""
-    if training.teacher is None and method.name != "kd_ticket":
-        for key in ("teacher_weight", "teacher_temperature"):
-            if getattr(training, key) != getattr(TrainingConfig, key):
-                yield f"training.{key} has no effect without training.teacher"
-    for key, optimizer in (("momentum", "sgd"), ("nonmonotone", "sntasgd")):
-        if training.optimizer != optimizer and getattr(training, key) != getattr(TrainingConfig, key):
-            yield f"training.{key} has no effect with training.optimizer={training.optimizer}"
-    if training.lr_schedule == "constant" and training.final_learning_rate != TrainingConfig.final_learning_rate:
-        yield "training.final_learning_rate has no effect with training.lr_schedule=constant"
-    for key in ("betas", "epsilon"):
-        if training.optimizer not in ("adam", "adamw") and getattr(training, key) != getattr(TrainingConfig, key):
-            yield f"training.{key} has no effect with training.optimizer={training.optimizer}"
-    if training.connection_steps and training.optimizer not in ("adam", "adamw"):
-        yield f"training.connection_steps has no effect with training.optimizer={training.optimizer}"
-    if training.connection_warmup and not training.connection_steps:
-        yield "training.connection_warmup has no effect without training.connection_steps=true"
+def _idle(config: RunConfig) -> dict[str, str]:
+    """Return, by section.key, why a setting does nothing beside the others."""
+    settings, values = {}, {}
+    for section, part in config.parts(extended=True):
+        for name, setting in settings_of(type(part)).items():
+            key = f"{section}.{name}"
+            settings[key], values[key] = setting, getattr(part, name)
+    values |= dict.fromkeys(config.method.provides, True)
+    return {key: reason for key, setting in settings.items() if (reason := setting.why_idle(key, values))}
 
 
-def _require_momenta(method: Method, training: TrainingConfig) -> None:
+def _require_momenta(config: RunConfig) -> None:
+    training = config.training
     without = training.optimizer == "sntasgd" or (training.optimizer == "sgd" and training.momentum == 0)
-    if method.needs_momenta and without:
+    if config.method.needs_momenta and without:
         raise UserError(
             f"sparsity.redistribute: momentum: training.optimizer={training.optimizer} keeps none as it is set; use "
             "adam, adamw, or sgd with training.momentum above 0, or redistribute by gradient or weight"
@@ -306,7 +295,7 @@ def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
         sections[section][key] = value
 
 
-def _sparsity(values: dict[str, Any], warnings: list[str], quiet: Set[str]) -> tuple[BudgetConfig, Method]:
+def _sparsity(values: dict[str, Any], idle: dict[str, str], quiet: Set[str]) -> tuple[BudgetConfig, Method]:
     """Split the section into what any method has and what this one has.
 
     Keys that are `quiet` are those of another file, made for its own method; they may have no effect here.
@@ -314,13 +303,13 @@ def _sparsity(values: dict[str, Any], warnings: list[str], quiet: Set[str]) -> t
     name = values.pop("method", "static")
     if not isinstance(name, str):
         raise UserError(
-            f"sparsity.method: {_shown(name)} is not the name of a method; there are {', '.join(sorted(METHODS))}"
+            f"sparsity.method: {shown(name)} is not the name of a method; there are {', '.join(sorted(METHODS))}"
         )
     method = method_class(name)
-    known = [*_fields(BudgetConfig), *_fields(method)]
-    foreign = {key for other in METHODS.values() for key in _fields(other)}.difference(known)
+    known = [*settings_of(BudgetConfig), *settings_of(method)]
+    foreign = {key for other in METHODS.values() for key in settings_of(other)}.difference(known)
     # One file serves for comparing methods: what another method would use is not an error here.
-    warnings += [f"sparsity.{key} has no effect with method {name}" for key in values if key in foreign - quiet]
+    idle |= {f"sparsity.{key}": f"with method {name}" for key in values if key in foreign - quiet}
     values = {key: value for key, value in values.items() if key not in foreign}
     unknown = [key for key in values if key not in known]
     if unknown:
@@ -329,78 +318,6 @@ def _sparsity(values: dict[str, Any], warnings: list[str], quiet: Set[str]) -> t
             f"{', '.join(known)}"
         )
     if name == "dense" and values.get("sparsity") and "sparsity" not in quiet:
-        warnings.append("sparsity.sparsity has no effect with method dense")
-    own = {key: values.pop(key) for key in _fields(method) if key in values}
-    return _build(BudgetConfig, values, "sparsity"), _build(method, own, "sparsity")
-
-
-C = TypeVar("C")
-
-
-def _build(cls: type[C], values: Mapping[str, Any], section: str) -> C:
-    """Validate the values of one section against the types of a dataclass, strictly, and make it."""
-    names = _fields(cls)
-    for key in values:
-        if key not in names:
-            raise UserError(f"{section}.{key}: unknown key{suggest(key, names)}; there are {', '.join(names)}")
-    return cls(**{key: _validated(cls, key, value, f"{section}.{key}") for key, value in values.items()})
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=True)
-
-
-@functools.cache
-def _adapter(cls: type, name: str) -> pydantic.TypeAdapter[Any]:
-    # Kept: making one takes longer than all the rest of reading a key, and a sweep reads each key for every run.
-    return pydantic.TypeAdapter(_hints(cls)[name], config=pydantic.ConfigDict(allow_inf_nan=False))
-
-
-def _validated(cls: type, name: str, value: Any, key: str) -> Any:
-    adapter = _adapter(cls, name)
-    try:
-        # YAML has the data model of JSON; in JSON mode lists may become tuples, while "5" still is no number.
-        return adapter.validate_json(json.dumps(value), strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        inner = "".join(f".{part}" for part in first["loc"] if not str(part).startswith("function"))
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["type"] in ("list_type", "tuple_type"):
-            reason = f"must be a list, such as [{_shown(first['input'])}]"
-        if first["type"] == "string_type":
-            reason = f"must be text; put it in quotes, such as {yaml12.quoted(_shown(first['input']))}"
-        raise UserError(
-            f"{key}{inner}: {_shown(first['input'])}: {reason[0].lower()}{reason[1:]} ({help_text(_hints(cls)[name])})"
-        ) from None
-
-
-def help_text(hint: Any) -> str:
-    """Return the Doc of an annotated type, or ""."""
-    return next((part.documentation for part in get_args(hint) if isinstance(part, Doc)), "")
-
-
-def _fields(cls: Any) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if f.init]
-
-
-def _plain(component: Any) -> dict[str, Any]:
-    """Return a dataclass's settings as plain data."""
-    values = {name: getattr(component, name) for name in _fields(component)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def describe_fields(cls: type) -> list[tuple[str, Any, str]]:
-    """Return (name, default, help) of each setting of a component's dataclass."""
-    hints = _hints(cls)
-    rows = []
-    for f in dataclasses.fields(cls):
-        if f.init:
-            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            rows.append((f.name, default, help_text(hints[f.name])))
-    return rows
+        idle["sparsity.sparsity"] = "with method dense"
+    own = {key: values.pop(key) for key in settings_of(method) if key in values}
+    return made_of(BudgetConfig, values, "sparsity"), made_of(method, own, "sparsity")

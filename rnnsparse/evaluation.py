@@ -8,41 +8,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Doc
 
 from rnnsparse.data.batches import to_device
 from rnnsparse.data.split import Split, count_symbols
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """How validation text is read, and how often."""
-
-    interval: Annotated[int, Ge(1), Doc("training steps between two evaluations")] = 500
-    lanes: Annotated[
-        int, Ge(1), Le(1 << 16), Doc("stretches of the text that are read side by side; 1 reads it as one stream")
-    ] = 32
-    priming: Annotated[
-        int, Ge(0), Doc("symbols before its stretch that each lane but the first reads without scoring them")
-    ] = 256
-    sequence_length: Annotated[
-        int, Ge(1), Le(1 << 16), Doc("symbols per lane and forward call; sets memory and speed, not the result")
-    ] = 128
-    symbols: Annotated[
-        Annotated[int, Ge(2)] | None,
-        Doc("during training, validate on the first so many symbols only, null for all"),
-    ] = None
+from rnnsparse.settings.run import EvaluationConfig
 
 
 @dataclass(frozen=True)

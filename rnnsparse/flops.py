@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method
 

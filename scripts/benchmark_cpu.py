@@ -30,10 +30,12 @@ from torch import Tensor, nn
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import sparse
 from rnnsparse.nn.gradients import DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.reference import run as run_textbook_cell
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.selection import best_absent, draw_positions
 from rnnsparse.sparsity.updater import Updater

@@ -86,7 +86,8 @@ class Peak:
 def measure(name: str, source: str, path: str, tokenizer: str) -> None:
     """Load one corpus in this process and print one line."""
     from rnnsparse.data.batches import Lanes
-    from rnnsparse.data.corpus import DataConfig, load_corpus
+    from rnnsparse.data.corpus import load_corpus
+    from rnnsparse.settings.data import DataConfig
 
     if source != "text":
         import datasets  # its import, some 100 MB, is not what is measured

@@ -37,9 +37,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from rnnsparse.data.tokenizer import Tokenizer
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sampling import Sampler, SamplingConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
 

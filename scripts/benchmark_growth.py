@@ -23,8 +23,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.settings.training import TrainingConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.rigl import RigL
@@ -34,7 +37,6 @@ from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.peak_memory import peak_memory
-from rnnsparse.training.settings import TrainingConfig
 
 VOCABULARY, EMBEDDING = 256, 128
 ENDLESS = 10**9  # steps: the benchmark stays at the beginning of a run, where an update replaces most

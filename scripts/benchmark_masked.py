@@ -25,15 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.settings.training import TrainingConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.updater import Updater
 from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
-from rnnsparse.training.settings import TrainingConfig
 
 VOCABULARY = 256
 TRAINING = TrainingConfig()

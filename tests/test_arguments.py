@@ -16,13 +16,15 @@ from rnnsparse.config import parse_config
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
-from rnnsparse.evaluation import EvaluationConfig, evaluate
+from rnnsparse.evaluation import evaluate
 from rnnsparse.nn import packed
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.recipes import lottery
 from rnnsparse.sampling import Sampler, candidates
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.method import METHODS, StepContext, register
 from rnnsparse.sparsity.schedule import annealed
 from rnnsparse.sparsity.selection import draw_positions, keep_largest

@@ -21,7 +21,8 @@ from rnnsparse import code_lengths
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.evaluation import Evaluation, EvaluationConfig, evaluate
+from rnnsparse.evaluation import Evaluation, evaluate
+from rnnsparse.settings.run import EvaluationConfig
 from tests.test_evaluation import BYTE, TEXT, model_of, split_of, textbook_nats
 
 Rows = list[dict[str, Any]]

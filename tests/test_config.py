@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnnsparse import yaml12
-from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, parse_config, parse_override
+from rnnsparse.config import SECTIONS, RunConfig, load_config, parse_config, parse_override
 from rnnsparse.errors import UserError, one_line
+from rnnsparse.settings.marks import Steps
+from rnnsparse.settings.setting import marked, settings_of
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.steps import step_fields
 from rnnsparse.training.assembly import choose_device, empty_model
 
 ROOT = Path(__file__).parent.parent
@@ -221,13 +222,13 @@ def test_every_method_has_a_configuration_with_its_own_fields(name: str) -> None
     assert type(config.method) is METHODS[name]
     written = config.to_dict()["sparsity"]
     assert written["method"] == name
-    assert {field for field, _, _ in describe_fields(METHODS[name])} <= set(written)
+    assert set(settings_of(METHODS[name])) <= set(written)
 
 
 def test_every_setting_has_a_help_text() -> None:
     for cls in [*SECTIONS.values(), *METHODS.values()]:
-        for name, _, help_text in describe_fields(cls):
-            assert help_text, f"{cls.__name__}.{name}"
+        for name, setting in settings_of(cls).items():
+            assert setting.help, f"{cls.__name__}.{name}"
 
 
 def test_fields_of_other_methods_only_warn_so_that_one_file_serves_all() -> None:
@@ -250,10 +251,10 @@ def test_settings_without_effect_warn() -> None:
     assert config_of(
         "training: {teacher_weight: 0.5, teacher_temperature: 2, momentum: 0.5, nonmonotone: 3}"
     ).warnings == (
-        "training.teacher_weight has no effect without training.teacher",
-        "training.teacher_temperature has no effect without training.teacher",
         "training.momentum has no effect with training.optimizer=adam",
         "training.nonmonotone has no effect with training.optimizer=adam",
+        "training.teacher_weight has no effect without training.teacher",
+        "training.teacher_temperature has no effect without training.teacher",
     )
     assert config_of("sparsity: {method: kd_ticket, sparsity: 0.5}\ntraining: {teacher_weight: 0.5}").warnings == ()
     assert config_of("sparsity: {method: rigl, interval: 50}\ntraining: {steps: 40, warmup: 40}").warnings == (
@@ -362,10 +363,10 @@ def test_what_extended_training_scales_is_what_counts_steps_of_training(cls: typ
     of_training = cls is SECTIONS["training"] or cls in METHODS.values()
     counts = [
         name
-        for name, default, help_text in describe_fields(cls)
-        if type(default) in (int, type(None)) and re.search(r"\bsteps\b", help_text) and of_training
+        for name, setting in settings_of(cls).items()
+        if type(setting.default) in (int, type(None)) and re.search(r"\bsteps\b", setting.help) and of_training
     ]
-    assert step_fields(cls) == counts
+    assert marked(cls, Steps) == counts
 
 
 # ---- overrides

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
-from rnnsparse.evaluation import Evaluation, EvaluationConfig, evaluate, plan_lanes
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.evaluation import Evaluation, evaluate, plan_lanes
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.selection import draw_positions
 
 BYTE = Tokenizer.byte()

@@ -14,13 +14,11 @@ MODULES = sorted((ROOT / "rnnsparse").rglob("*.py"))
 # A module imports from its own floor and those below. The longest prefix counts.
 FLOORS = [
     ["rnnsparse"],  # the package itself: its version, and where the public names are
-    [
-        f"rnnsparse.{name}"
-        for name in ("errors", "files", "layered", "paths", "randomness", "steps", "streams", "yaml12")
-    ],
-    ["rnnsparse.kernels", "rnnsparse.data", "rnnsparse.training.settings"],
+    [f"rnnsparse.{name}" for name in ("errors", "files", "layered", "randomness", "streams", "yaml12")],
+    ["rnnsparse.kernels"],
     ["rnnsparse.cells"],
-    ["rnnsparse.nn"],
+    ["rnnsparse.settings", "rnnsparse.settings.training", "rnnsparse.settings.run"],
+    ["rnnsparse.data", "rnnsparse.nn"],
     ["rnnsparse.sparsity"],
     ["rnnsparse.storage"],
     ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops"],
@@ -33,18 +31,18 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 
 # Neighbours on a floor that must not know each other, and floors that must not know a lower one.
 STRANGERS = [
+    ("rnnsparse.settings", "rnnsparse.kernels"),
     ("rnnsparse.data", "rnnsparse.kernels"),
-    ("rnnsparse.data", "rnnsparse.training.settings"),
-    ("rnnsparse.kernels", "rnnsparse.data"),
-    ("rnnsparse.kernels", "rnnsparse.training.settings"),
-    ("rnnsparse.training.settings", "rnnsparse.kernels"),
-    ("rnnsparse.training.settings", "rnnsparse.data"),
-    ("rnnsparse.cells", "rnnsparse.data"),
-    ("rnnsparse.cells", "rnnsparse.training.settings"),
+    ("rnnsparse.data", "rnnsparse.cells"),
+    ("rnnsparse.data", "rnnsparse.nn"),
+    ("rnnsparse.data", "rnnsparse.settings.training"),
+    ("rnnsparse.data", "rnnsparse.settings.run"),
     ("rnnsparse.nn", "rnnsparse.data"),
-    ("rnnsparse.nn", "rnnsparse.training.settings"),
+    ("rnnsparse.nn", "rnnsparse.settings.training"),
+    ("rnnsparse.nn", "rnnsparse.settings.run"),
     ("rnnsparse.sparsity", "rnnsparse.data"),
-    ("rnnsparse.sparsity", "rnnsparse.training.settings"),
+    ("rnnsparse.sparsity", "rnnsparse.settings.training"),
+    ("rnnsparse.sparsity", "rnnsparse.settings.run"),
 ]
 
 # Who alone may import these.
@@ -152,9 +150,9 @@ def test_a_circle_is_noticed() -> None:
     assert circle({"a": {"b"}, "b": {"c", "d"}, "c": {"b"}, "d": set()}) == ["b", "c"]
 
 
-def test_reading_the_settings_does_not_load_the_trainer() -> None:
-    """Importing a module runs the __init__.py of its package, so that of training must import nothing."""
-    assert list(imports((ROOT / "rnnsparse/training/__init__.py").read_text(encoding="utf-8"))) == []
+def test_what_a_text_is_read_with_does_not_load_the_network() -> None:
+    """Importing a module runs the __init__.py of its package, so that of settings must import nothing."""
+    assert list(imports((ROOT / "rnnsparse/settings/__init__.py").read_text(encoding="utf-8"))) == []
 
 
 def test_every_file_is_named_after_its_idea() -> None:
@@ -176,6 +174,8 @@ def test_test_files_have_names_of_their_own() -> None:
         ("rnnsparse.nn.layers", "from rnnsparse import sparsity"),
         ("rnnsparse.nn.layers", "from rnnsparse.data.tokenizer import Tokenizer"),
         ("rnnsparse.data.corpus", "from rnnsparse.kernels import cpu"),
+        ("rnnsparse.data.corpus", "from rnnsparse.settings.training import TrainingConfig"),
+        ("rnnsparse.settings.data", "from rnnsparse.data.corpus import Corpus"),
         ("rnnsparse.config", "from rnnsparse.training.trainer import train"),
         ("rnnsparse.config", "def late():\n    from rnnsparse import training"),
         ("rnnsparse.errors", "import rnnsparse.nn"),
@@ -194,7 +194,7 @@ def test_a_trespass_is_noticed(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("rnnsparse.config", "from rnnsparse.training.settings import TrainingConfig"),
+        ("rnnsparse.data.corpus", "from rnnsparse.settings.data import DataConfig"),
         ("rnnsparse.storage.checkpoint", "from rnnsparse import __version__"),
         ("rnnsparse.training.logging", "from tqdm import tqdm"),
         ("rnnsparse.recipes.sweep", "from tqdm import tqdm"),

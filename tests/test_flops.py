@@ -10,11 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from rnnsparse.flops import ForwardFlops, earlier_flops, forward_flops, training_flops
 from rnnsparse.nn import reference
 from rnnsparse.nn.basis import Basis
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.recurrent import RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget, allocate
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.methods.dense import Dense

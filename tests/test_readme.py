@@ -17,7 +17,8 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.config import SECTIONS, describe_fields, load_config
+from rnnsparse.config import SECTIONS, load_config
+from rnnsparse.settings.setting import settings_of
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint
 
@@ -248,11 +249,12 @@ def fields(component: Any) -> dict[str, tuple[Any, str]]:
     """Return the default and the meaning of each key, with its choices where it has some."""
     hints = get_type_hints(component)
     lines = {}
-    for key, default, meaning in describe_fields(component):
+    for key, setting in settings_of(component).items():
+        meaning = setting.help
         choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
         if not all(choice in meaning for choice in choices):
             meaning += f" ({', '.join(choices)})"
-        lines[key] = (default, re.sub(r"([|*$<])", r"\\\1", meaning))
+        lines[key] = (setting.default, re.sub(r"([|*$<])", r"\\\1", meaning))
     return lines
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.sampling import PROMPT_CHUNK, Ending, Sampler, SamplingConfig, candidates
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.sparsity.selection import draw_positions
 
 BYTE = Tokenizer.byte()

@@ -337,16 +337,16 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def methods(arguments: argparse.Namespace) -> int:
     import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
-    from rnnsparse.config import describe_fields
+    from rnnsparse.settings.setting import settings_of
     from rnnsparse.sparsity.method import METHODS
 
     for name, method in sorted(METHODS.items()):
         print(name)
         print(f"    {(method.__doc__ or '').splitlines()[0]}" + (f" ({method.paper})" if method.paper else ""))
         print(f"    dense memory: {_dense_memory(method)}")
-        for field, default, help_text in describe_fields(method):
-            shown = default if isinstance(default, str) else json.dumps(default)
-            print(f"    {field}: {shown}  # {help_text}")
+        for setting in settings_of(method).values():
+            shown = setting.default if isinstance(setting.default, str) else json.dumps(setting.default)
+            print(f"    {setting.name}: {shown}  # {setting.help}")
     return 0
 
 

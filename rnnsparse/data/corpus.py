@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
-
-from typing_extensions import Doc
 
 from rnnsparse.data.cache import default_root, tokenized
 from rnnsparse.data.sources import Piece, Source, python_docs_source, text_source
@@ -19,55 +16,9 @@ from rnnsparse.data.tokenizer import Chunk, Tokenizer
 from rnnsparse.data.vocabulary import read_vocabulary
 from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
-from rnnsparse.paths import PathName
+from rnnsparse.settings.data import DataConfig
 
-__all__ = ["Corpus", "DataConfig", "Split", "TextIdentity", "load_corpus", "load_text_split"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What to train on, and in which symbols."""
-
-    source: Annotated[
-        Literal["wikitext103", "wikitext2", "text", "python_docs"],
-        Doc(
-            "wikitext103 or wikitext2 (from the Hugging Face hub, or from a local copy in data.path), "
-            "text (your own, in data.path), or python_docs (that of this Python, 0.5 MB, no download)"
-        ),
-    ] = "python_docs"
-    path: Annotated[
-        PathName | None,
-        Doc(
-            "text: a UTF-8 file (packed by gzip, xz or bzip2 too), or a folder or .zip of them; files with train, "
-            "valid or test as a word of their name or of a folder's around them are those splits (wiki.test.raw, "
-            "train/1.txt), without such names all is divided 90/5/5. wikitext*: a local folder in the hub's layout"
-        ),
-    ] = None
-    tokenizer: Annotated[
-        Literal["byte", "char"],
-        Doc("byte (256 symbols, reads every text) or char (the characters of the training text)"),
-    ] = "byte"
-    vocabulary: Annotated[
-        PathName | None,
-        Doc(
-            "char: run, checkpoint or tokenizer.json whose characters are the symbols, in the place of those of the "
-            "training text, as to go on with its model (start.weights) on another text; others are one unknown symbol"
-        ),
-    ] = None
-    cache: Annotated[
-        PathName | None,
-        Doc(
-            "folder for tokenized texts; by default $RNNSPARSE_CACHE, else $XDG_CACHE_HOME/rnnsparse, "
-            "else ~/.cache/rnnsparse"
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.source == "text" and not self.path:
-            raise UserError("data.path: missing, and data.source=text needs it; set it to a UTF-8 file or a folder")
-        if self.source == "python_docs" and self.path:
-            reason = "data.source=python_docs reads no files; set data.source=text to train on it"
-            raise UserError(f"data.path={self.path}: {reason}")
+__all__ = ["Corpus", "Split", "TextIdentity", "load_corpus", "load_text_split"]
 
 
 @dataclass(frozen=True)

@@ -5,66 +5,20 @@ Shape suffixes: T time, B batch, V vocabulary, E embedding, H hidden, L recurren
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from torch import Tensor, nn
-from typing_extensions import Doc
 
-from rnnsparse.cells.cell import CELLS
-from rnnsparse.errors import UserError
 from rnnsparse.nn.activations import ACTIVATIONS
 from rnnsparse.nn.initial import Scale
 from rnnsparse.nn.layers import Embedding, Linear, TiedOutput
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.recurrent import STACKS, RecurrentLayer
 from rnnsparse.nn.weight import SparseWeight
-
-if TYPE_CHECKING:
-    CellName = str
-else:
-    CellName = Literal[tuple(sorted(CELLS))]
-# A limit far beyond any memory, so that a slip of the finger is an error and not an overflow.
-Size = Annotated[int, Gt(0), Le(1 << 20)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape of a CharLM."""
-
-    cell: Annotated[CellName, Doc("recurrent cell")] = "gru"
-    embedding_dim: Annotated[Size, Doc("numbers per symbol")] = 64
-    hidden_size: Annotated[Size, Doc("units per recurrent layer")] = 256
-    num_layers: Annotated[int, Gt(0), Le(1000), Doc("recurrent layers")] = 1
-    readout_dims: Annotated[
-        tuple[Size, ...],
-        MaxLen(1000),
-        Doc("widths of the layers between the last recurrent one and the output"),
-    ] = ()
-    readout_activation: Annotated[Literal["identity", "relu", "tanh"], Doc("after each readout layer")] = "relu"
-    tie_embeddings: Annotated[bool, Doc("use the embedding as output weight too")] = False
-    dropout: Annotated[float, Ge(0), Lt(1), Doc("share of units dropped between recurrent layers")] = 0.0
-    execution: Annotated[
-        Literal["auto", "masked", "sparse"],
-        Doc("masked: fused dense kernels; sparse: only the connections, on CPU; auto: what is likely faster"),
-    ] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.tie_embeddings and self.output_features != self.embedding_dim:
-            last = "readout_dims[-1]" if self.readout_dims else "hidden_size"
-            raise UserError(
-                f"model.tie_embeddings: the output reuses the embedding, so model.{last} ({self.output_features}) must "
-                f"equal model.embedding_dim ({self.embedding_dim}); change one, or set model.tie_embeddings=false"
-            )
-
-    @property
-    def output_features(self) -> int:
-        """Width of what the output layer reads."""
-        return self.readout_dims[-1] if self.readout_dims else self.hidden_size
+from rnnsparse.settings.model import ModelConfig
 
 
 class CharLM(nn.Module):

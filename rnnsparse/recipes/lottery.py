@@ -20,6 +20,7 @@ import torch
 
 from rnnsparse.config import RunConfig, load_config
 from rnnsparse.errors import UserError
+from rnnsparse.settings.training import StartConfig
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
@@ -30,7 +31,6 @@ from rnnsparse.storage import atomic, checkpoint
 from rnnsparse.training import lock, run_folder
 from rnnsparse.training.assembly import empty_model, restore, training_device, vocabulary_size
 from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.settings import StartConfig
 from rnnsparse.training.trainer import Trainer
 
 CPU = torch.device("cpu")

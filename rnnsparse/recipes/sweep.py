@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import layered, yaml12
-from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
+from rnnsparse.config import SECTIONS, RunConfig, is_text, keys, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
+from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
 from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
 
 KEYS = ("config", "dir", "overrides", "grid", "processes", "pack", "memory")
@@ -112,14 +113,7 @@ def shard(runs: Sequence[Run], index: int, count: int) -> Sequence[Run]:
 
 def needs(run: Run, others: Iterable[Run]) -> bool:
     """Return whether a run starts or learns from one of `others`, or is written in its basis or vocabulary."""
-    config = run.config
-    named = [
-        *config.start.runs.values(),
-        config.training.teacher,
-        config.budget.basis_from,
-        config.data.vocabulary,
-    ]
-    places = [Path(place).resolve() for place in named if place is not None]
+    places = [Path(place).resolve() for place in run.config.marked(OtherRun).values() if place is not None]
     folders = [other.config.folder.resolve() for other in others] if places else []
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
@@ -164,7 +158,7 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
 def _settings(values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where}: must hold settings such as `training.steps: 500`, but is {_shown(values)}")
-    for key in ("run.dir", "run.name"):
+    for key in sorted(keys(OfOneRun)):
         if key in values:
             raise UserError(f"{where}: {key}: the sweep names its runs itself; see the key dir")
     return values
@@ -201,15 +195,15 @@ def _runs(base: Path, folder: Path, fixed: dict[str, Any], points: Sequence[dict
     valid: set[str] = set()
     for point in points:
         config = _load(base, fixed | point)
-        own = {key: value for key, value in point.items() if not _is_idle(key, config)}
+        own = {key: value for key, value in point.items() if key not in config.idle}
         effective |= own.keys()
         name = _name(own, labels)
         settings = fixed | own | {"run.name": name, "run.dir": str(folder / name)}
         config = _load(base, settings)
-        if (what := _fingerprint(config, without=("name", "dir"))) in seen:
+        if (what := json.dumps(config.settings(OfOneRun), sort_keys=True)) in seen:
             continue
         seen.add(what)
-        if (what := _fingerprint(config, without=("name", "dir", "seed"))) not in valid:
+        if (what := json.dumps(config.settings(OfOneRun, Repetition), sort_keys=True)) not in valid:
             valid.add(what)
             _check(config, name)
         yield Run(name, tuple(_override(*item) for item in settings.items()), config)
@@ -221,10 +215,6 @@ def _load(base: Path, settings: Mapping[str, Any]) -> RunConfig:
     return load_config(base, [_override(*item) for item in settings.items()])
 
 
-def _is_idle(key: str, config: RunConfig) -> bool:
-    return any(warning.startswith(f"{key} has no effect") for warning in config.warnings)
-
-
 def _check(config: RunConfig, name: str) -> None:
     """Make sure of what a configuration alone cannot tell: that budgets can be met and computed."""
     try:
@@ -232,13 +222,6 @@ def _check(config: RunConfig, name: str) -> None:
         require_execution(config, choose_device("cpu"))
     except UserError as error:
         raise UserError(f"run {name}: {error}") from None
-
-
-def _fingerprint(config: RunConfig, without: Sequence[str]) -> str:
-    """Return what tells a run from others, all of its settings but some of `run`."""
-    data = config.to_dict()
-    data["run"] = {key: value for key, value in data["run"].items() if key not in without}
-    return json.dumps(data, sort_keys=True)
 
 
 # ---- names and overrides

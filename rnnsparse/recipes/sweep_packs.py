@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import islice
 
-from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.training.pack import pack_key
 
 

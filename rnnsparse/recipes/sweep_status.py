@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import DataConfig
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.reporting.reading import read_summary
+from rnnsparse.settings.data import DataConfig
+from rnnsparse.settings.marks import OfOneRun, Repetition
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import lifeline, lock, run_folder
@@ -185,9 +186,8 @@ def _symbols_per_step(config: RunConfig) -> int:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return all settings that can make a run slower or larger, one per key."""
-    sections = config.to_dict()
-    return {f"{s}.{key}": value for s, values in sections.items() if s != "run" for key, value in values.items()}
+    """Return all settings that can make a run slower or larger."""
+    return config.settings(OfOneRun, Repetition)
 
 
 def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:

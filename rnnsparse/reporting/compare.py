@@ -16,7 +16,7 @@ from typing import Any
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import printable
 from rnnsparse.reporting.runs import TEXT, Run, Summary, settings_of
-from rnnsparse.sparsity.allocation import BudgetConfig
+from rnnsparse.settings.sparsity import BudgetConfig
 
 SHARED_SPARSITY_KEYS = {"sparsity.method", *(f"sparsity.{field.name}" for field in fields(BudgetConfig))}
 _SPECIAL = re.compile(r"[\\|`\[\]]")  # what would break a table, or make code or links of a name

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rnnsparse.config import keys
 from rnnsparse.reporting.runs import Run, known_texts
-from rnnsparse.training.run_folder import PLACES
+from rnnsparse.settings.marks import OtherRun
 
 # Every run has these, so they say nothing without its name.
 _CHECKPOINT = re.compile(r"last|previous|best|previous_best|ticket|step_\d+")
@@ -29,8 +30,9 @@ def short_names(folders: Sequence[Path]) -> dict[Path, str]:
 
 def shorten_places(configs: Sequence[dict[str, dict[str, Any]]]) -> None:
     """Replace the paths by which configurations name other runs, in place, by names that still tell them apart."""
-    keys = [key.split(".") for key in sorted(PLACES)]
-    named = [(config[section], key) for config in configs for section, key in keys if config[section][key] is not None]
+    others = [key.split(".") for key in keys(OtherRun)]
+    named = [(config[section], key) for config in configs for section, key in others]
+    named = [(section, key) for section, key in named if section.get(key) is not None]
     folders = {section[key]: Path(os.path.abspath(section[key])) for section, key in named}
     names = short_names(list(set(folders.values())))
     for section, key in named:

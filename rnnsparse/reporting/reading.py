@@ -15,11 +15,12 @@ import pydantic
 from tqdm import tqdm
 
 from rnnsparse import files, yaml12
-from rnnsparse.config import parse_config
+from rnnsparse.config import keys, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.reporting.pictures import are_counts, read_pictures
 from rnnsparse.reporting.places import short_names, shorten_places, shorten_texts
 from rnnsparse.reporting.runs import FORMAT, Curves, Results, Run, Summary, known_texts, settings_of
+from rnnsparse.settings.marks import OnOneMachine
 from rnnsparse.storage import atomic
 from rnnsparse.training.measured_text import require_own_texts
 from rnnsparse.training.run_folder import LAST
@@ -182,8 +183,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     What texts and other runs are called is for `shorten_texts` and `shorten_places`, which look at all of a comparison.
     """
     sections = {section: dict(keys) for section, keys in config.items()}
-    for section, key in (("run", "dir"), ("data", "cache"), ("training", "threads")):
-        del sections[section][key]
+    for section, key in (key.split(".") for key in keys(OnOneMachine)):
+        sections[section].pop(key, None)
     if sections["data"]["source"] != "text":
         sections["data"]["path"] = None
     return sections

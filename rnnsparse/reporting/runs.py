@@ -14,15 +14,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le, Lt
 from pydantic import FiniteFloat, StringConstraints
 
+from rnnsparse.config import keys
 from rnnsparse.reporting.pictures import Pictures
+from rnnsparse.settings.marks import Incidental, OfSparse, Repetition
 
 FORMAT: Literal["rnnsparse results 1"] = "rnnsparse results 1"
-# What decides no number, or only by the seed: where things are, how fast it goes, what it tells.
-ALIKE = {
-    "run.name", "run.dir", "run.seed", "data.path", "data.cache", "training.device", "training.threads",
-}  # fmt: skip
-OF_DENSE = {"sparsity.method", "sparsity.basis", "sparsity.basis_from"}
-ALIKE_SECTIONS = {"logging", "checkpoint"}
 TEXT = "data.text"  # no key of a configuration: which text it is, wherever it lies
 
 
@@ -112,9 +108,8 @@ class Run:
         flat = {f"{section}.{key}": value for section, keys in self.config.items() for key, value in keys.items()}
         flat[TEXT] = self.summary.text or self.named_text[1]
         flat["training.stretches"] = self.summary.stretches or None
-        if self.summary.method == "dense":
-            flat = {k: v for k, v in flat.items() if not k.startswith("sparsity.") or k in OF_DENSE}
-        return {k: v for k, v in flat.items() if k not in ALIKE and k.partition(".")[0] not in ALIKE_SECTIONS}
+        alike = keys(Incidental, Repetition, *([OfSparse] if self.summary.method == "dense" else []))
+        return {key: value for key, value in flat.items() if key not in alike}
 
 
 def known_texts(runs: Iterable[Run]) -> dict[tuple[str, str | None], dict[str, Run]]:

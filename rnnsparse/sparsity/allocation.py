@@ -3,67 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from math import floor
-from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Le, Lt
 from torch import Tensor
-from typing_extensions import Doc
 
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.nn.initial import Scale, connections_at
+from rnnsparse.nn.initial import connections_at
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.paths import PathName
 from rnnsparse.randomness import draw_positions, generator_for
+from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
-
-
-@dataclass(frozen=True, kw_only=True)
-class BudgetConfig:
-    """How many connections there are, and how they are spread over the blocks."""
-
-    sparsity: Annotated[float, Ge(0), Lt(1), Doc("share of positions without a connection")] = 0.9
-    distribution: Annotated[
-        Literal["uniform", "er", "erk"],
-        Doc("uniform: the same sparsity everywhere; er, erk: density by (rows + cols) / (rows * cols)"),
-    ] = "erk"
-    granularity: Annotated[
-        Literal["gate", "matrix", "cell"],
-        Doc("what owns a budget: a gate, a whole matrix, or a recurrent layer"),
-    ] = "gate"
-    dense: Annotated[tuple[str, ...], Doc("blocks kept dense and not counted: names, prefixes or globs")] = ()
-    overrides: Annotated[
-        dict[str, Annotated[float, Ge(0), Le(1)]], Doc("sparsity of single blocks, by name, prefix or glob")
-    ] = field(default_factory=dict)
-    initial_scale: Annotated[
-        Scale,
-        Doc("number of inputs that first values are scaled for: a neuron's own, its layer's mean, or all (dense)"),
-    ] = "neuron"
-    basis: Annotated[
-        Literal["canonical", "dct", "svd"],
-        Doc(
-            "canonical: connections are entries of the matrices; else coefficients of each block, at dense cost: of "
-            "cosines (dct), or of the singular vectors of another run's block (svd)"
-        ),
-    ] = "canonical"
-    basis_from: Annotated[
-        PathName | None,
-        Doc(
-            "svd: run or checkpoint whose singular vectors are taken, or those that it is in itself; its values are "
-            "not (start.weights)"
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.basis == "svd" and self.basis_from is None:
-            raise UserError(
-                "sparsity.basis: svd: there is no run to take singular vectors of; name a trained one in "
-                "sparsity.basis_from, or use dct"
-            )
 
 
 @dataclass(frozen=True)

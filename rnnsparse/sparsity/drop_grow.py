@@ -19,13 +19,13 @@ from typing_extensions import Doc
 
 from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.marks import Changeable, Steps
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.sparsity.selection import best_absent, draw_absent, keep_largest
-from rnnsparse.steps import Steps
 
 
 @dataclass(kw_only=True)
@@ -34,9 +34,13 @@ class DropGrow(Method):
 
     depends_on_length = True
     interval: Annotated[int, Gt(0), Steps, Doc("steps between two updates")] = 100
-    drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.3
-    schedule: Annotated[Literal["cosine", "linear", "constant"], Doc("how drop_fraction goes to zero")] = "cosine"
-    stop: Annotated[float, Ge(0), Le(1), Doc("share of training after which the topology is fixed")] = 0.75
+    drop_fraction: Annotated[
+        float, Ge(0), Le(1), Changeable, Doc("share of connections replaced by an update at the start")
+    ] = 0.3
+    schedule: Annotated[Literal["cosine", "linear", "constant"], Changeable, Doc("how drop_fraction goes to zero")] = (
+        "cosine"
+    )
+    stop: Annotated[float, Ge(0), Le(1), Changeable, Doc("share of training after which the topology is fixed")] = 0.75
     skip_optimizer_step: Annotated[
         bool, Doc("an update replaces its batch's optimizer step, instead of following it")
     ] = False
@@ -44,6 +48,17 @@ class DropGrow(Method):
         Redistribute,
         Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
     ] = "none"
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        if self.makes_up_updates:
+            return  # which comes to its counts by an update in any case
+        if self.interval >= share_of(steps, self.stop):
+            yield (
+                f"sparsity.interval: {self.interval}: no update comes before sparsity.stop, step "
+                f"{self.stop * steps:g}; the connections stay those of the start"
+            )
+        elif self.drop_fraction == 0:
+            yield "sparsity.drop_fraction: 0: updates replace nothing; the connections stay those of the start"
 
     def targets(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
         """Return how many connections each group has after an update, before redistribution."""
@@ -118,17 +133,6 @@ class DropGrow(Method):
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
         """Return the sorted positions, outside the sorted `kept`, that are to grow first: `count`, or fewer."""
         return kept.new_empty(0)
-
-    def idle_settings(self, steps: int) -> Iterator[str]:
-        if self.makes_up_updates:
-            return  # its updates do more than replace connections
-        if not self.updates_at(StepContext(self.interval, steps, seed=0)):
-            yield (
-                f"sparsity.interval: {self.interval}: no update comes before sparsity.stop, step "
-                f"{self.stop * steps:g}; the connections stay those of the start"
-            )
-        elif self.drop_fraction == 0:
-            yield "sparsity.drop_fraction: 0: updates replace nothing; the connections stay those of the start"
 
 
 @dataclass(kw_only=True)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.nn.language_model import ModelConfig
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group
 
 
@@ -72,8 +73,15 @@ class Method(ABC):
     # At which steps the dense gradient is needed; "always" costs dense work and memory at every step.
     dense_gradient: ClassVar[Literal["never", "at updates", "always"]] = "never"
 
+    # Settings of other sections, by section.key, that are there without being set.
+    provides: ClassVar[frozenset[str]] = frozenset()
+
     # The module of rnnsparse.recipes that trains it, if it takes several runs; each of these behaves as written here.
     recipe: ClassVar[str] = ""
+
+    def warnings(self, steps: int) -> Iterator[str]:
+        """Yield a line for each of its settings that keeps it from doing anything in a run of `steps` steps."""
+        return iter(())
 
     @property
     def needs_momenta(self) -> bool:
@@ -144,10 +152,6 @@ class Method(ABC):
     def final_counts(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
         """Return how many connections each group ends with if no batch is left to make up for an update."""
         return [budget.connections for budget in budgets]
-
-    def idle_settings(self, steps: int) -> Iterator[str]:
-        """Yield a line for each setting that has no effect in a run of `steps` steps."""
-        yield from ()
 
     def mean_forward_flops(self, sparse: float, first: float, steps: int, taken: int) -> float:
         """Return FLOPs of one forward pass per character, averaged over the first `taken` steps of a run of `steps`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pydantic
 import torch
@@ -18,11 +18,16 @@ from rnnsparse.nn.initial import draw_values
 from rnnsparse.nn.language_model import name_weights
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate, connect_randomly
+from rnnsparse.settings.setting import settings_of
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, method_class
 from rnnsparse.sparsity.selection import draw_absent, keep_largest, rewire
 from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Values = Literal["reset", "keep"]
 
@@ -104,9 +109,9 @@ def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]
             f"method {cls.name}: {reason}, which a loop of your own cannot be part of; use the command line, or for "
             "trained dense layers the methods prune and snip"
         )
-    own, shared = [_names(kind) for kind in (cls, BudgetConfig)]
+    own, shared = settings_of(cls), settings_of(BudgetConfig)
     taken = [name for name in shared if name not in ("sparsity", "basis", "basis_from")]
-    given = own if isinstance(method, str) else []
+    given = [*own] if isinstance(method, str) else []
     if unknown := [name for name in settings if name not in (*given, *taken)]:
         raise ValueError(
             f"{unknown[0]}: unknown setting{suggest(unknown[0], [*given, *taken])}; there are "
@@ -122,21 +127,14 @@ def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]
     return method, budget
 
 
-def _names(cls: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls) if field.init]
-
-
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def _validated(cls: type[T], settings: Mapping[str, Any]) -> T:
-    hints, checked = get_type_hints(cls, include_extras=True), {}
+    checked = {}
     for name, value in settings.items():
-        adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
-            hints[name], config=pydantic.ConfigDict(allow_inf_nan=False)
-        )
         try:
-            checked[name] = adapter.validate_python(value)
+            checked[name] = settings_of(cls)[name].adapter.validate_python(value)
         except pydantic.ValidationError as error:
             raise ValueError(f"{name}={value!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     return cls(**checked)

@@ -12,16 +12,18 @@ import torch
 
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import DataConfig, given_tokenizer, load_corpus
+from rnnsparse.data.corpus import given_tokenizer, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.data import DataConfig
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.storage import checkpoint
 from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYPES, allow_tf32
-from rnnsparse.training.settings import TrainingConfig
 
 NOWHERE = torch.device("meta")  # PyTorch's device for shapes without numbers
 

@@ -22,8 +22,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.run import LoggingConfig
 from rnnsparse.streams import lasting
-from rnnsparse.training.settings import LoggingConfig
 
 # The metrics that the progress shows, if they are given; a narrow terminal cuts off the last ones.
 SHOWN = {

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rnnsparse.data.corpus import Corpus, DataConfig, TextIdentity, cached_where_asked, load_corpus, load_text_split
+from rnnsparse.data.corpus import Corpus, TextIdentity, cached_where_asked, load_corpus, load_text_split
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.storage import checkpoint
 from rnnsparse.training.assembly import Restored, read_config
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.training.connection_adam import ConnectionAdam
-from rnnsparse.training.settings import TrainingConfig
 from rnnsparse.training.sntasgd import SNTASGD
 
 

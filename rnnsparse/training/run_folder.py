@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from rnnsparse import __version__
-from rnnsparse.config import RunConfig
+from rnnsparse.config import RunConfig, keys
 from rnnsparse.errors import Damaged, UserError
+from rnnsparse.settings.marks import Incidental, Limit, OtherRun
 from rnnsparse.storage import atomic, checkpoint
 from rnnsparse.training import lock, stretches
 from rnnsparse.training.assembly import read_config
@@ -28,27 +29,6 @@ LAST, PREVIOUS = "last", "previous"
 SUMMARY = "summary.json"
 BEST, PREVIOUS_BEST = "best", "previous_best"
 SPARES = {LAST: PREVIOUS, BEST: PREVIOUS_BEST}  # where the one before goes, should the new one be damaged
-# What may change when a run is resumed: where things are, how fast it goes and what it tells, but never its numbers.
-FREE_SECTIONS = {"logging", "checkpoint"}
-# Other runs, which may have moved; what a run started from or learns from, it did or does all the same.
-PLACES = {
-    "data.vocabulary",
-    "sparsity.basis_from",
-    "start.topology",
-    "start.weights",
-    "start.rewind",
-    "training.teacher",
-}
-FREE_KEYS = {
-    "training.device",
-    "training.threads",
-    "training.early_stopping",
-    "training.skip_bad_batches",
-    "data.path",
-    "data.cache",
-    "run.dir",
-    "run.name",
-}
 
 
 def claim(folder: Path) -> None:
@@ -220,15 +200,11 @@ def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
 
 def differences(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return, by section.key, the settings that decide a run's numbers and differ: what they were, what they are."""
-    old, new = was.to_dict(), config.to_dict()
-    found = {}
-    for section in [name for name in old if name not in FREE_SECTIONS]:
-        for name in old[section] | new[section]:
-            key, before, value = f"{section}.{name}", old[section].get(name), new[section].get(name)
-            moved = key in PLACES and None not in (before, value)
-            if before != value and key not in FREE_KEYS and not moved:
-                found[key] = (before, value)
-    return found
+    old, new = was.settings(Incidental, Limit), config.settings(Incidental, Limit)
+    differing = {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+    # What a run started from or learns from, it did or does all the same, wherever that is now.
+    moved = {key for key in keys(OtherRun) & differing.keys() if None not in differing[key]}
+    return {key: values for key, values in differing.items() if key not in moved}
 
 
 def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) -> None:

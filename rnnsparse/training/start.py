@@ -15,6 +15,7 @@ from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis, same_basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
+from rnnsparse.settings.marks import KeptOnRewind
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
 from rnnsparse.sparsity.method import StepContext
@@ -38,8 +39,6 @@ REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus",
 # And its topology's history, if it has all the connections and the method goes on.
 TOPOLOGY_STATE = "sparsifier"
 TEACHER_STATE = "teacher"  # if it learns from the same one
-# Settings without which those mean something else.
-KEPT = ("optimizer", "connection_steps", "batch_size", "precision")
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,11 @@ def _shape(weight: tuple[int, int, list[str]] | None) -> str:
 
 def _training_state(config: RunConfig, rewind: Restored, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return what a rewound run takes over; give its moments to the optimizer, whose settings are this run's own."""
-    for key in KEPT:
-        before, now = getattr(rewind.config.training, key), getattr(config.training, key)
-        if before != now:
+    kept = rewind.config.marked(KeptOnRewind)
+    for key, now in config.marked(KeptOnRewind).items():
+        if kept[key] != now:
             raise UserError(
-                f"start.rewind: {rewind.folder}: was trained with training.{key}={before}, this run has {now}, so it "
+                f"start.rewind: {rewind.folder}: was trained with {key}={kept[key]}, this run has {now}, so it "
                 f"cannot go on from there; use the same, or start.weights, which takes the values alone"
             )
     if rewind.step >= config.training.steps:

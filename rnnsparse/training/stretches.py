@@ -1,6 +1,6 @@
 """A run that goes on with other settings than it had, such as more steps: which, what that means, and the record of it.
 
-A run is one stretch, until it is resumed with a setting of `CHANGEABLE` changed. What happens at a step depends on the
+A run is one stretch, until it is resumed with a `Changeable` setting changed. What happens at a step depends on the
 settings and on that step, not on when it is made; so a stretch begins when the last checkpoint is saved once more with
 the new settings, at once and as a whole, and from then on the run is resumed by these.
 """
@@ -15,24 +15,20 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
-from rnnsparse.config import RunConfig
+from rnnsparse.config import RunConfig, keys
 from rnnsparse.errors import UserError
+from rnnsparse.settings.marks import Changeable
+from rnnsparse.settings.setting import extended
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.schedule import annealed, share_of
-from rnnsparse.steps import extended
 from rnnsparse.storage.checkpoint import STATE, Checkpoint
 from rnnsparse.storage.manifest import damaged
 from rnnsparse.training.optim import learning_rate
-from rnnsparse.training.settings import TrainingConfig
 
 NAME = "stretches.jsonl"
 STEPS, MULTIPLIER = "training.steps", "training.multiplier"
-RATE = {"training.learning_rate", "training.lr_schedule", "training.warmup", "training.final_learning_rate"}
-# Of methods that replace connections and do nothing else: others have come to where they are by these.
-OF_UPDATES = {"sparsity.stop", "sparsity.drop_fraction", "sparsity.schedule"}
-# No more than what is read anew at each step: what a run remembers means the same after it.
-CHANGEABLE = {STEPS, *RATE, *OF_UPDATES, "training.weight_decay", "training.grad_clip", "evaluation.interval"}
 
 Changes = Mapping[str, tuple[Any, Any]]  # by section.key, what a setting was and what it is now
 
@@ -93,7 +89,7 @@ def refusal(config: RunConfig, key: str, before: Any, value: Any) -> UserError:
     way_out = "keep it, or start a new run with another run.dir"
     if key == MULTIPLIER:
         way_out = f"keep it, and raise {STEPS}, which it multiplies, to train longer"
-    elif key in CHANGEABLE and config.method.recipe:
+    elif key in keys(Changeable) and config.method.recipe:
         way_out = (
             f"method {config.method.name} has made its rounds with it, so keep it, or go on from its end in a new run "
             f"with sparsity.method=static start.rewind={config.folder}"
@@ -105,7 +101,8 @@ def refusal(config: RunConfig, key: str, before: Any, value: Any) -> UserError:
 
 def _is_changeable(key: str, config: RunConfig) -> bool:
     method = config.method
-    return key in CHANGEABLE and not method.recipe and not (key in OF_UPDATES and _keeps_its_plan(method))
+    of_updates = key.startswith("sparsity.")
+    return key in keys(Changeable) and not method.recipe and not (of_updates and _keeps_its_plan(method))
 
 
 def _keeps_its_plan(method: Method) -> bool:
@@ -248,7 +245,7 @@ def _is_well_formed(stretch: Stretch) -> bool:
     pairs = stretch.changed.values()
     return (
         type(stretch.began) is str
-        and stretch.changed.keys() <= CHANGEABLE
+        and stretch.changed.keys() <= keys(Changeable)
         and all(type(pair) is list and len(pair) == 2 and all(map(is_plain, pair)) for pair in pairs)
         and all(type(steps) is int and steps > 0 for steps in stretch.changed.get(STEPS, []))
     )

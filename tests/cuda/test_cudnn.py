@@ -18,12 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnsparse.nn import reference
 from rnnsparse.nn.gradients import DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.settings.training import TrainingConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.training.assembly import choose_device
 from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.precision import allow_tf32
-from rnnsparse.training.settings import TrainingConfig
 from tests.nn.test_recurrent import CELL_NAMES, Case, assert_equal, case, masked, textbook
 
 pytestmark = pytest.mark.cuda

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnsparse.evaluation import EvaluationConfig, evaluate
+from rnnsparse.evaluation import evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
+from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer

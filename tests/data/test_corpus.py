@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rnnsparse.data import cache, packing, sources, split_names, wikitext
-from rnnsparse.data.corpus import Corpus, DataConfig, Split, load_corpus, load_text_split
+from rnnsparse.data.corpus import Corpus, Split, load_corpus, load_text_split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.settings.data import DataConfig
 
 TEXT = "Añb €\r\n𝄞 one\n\n" * 40  # characters of one to four bytes, both kinds of line ends
 ROWS: dict[str, list[str | None]] = {
@@ -327,7 +328,8 @@ def test_a_data_set_must_be_a_folder(name: str, tmp_path: Path) -> None:
 def test_a_hub_out_of_reach_is_a_user_error_that_names_the_way_out(tmp_path: Path) -> None:
     """In a process of its own: the hub's client reads HF_HUB_OFFLINE when it is imported."""
     code = """
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.settings.data import DataConfig
+from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 try:
     load_corpus(DataConfig(source="wikitext103"))

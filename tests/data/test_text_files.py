@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from rnnsparse.data.corpus import Corpus, DataConfig, cached_where_asked, load_corpus, load_text_split
+from rnnsparse.data.corpus import Corpus, cached_where_asked, load_corpus, load_text_split
 from rnnsparse.data.sources import text_source
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
+from rnnsparse.settings.data import DataConfig
 
 BYTES = Tokenizer.byte()
 TEXT = "A text of some words, ünd ein ß.\n" * 10

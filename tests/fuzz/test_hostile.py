@@ -20,11 +20,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.corpus import load_corpus
 from rnnsparse.data.sources import text_source
 from rnnsparse.errors import UserError, one_line
 from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.reporting.compare import as_markdown
+from rnnsparse.settings.data import DataConfig
 from tests.fuzz.judge import Crash, command, refused_or_valid
 from tests.fuzz.kinds import kinds
 from tests.fuzz.workplace import FINISHED, RUN, workplace

@@ -14,7 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.corpus import load_corpus
+from rnnsparse.settings.data import DataConfig
 from tests.fuzz import mutate
 from tests.fuzz.judge import require
 from tests.fuzz.workplace import TEXT

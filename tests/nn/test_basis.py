@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 
 from rnnsparse.nn.basis import Basis, same_basis
 from rnnsparse.nn.gradients import DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.model import ModelConfig
 
 VOCAB = 7
 KINDS = ["dct", "svd"]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.nn import reference
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
+from rnnsparse.settings.model import ModelConfig
 
 VOCAB = 11
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from rnnsparse.nn import packed
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.gradients import DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import OwnRandomNumbers
+from rnnsparse.settings.model import ModelConfig
 
 V = 7
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}

@@ -20,8 +20,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnnsparse.nn.gradients import STRIP_ROWS, DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
@@ -438,9 +440,12 @@ def test_no_tensor_of_a_training_step_has_the_size_of_a_weight_matrix(cell: str,
 
 MEMORY = """
 import resource, torch
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.gradients import STRIP_ROWS
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.sparsity.allocation import allocate
+from rnnsparse.sparsity.allocation import connect_randomly
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.updater import Updater
 

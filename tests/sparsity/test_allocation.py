@@ -12,9 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, allocate, connect_randomly
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 
 
 def weights_of(**shape: Any) -> list[SparseWeight]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity import ever_active
-from rnnsparse.sparsity.allocation import BudgetConfig
 from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.methods.dense import Dense

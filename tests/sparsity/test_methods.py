@@ -11,8 +11,9 @@ import torch
 from torch.optim import Optimizer
 
 from rnnsparse.errors import UserError
+from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity import methods  # registers them all
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
+from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import METHODS, Method, StepContext, method_class
 from rnnsparse.sparsity.methods.granet import GraNet

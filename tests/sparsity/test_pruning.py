@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from rnnsparse.errors import UserError
 from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group, Part, make_groups
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.methods.granet import GraNet

@@ -16,7 +16,8 @@ from rnnsparse.config import parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig, connect_randomly
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, Part
 from rnnsparse.sparsity.method import METHODS, StepContext
 from rnnsparse.sparsity.methods.rigl import RigL

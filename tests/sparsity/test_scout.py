@@ -11,7 +11,8 @@ import torch
 from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget, BudgetConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group, Part, make_groups
 from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.methods.rigl import RigL

@@ -16,8 +16,10 @@ from torch import nn
 
 from rnnsparse.cli import main
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import allocate
 from rnnsparse.sparsity.methods.small_dense import SmallDense
 
 VOCABULARY = 17

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from rnnsparse.data.corpus import TextIdentity
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.storage import checkpoint, manifest
 
 CONFIG_YAML = "run: {name: näme, seed: 3}\ntraining: {learning_rate: 1e-3}\n"

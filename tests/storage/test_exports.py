@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.evaluation import EvaluationConfig, evaluate
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.evaluation import evaluate
+from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.selection import draw_positions
 from rnnsparse.storage.exports import FORMATS, export
 

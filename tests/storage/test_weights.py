@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.storage import weights
 from rnnsparse.storage.weights import WeightsFile
 

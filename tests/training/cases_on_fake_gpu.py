@@ -11,11 +11,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from rnnsparse.nn.gradients import DenseGradient
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.settings.training import TrainingConfig
+from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.training.loss import training_loss
 from rnnsparse.training.optim import build_optimizer, clip_gradients
-from rnnsparse.training.settings import TrainingConfig
 
 DEVICE = "fakegpu"
 VOCABULARY, T, B = 17, 5, 4

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.selection import draw_positions, rewire
 from rnnsparse.training.connection_adam import ConnectionAdam
 from rnnsparse.training.optim import build_optimizer
-from rnnsparse.training.settings import TrainingConfig
 
 KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 POSITIONS = 60

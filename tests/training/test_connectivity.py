@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rnnsparse.nn.language_model import CharLM, ModelConfig
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
 from rnnsparse.training.connectivity import connection_counts
 
 SHAPES: list[ModelConfig] = [

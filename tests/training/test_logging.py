@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.settings.run import LoggingConfig
 from rnnsparse.training.logging import RunLogger, connection_picture
-from rnnsparse.training.settings import LoggingConfig
 
 
 class Terminal(io.StringIO):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from rnnsparse.data.corpus import DataConfig, load_corpus
+from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.training.assembly import Restored, restore
 from rnnsparse.training.measured_text import other_text, own_text, require_own_texts
 from tests.data.test_corpus import ROWS, write_dataset

@@ -9,8 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 
+from rnnsparse.settings.run import CheckpointConfig, LoggingConfig
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
 
 OPTIMIZERS = ["adam", "adamw", "sgd", "sntasgd"]
 

@@ -27,7 +27,6 @@ from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.assembly import restore
 from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.optim import learning_rate
-from rnnsparse.training.stretches import CHANGEABLE
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import (
     Killed,
@@ -500,8 +499,3 @@ def test_a_run_that_has_made_no_step_is_what_it_is_told_to_be(tmp_path: Path) ->
     assert checkpoint.load(config.folder).step == 0
     trained(config_in(tmp_path, "run", *settings, "training.steps=7"), resume=True)
     assert_same(*(without_record(traces(tmp_path / run)) for run in ("run", "planned")))
-
-
-def test_only_settings_that_exist_may_change(tmp_path: Path) -> None:
-    sections = config_in(tmp_path).to_dict()
-    assert {key for key in CHANGEABLE if key.partition(".")[2] not in sections[key.partition(".")[0]]} == set()

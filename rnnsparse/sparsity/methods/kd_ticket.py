@@ -16,6 +16,7 @@ class KDTicket(Lottery):
     """Find a lottery ticket, and train it with the trained dense model as its teacher."""
 
     paper = "Ma et al. 2021"
+    provides = frozenset({"training.teacher"})
     rewind: Annotated[
         float,
         Ge(0),

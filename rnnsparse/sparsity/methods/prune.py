@@ -8,11 +8,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import Doc
 
+from rnnsparse.settings.marks import Steps
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.method import Method, StepContext, register
 from rnnsparse.sparsity.schedule import GradualPruning
 from rnnsparse.sparsity.selection import keep_largest
-from rnnsparse.steps import Steps
 
 
 @register("prune")

@@ -1,6 +1,6 @@
 """Growth by gradients that are summed over many steps, at a random pool of absent positions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,12 +9,14 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import Doc
 
+from rnnsparse.settings.marks import Steps, UpTo
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import StepContext, register
 from rnnsparse.sparsity.selection import best_among, draw_absent
-from rnnsparse.steps import Steps
+
+Window = Annotated[Annotated[int, Gt(0)] | None, Steps, UpTo("sparsity.interval")]
 
 
 @register("scout")
@@ -23,9 +25,7 @@ class Scout(DropGrow):
     """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest."""
 
     paper = "this project"
-    window: Annotated[
-        Annotated[int, Gt(0)] | None, Steps, Doc("steps whose gradients are summed, up to the update; null: interval")
-    ] = None
+    window: Annotated[Window, Doc("steps whose gradients are summed, up to the update; null: interval")] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None, Doc("absent positions in the pool per connection; null: all, at dense cost")
     ] = 3.0
@@ -37,11 +37,6 @@ class Scout(DropGrow):
     @property
     def _window(self) -> int:
         return min(self.window or self.interval, self.interval)
-
-    def idle_settings(self, steps: int) -> Iterator[str]:
-        yield from super().idle_settings(steps)
-        if (self.window or 0) > self.interval:
-            yield f"sparsity.window has no effect beyond sparsity.interval, {self.interval}"
 
     def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
         update = -(-context.step // self.interval) * self.interval  # the next one

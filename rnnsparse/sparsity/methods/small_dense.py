@@ -4,8 +4,10 @@ from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.sparsity.allocation import BudgetConfig, allocate
+from rnnsparse.nn.language_model import CharLM
+from rnnsparse.settings.model import ModelConfig
+from rnnsparse.settings.sparsity import BudgetConfig
+from rnnsparse.sparsity.allocation import allocate
 from rnnsparse.sparsity.method import register
 from rnnsparse.sparsity.methods.dense import Dense
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import Doc
 
-from rnnsparse.steps import Steps, extended, step_fields
+from rnnsparse.settings.marks import Steps
+from rnnsparse.settings.setting import extended, marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,8 @@ class More(Settings):
 
 
 def test_fields_are_marked_by_their_type_and_inherited() -> None:
-    assert step_fields(Settings) == ["interval", "start", "stop"]
-    assert step_fields(More) == ["interval", "start", "stop", "rest"]
+    assert marked(Settings, Steps) == ["interval", "start", "stop"]
+    assert marked(More, Steps) == ["interval", "start", "stop", "rest"]
 
 
 def test_marked_fields_are_scaled_and_all_others_kept() -> None:

@@ -1,7 +1,6 @@
-"""What a run's `start`, `training`, `logging` and `checkpoint` sections hold: one frozen dataclass each.
+"""The sections `start` and `training`: what a run starts with, and how that is trained.
 
-A field's type carries its allowed range (`annotated_types`) and its help text (`Doc`); whoever reads a
-configuration enforces the first and shows the second. All step counts are optimizer steps.
+All step counts are optimizer steps.
 """
 
 from __future__ import annotations
@@ -13,8 +12,18 @@ from annotated_types import Ge, Gt, Interval, Le
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
-from rnnsparse.paths import PathName
-from rnnsparse.steps import Steps
+from rnnsparse.settings.marks import (
+    Changeable,
+    ChosenByRecipe,
+    Incidental,
+    KeptOnRewind,
+    Limit,
+    OnlyWith,
+    OnOneMachine,
+    OtherRun,
+    PathName,
+    Steps,
+)
 
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
 PositiveFloat = Annotated[float, Gt(0)]
@@ -28,6 +37,8 @@ class StartConfig:
 
     topology: Annotated[
         PathName | None,
+        OtherRun,
+        ChosenByRecipe,
         Doc(
             "run or checkpoint whose connections the run starts with, in the place of random ones; they decide the "
             "budgets, and sparsity.sparsity, distribution and overrides do not"
@@ -35,10 +46,14 @@ class StartConfig:
     ] = None
     weights: Annotated[
         PathName | None,
+        OtherRun,
+        ChosenByRecipe,
         Doc("run or checkpoint whose values it starts with; its connections too, unless start.topology has fewer"),
     ] = None
     rewind: Annotated[
         PathName | None,
+        OtherRun,
+        ChosenByRecipe,
         Doc(
             "checkpoint to go on from as that run did, but with the connections of start.topology only: values, "
             "optimizer, step, place in the text, recurrent state, random numbers"
@@ -79,11 +94,11 @@ class StartConfig:
 class TrainingConfig:
     """How the parameters are trained: length, batches, optimizer, numbers, device."""
 
-    steps: Annotated[int, Ge(1), Steps, Doc("optimizer steps of the whole run")] = 2000
+    steps: Annotated[int, Ge(1), Steps, Changeable, Doc("optimizer steps of the whole run")] = 2000
     multiplier: Annotated[
         float, Gt(0), Le(1e6), Doc("extended training: scales every number of steps in `training` and of the method")
     ] = 1.0
-    batch_size: Annotated[int, Ge(1), Doc("lanes of text read side by side, per micro-batch")] = 32
+    batch_size: Annotated[int, Ge(1), KeptOnRewind, Doc("lanes of text read side by side, per micro-batch")] = 32
     sequence_length: Annotated[int, Ge(1), Doc("symbols per lane and step, the reach of truncated backpropagation")] = (
         128
     )
@@ -92,55 +107,80 @@ class TrainingConfig:
         Interval(ge=0, le=1),
         Doc("how likely a lane is to begin a step with a recurrent state of zeros, as evaluation and sampling do"),
     ] = 0.01
-    learning_rate: Annotated[float, Gt(0), Le(1e38), Doc("the peak: reached after the warm-up")] = 2e-3
-    lr_schedule: Annotated[Literal["constant", "cosine"], Doc("what the learning rate does after the warm-up")] = (
-        "cosine"
-    )
-    warmup: Annotated[int, Ge(0), Steps, Doc("steps over which the learning rate rises linearly to its peak")] = 0
+    learning_rate: Annotated[float, Gt(0), Le(1e38), Changeable, Doc("the peak: reached after the warm-up")] = 2e-3
+    lr_schedule: Annotated[
+        Literal["constant", "cosine"], Changeable, Doc("what the learning rate does after the warm-up")
+    ] = "cosine"
+    warmup: Annotated[
+        int, Ge(0), Steps, Changeable, Doc("steps over which the learning rate rises linearly to its peak")
+    ] = 0
     final_learning_rate: Annotated[
-        float, Interval(ge=0, le=1), Doc("where the cosine ends, as a fraction of learning_rate")
+        float,
+        Interval(ge=0, le=1),
+        Changeable,
+        OnlyWith("lr_schedule", ("cosine",)),
+        Doc("where the cosine ends, as a fraction of learning_rate"),
     ] = 0.1
     optimizer: Annotated[
         Literal["adam", "adamw", "sgd", "sntasgd"],
+        KeptOnRewind,
         Doc(
             "adam: weight_decay is L2, part of the gradient; adamw: decoupled; sgd: with momentum and L2; "
             "sntasgd: plain SGD with L2, whose averages, once validation starts them, are evaluated and saved"
         ),
     ] = "adam"
     betas: Annotated[
-        tuple[DecayRate, DecayRate], Doc("adam, adamw: decay rates of the first and the second moment")
+        tuple[DecayRate, DecayRate],
+        OnlyWith("optimizer", ("adam", "adamw")),
+        Doc("adam, adamw: decay rates of the first and the second moment"),
     ] = (0.9, 0.999)
-    epsilon: Annotated[float, Gt(0), Doc("adam, adamw: added to the root of the second moment")] = 1e-8
+    epsilon: Annotated[
+        float,
+        Gt(0),
+        OnlyWith("optimizer", ("adam", "adamw")),
+        Doc("adam, adamw: added to the root of the second moment"),
+    ] = 1e-8
     connection_steps: Annotated[
-        bool, Doc("adam, adamw: count the steps of each connection from its growth, not from the start of the run")
+        bool,
+        KeptOnRewind,
+        OnlyWith("optimizer", ("adam", "adamw")),
+        Doc("adam, adamw: count the steps of each connection from its growth, not from the start of the run"),
     ] = False
     connection_warmup: Annotated[
         int,
         Ge(0),
         Steps,
+        OnlyWith("connection_steps"),
         Doc("with connection_steps: steps over which a connection grown later rises to its full step"),
     ] = 0
-    momentum: Annotated[DecayRate, Doc("sgd: decay rate of the velocity, 0 for none")] = 0.9
+    momentum: Annotated[
+        DecayRate, OnlyWith("optimizer", ("sgd",)), Doc("sgd: decay rate of the velocity, 0 for none")
+    ] = 0.9
     nonmonotone: Annotated[
         int,
         Ge(0),
+        OnlyWith("optimizer", ("sntasgd",)),
         Doc("sntasgd: averaging starts when validation is worse than its best, this many last evaluations left out"),
     ] = 5
     weight_decay: Annotated[
-        float, Ge(0), Le(1e38), Doc("pull of every existing connection and bias towards zero, 0 for none")
+        float, Ge(0), Le(1e38), Changeable, Doc("pull of every existing connection and bias towards zero, 0 for none")
     ] = 0.0
     grad_clip: Annotated[
-        PositiveFloat | None, Doc("largest gradient norm over all parameters together, null for no clipping")
+        PositiveFloat | None,
+        Changeable,
+        Doc("largest gradient norm over all parameters together, null for no clipping"),
     ] = 10.0
     skip_bad_batches: Annotated[
         int,
         Ge(0),
+        Limit,
         Doc(
             "batches in a row that may be left out because loss or gradients are not finite; the next one ends the run"
         ),
     ] = 0
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16", "fp64"],
+        KeptOnRewind,
         Doc(
             "numbers of forward and backward; bf16 and fp16 keep the parameters in fp32, and with tf32 all is fp32 but "
             "that a GPU rounds what it multiplies to 10 bits"
@@ -149,49 +189,32 @@ class TrainingConfig:
     accumulate: Annotated[int, Ge(1), Doc("micro-batches whose gradients are averaged into one optimizer step")] = 1
     teacher: Annotated[
         PathName | None,
+        OtherRun,
+        ChosenByRecipe,
         Doc("run or checkpoint whose predictions are learned beside the text (distillation), null for none"),
     ] = None
     teacher_weight: Annotated[
-        float, Interval(ge=0, le=1), Doc("share a of the teacher in the loss a T^2 KL(teacher, model) + (1 - a) CE")
+        float,
+        Interval(ge=0, le=1),
+        OnlyWith("teacher"),
+        Doc("share a of the teacher in the loss a T^2 KL(teacher, model) + (1 - a) CE"),
     ] = 0.9
     teacher_temperature: Annotated[
-        float, Gt(0), Le(1e3), Doc("T: what the logits of teacher and model are divided by in the divergence KL")
+        float,
+        Gt(0),
+        Le(1e3),
+        OnlyWith("teacher"),
+        Doc("T: what the logits of teacher and model are divided by in the divergence KL"),
     ] = 5.0
     early_stopping: Annotated[
-        PositiveInt | None, Doc("stop after this many evaluations without improvement, null for never")
+        PositiveInt | None,
+        Limit,
+        ChosenByRecipe,
+        Doc("stop after this many evaluations without improvement, null for never"),
     ] = None
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Doc("auto: the first CUDA device if there is one, else the CPU")
+        Literal["auto", "cpu", "cuda"], Incidental, Doc("auto: the first CUDA device if there is one, else the CPU")
     ] = "auto"
     threads: Annotated[
-        Annotated[int, Interval(ge=1, le=1024)] | None, Doc("CPU threads, null for PyTorch's choice")
+        Annotated[int, Interval(ge=1, le=1024)] | None, OnOneMachine, Doc("CPU threads, null for PyTorch's choice")
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    """What a run tells about itself, and how often."""
-
-    interval: Annotated[int, Ge(1), Doc("steps between two lines of metrics.jsonl and of the progress")] = 50
-    tensorboard: Annotated[bool, Doc("write scalars, samples and pictures to RUN/tensorboard as well")] = True
-    pictures: Annotated[
-        PositiveInt | None,
-        Doc("steps between weight histograms, connectivity images and text samples, null for none"),
-    ] = 500
-    sample_length: Annotated[int, Ge(1), Doc("symbols of each text sample")] = 200
-    sample_prompt: Annotated[str, Doc("what each text sample continues")] = ""
-
-    def tells_of(self, step: int, last: int) -> bool:
-        """Return whether the metrics of a step are recorded; those of the `last` one always are."""
-        return step % self.interval == 0 or step == last
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When a run saves itself, besides at its end and on an interrupt."""
-
-    interval: Annotated[int, Ge(1), Doc("steps between two saves of RUN/last")] = 1000
-    keep: Annotated[
-        tuple[Annotated[int, Ge(0)], ...],
-        Doc("steps after which RUN/step_N is saved and kept; 0: before the first one"),
-    ] = ()
