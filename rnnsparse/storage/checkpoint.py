@@ -130,20 +130,20 @@ class Checkpoint:
     config_yaml: str
     tokenizer_json: str
     weights: WeightsFile = field(repr=False)
-    _manifest: Manifest = field(repr=False)
+    manifest: Manifest = field(repr=False)
     warning: str = ""
 
     @property
     def step(self) -> int:
-        return self._manifest.step
+        return self.manifest.step
 
     @property
     def weights_sha256(self) -> str:
-        return self._manifest.sha256[WEIGHTS]
+        return self.manifest.sha256[WEIGHTS]
 
     @property
     def has_training_state(self) -> bool:
-        return STATE in self._manifest.sha256
+        return STATE in self.manifest.sha256
 
     def trained_text(self) -> TextIdentity | None:
         """Return what tells the text that it was trained on from others; None if it does not say.
@@ -153,8 +153,8 @@ class Checkpoint:
         Raises:
             UserError: as `training_state`.
         """
-        if self._manifest.text is not None or not self.has_training_state:
-            return self._manifest.text
+        if self.manifest.text is not None or not self.has_training_state:
+            return self.manifest.text
         fingerprint = self.training_state().get("corpus")
         return TextIdentity(fingerprint) if isinstance(fingerprint, str) else None
 
@@ -170,7 +170,7 @@ class Checkpoint:
                 f"it, or resume from a checkpoint that has one"
             )
         try:
-            return state_file.read(self.folder / STATE, self._manifest.sha256[STATE])
+            return state_file.read(self.folder / STATE, self.manifest.sha256[STATE])
         except OSError as error:
             raise _unreadable(self.folder / STATE, error) from error
 

@@ -48,7 +48,8 @@ def test_own_text_is_that_of_the_run_by_its_path_or_source(restored: Restored) -
     docs = trained_on(restored, source="python_docs")
     with pytest.raises(UserError, match=r"data\.source=python_docs: is no longer the text .*: then train 1"):
         own_text(docs, "test")
-    docs = replace(docs, saved=replace(docs.saved, text=load_corpus(docs.config.data).identity))
+    verified = replace(docs.saved.manifest, text=load_corpus(docs.config.data).identity)
+    docs = replace(docs, saved=replace(docs.saved, manifest=verified))
     assert own_text(docs, "test").name == "test of python_docs"
 
 
