@@ -25,9 +25,9 @@ from benchmark_masked import machine
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import Corpus, load_corpus
 from rnnsparse.training.assembly import new_model
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.learner import Learner
 from rnnsparse.training.pack import take_steps
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.learner import Learner
 
 QUICK = {"hidden_size": 64, "embedding_dim": 16, "batch_size": 8, "sequence_length": 32, "rounds": 4}
 

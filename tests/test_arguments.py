@@ -26,7 +26,7 @@ from rnnsparse.sampling import Sampler, candidates
 from rnnsparse.sparsity.method import METHODS, Moment, register
 from rnnsparse.sparsity.schedule import annealed
 from rnnsparse.sparsity.topology import draw_positions, keep_largest
-from rnnsparse.training.connection_adam import ConnectionAdam
+from rnnsparse.training.step.connection_adam import ConnectionAdam
 from rnnsparse.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

@@ -52,9 +52,9 @@ RESERVED = {
     "pyarrow": ["rnnsparse.data"],
     "tokenizers": ["rnnsparse.data"],
     "matplotlib": ["rnnsparse.reporting.plots"],
-    "tensorboard": ["rnnsparse.training.logging"],
-    "torch.utils.tensorboard": ["rnnsparse.training.logging"],
-    "tqdm": ["rnnsparse.training.logging", "rnnsparse.recipes", "rnnsparse.reporting.reading"],
+    "tensorboard": ["rnnsparse.training.run.logging"],
+    "torch.utils.tensorboard": ["rnnsparse.training.run.logging"],
+    "tqdm": ["rnnsparse.training.run.logging", "rnnsparse.recipes", "rnnsparse.reporting.reading"],
     "argparse": ["rnnsparse.cli"],
 }
 
@@ -194,7 +194,7 @@ def test_a_trespass_is_noticed(module: str, source: str) -> None:
     [
         ("rnnsparse.config", "from rnnsparse.training.settings import TrainingConfig"),
         ("rnnsparse.training.checkpoint", "from rnnsparse import __version__"),
-        ("rnnsparse.training.logging", "from tqdm import tqdm"),
+        ("rnnsparse.training.run.logging", "from tqdm import tqdm"),
         ("rnnsparse.recipes.sweep", "from tqdm import tqdm"),
         ("rnnsparse.evaluation", "from rnnsparse.data.corpus import Split"),
         ("rnnsparse.data.corpus", "from datasets import load_dataset"),

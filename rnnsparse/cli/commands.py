@@ -25,22 +25,22 @@ if TYPE_CHECKING:
     from rnnsparse.data.tokenizer import Tokenizer
     from rnnsparse.evaluation import Evaluation, Record
     from rnnsparse.sparsity.method import Method
-    from rnnsparse.training.distributed import Ranks
     from rnnsparse.training.measured_text import MeasuredText
+    from rnnsparse.training.step.distributed import Ranks
 
 LONGEST_PROMPT = 1 << 20  # bytes of a file
 
 
 def train(arguments: argparse.Namespace) -> int:
-    from rnnsparse.training.interrupts import interrupts_for_all_signals
-    from rnnsparse.training.lifeline import follow_parent
+    from rnnsparse.training.run.interrupts import interrupts_for_all_signals
+    from rnnsparse.training.run.lifeline import follow_parent
 
     follow_parent()
     with contextlib.ExitStack() as stack:
         stack.enter_context(lasting_output("stdout"))
         if "LOCAL_RANK" not in os.environ:  # torchrun ends ranks by SIGTERM, also those that wait for others
             stack.enter_context(interrupts_for_all_signals())
-        from rnnsparse.training.distributed import join_ranks
+        from rnnsparse.training.step.distributed import join_ranks
 
         return _train_on(stack.enter_context(join_ranks()), arguments)
 
@@ -48,7 +48,7 @@ def train(arguments: argparse.Namespace) -> int:
 def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
     from rnnsparse.recipes import lottery
-    from rnnsparse.training.interrupts import Interrupted
+    from rnnsparse.training.run.interrupts import Interrupted
     from rnnsparse.training.trainer import Trainer
 
     def tell(text: str) -> None:
@@ -252,8 +252,8 @@ def inspect(arguments: argparse.Namespace) -> int:
         vocabulary_size,
     )
     from rnnsparse.training.inspection import inspect, table
+    from rnnsparse.training.run.stretches import planned_in
     from rnnsparse.training.start import final_model
-    from rnnsparse.training.stretches import planned_in
 
     device = choose_device("cpu")
     if arguments.target.is_dir():
@@ -304,7 +304,7 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    from rnnsparse.training.interrupts import interrupts_for_all_signals
+    from rnnsparse.training.run.interrupts import interrupts_for_all_signals
 
     if arguments.dry_run:
         return _sweep(arguments)

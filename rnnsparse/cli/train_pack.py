@@ -12,8 +12,8 @@ from typing import TextIO
 from rnnsparse.cli.commands import closing_lines, writer_errors_told_once
 from rnnsparse.errors import one_line
 from rnnsparse.streams import lasting, lasting_output
-from rnnsparse.training.interrupts import interrupts_for_all_signals
-from rnnsparse.training.lifeline import follow_parent
+from rnnsparse.training.run.interrupts import interrupts_for_all_signals
+from rnnsparse.training.run.lifeline import follow_parent
 
 
 def train_pack(arguments: argparse.Namespace) -> int:
@@ -28,8 +28,8 @@ def train_pack(arguments: argparse.Namespace) -> int:
 
 def _train_pack(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.interrupts import Interrupted
     from rnnsparse.training.pack import PackedRun, train_packed
+    from rnnsparse.training.run.interrupts import Interrupted
 
     with ExitStack() as logs:
         runs = []

@@ -26,10 +26,11 @@ from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.topology import keep_largest, rewire
-from rnnsparse.training import atomic, checkpoint, lock, run_folder
+from rnnsparse.training import atomic, checkpoint
 from rnnsparse.training.assembly import empty_model, restore, training_device, vocabulary_size
-from rnnsparse.training.distributed import Ranks
+from rnnsparse.training.run import lock, run_folder
 from rnnsparse.training.settings import StartConfig
+from rnnsparse.training.step.distributed import Ranks
 from rnnsparse.training.trainer import Trainer
 
 CPU = torch.device("cpu")

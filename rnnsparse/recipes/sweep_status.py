@@ -17,9 +17,9 @@ from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.reporting.reading import read_summary
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import lifeline, lock, run_folder
 from rnnsparse.training.assembly import choose_device, named_teacher, vocabulary_size
 from rnnsparse.training.inspection import inspect
+from rnnsparse.training.run import lifeline, lock, run_folder
 from rnnsparse.training.start import final_model
 
 State = Literal["new", "interrupted", "done", "running elsewhere", "refused"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import FiniteFloat, StringConstraints
 
 from rnnsparse.training.assembly import choose_device, restore
-from rnnsparse.training.connectivity import connection_counts, row_counts
+from rnnsparse.training.run.connectivity import connection_counts, row_counts
 
 MOMENTS = 12  # records over time that are kept, besides the last
 RANKS = 48  # units of a layer are put together into at most this many groups of neighbouring rank

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse.reporting.runs import Run, known_texts
-from rnnsparse.training.run_folder import PLACES
+from rnnsparse.training.run.run_folder import PLACES
 
 # Every run has these, so they say nothing without its name.
 _CHECKPOINT = re.compile(r"last|previous|best|previous_best|ticket|step_\d+")

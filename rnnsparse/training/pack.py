@@ -26,10 +26,10 @@ from rnnsparse.nn import packed
 from rnnsparse.randomness import OwnRandomNumbers
 from rnnsparse.streams import lasting
 from rnnsparse.training.assembly import choose_device, choose_execution
-from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.loss import read_later
 from rnnsparse.training.precision import COMPUTE_TYPES
+from rnnsparse.training.run.interrupts import Interrupted, StopRequest, stop_on_signals
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.loss import read_later
 from rnnsparse.training.trainer import TakeStep, Trainer, Training
 
 Outcome = dict[str, Any] | Exception

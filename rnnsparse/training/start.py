@@ -30,7 +30,7 @@ from rnnsparse.training.assembly import (
 )
 from rnnsparse.training.checkpoint import STATE
 from rnnsparse.training.manifest import damaged
-from rnnsparse.training.optim import build_optimizer
+from rnnsparse.training.step.optim import build_optimizer
 
 CPU = torch.device("cpu")
 # What the training state of a rewound run takes over; the rest, such as what was best, is the new run's own.

@@ -19,21 +19,22 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import Evaluation, evaluate
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.training import assembly, checkpoint, lock, run_folder, start, stretches
+from rnnsparse.training import assembly, checkpoint, start
 from rnnsparse.training.banner import banner
-from rnnsparse.training.connectivity import connection_counts
-from rnnsparse.training.distributed import Ranks
 from rnnsparse.training.inspection import inspect
-from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.logging import RunLogger, Silence
 from rnnsparse.training.manifest import damaged
-from rnnsparse.training.nonfinite import LOWER, Diverged
-from rnnsparse.training.optim import after_evaluation, averaged, with_settings
 from rnnsparse.training.peak_memory import peak_memory
+from rnnsparse.training.run import lock, run_folder, stretches
+from rnnsparse.training.run.connectivity import connection_counts
+from rnnsparse.training.run.interrupts import Interrupted, StopRequest, stop_on_signals
+from rnnsparse.training.run.logging import RunLogger, Silence
+from rnnsparse.training.run.stretches import Stretch
+from rnnsparse.training.run.tensorboard_views import log_pictures, sample_text
 from rnnsparse.training.state_check import require_fitting
-from rnnsparse.training.stretches import Stretch
-from rnnsparse.training.tensorboard_views import log_pictures, sample_text
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.nonfinite import LOWER, Diverged
+from rnnsparse.training.step.optim import after_evaluation, averaged, with_settings
 
 TakeStep = Callable[[], dict[str, Any]]  # returns the step's metrics
 Training = Generator[None, TakeStep, dict[str, Any]]  # returns the run's summary

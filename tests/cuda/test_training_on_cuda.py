@@ -11,7 +11,7 @@ import torch
 from rnnsparse.evaluation import EvaluationConfig, evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import PLAIN, STEPS, assert_same, config_in, metrics, stop_after, traces, trained
 

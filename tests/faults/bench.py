@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint, run_folder
+from rnnsparse.training import checkpoint
+from rnnsparse.training.run import run_folder
 from tests.faults.child import NOBODY, PHASES, AtCall, Fault, Output, train
 
 ROOT = Path(__file__).parent.parent.parent

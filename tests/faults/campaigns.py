@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rnnsparse.training import checkpoint, run_folder
+from rnnsparse.training import checkpoint
+from rnnsparse.training.run import run_folder
 from tests.faults.bench import RECORDS, STEPS, Bench, Ending, damage, pause, traces
 from tests.faults.child import FAILURES, PHASES, Announce, AtCall, FillDisk, Output
 

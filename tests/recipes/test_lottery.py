@@ -27,7 +27,7 @@ from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import Restored, restore
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import (
     STEPS,

@@ -20,7 +20,8 @@ from rnnsparse.config import load_config
 from rnnsparse.data.corpus import Corpus, load_corpus
 from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
-from rnnsparse.training import assembly, checkpoint, lock
+from rnnsparse.training import assembly, checkpoint
+from rnnsparse.training.run import lock
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20

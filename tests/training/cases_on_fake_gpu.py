@@ -13,9 +13,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.nn.weight import Probe
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
-from rnnsparse.training.loss import training_loss
-from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.settings import TrainingConfig
+from rnnsparse.training.step.loss import training_loss
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 
 DEVICE = "fakegpu"
 VOCABULARY, T, B = 17, 5, 4

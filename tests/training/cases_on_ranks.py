@@ -21,11 +21,11 @@ from rnnsparse.cli import main
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training.distributed import Ranks, join_ranks
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.logging import RunLogger
-from rnnsparse.training.nonfinite import Diverged
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.run.logging import RunLogger
+from rnnsparse.training.step.distributed import Ranks, join_ranks
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.nonfinite import Diverged
 from rnnsparse.training.trainer import TakeStep, Trainer
 from tests.sparsity.test_methods import CONTRACT
 from tests.training.test_nonfinite import spoil

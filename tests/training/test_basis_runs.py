@@ -21,7 +21,7 @@ from rnnsparse.nn.basis import same_basis
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.recipes import lottery
 from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
 from rnnsparse.training.weights_file import WeightsFile
 from tests.test_export import load_plain

@@ -11,9 +11,9 @@ from torch.nn import Parameter
 
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.topology import draw_positions, rewire
-from rnnsparse.training.connection_adam import ConnectionAdam
-from rnnsparse.training.optim import build_optimizer
 from rnnsparse.training.settings import TrainingConfig
+from rnnsparse.training.step.connection_adam import ConnectionAdam
+from rnnsparse.training.step.optim import build_optimizer
 
 KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 POSITIONS = 60

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rnnsparse.nn.language_model import CharLM, ModelConfig
-from rnnsparse.training.connectivity import connection_counts
+from rnnsparse.training.run.connectivity import connection_counts
 
 SHAPES: list[ModelConfig] = [
     ModelConfig(cell="lstm", embedding_dim=3, hidden_size=4, num_layers=2),

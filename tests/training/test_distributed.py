@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint
-from rnnsparse.training.distributed import Ranks
+from rnnsparse.training.step.distributed import Ranks
 from rnnsparse.training.trainer import Trainer
 from tests.training.cases_on_ranks import (
     RESUMED,

@@ -15,8 +15,8 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.loss import Teacher, exact_divergence, read_later, training_loss
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.loss import Teacher, exact_divergence, read_later, training_loss
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, assert_same, config_in, metrics, one_line, stop_after, traces, trained
 
@@ -113,7 +113,7 @@ def test_the_divergence_of_many_positions_is_that_of_all_of_them(monkeypatch: py
     teacher, student = (logits(seed).flatten(0, 1) for seed in (1, 2))
     whole = exact_divergence(teacher, student, 2.0)
     for numbers in (1, 2 * V, T * B * V - 1):
-        monkeypatch.setattr("rnnsparse.training.loss.EXACT_NUMBERS", numbers)
+        monkeypatch.setattr("rnnsparse.training.step.loss.EXACT_NUMBERS", numbers)
         torch.testing.assert_close(exact_divergence(teacher, student, 2.0), whole, rtol=1e-14, atol=0)
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import RunFailed
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.nonfinite import Diverged, without_lost_lanes
-from rnnsparse.training.optim import after_evaluation
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.nonfinite import Diverged, without_lost_lanes
+from rnnsparse.training.step.optim import after_evaluation
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, assert_same, bits, config_in, metrics, stop_after, traces, trained
 

@@ -9,8 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import Parameter
 
-from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from rnnsparse.training.settings import CheckpointConfig, LoggingConfig, TrainingConfig
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 OPTIMIZERS = ["adam", "adamw", "sgd", "sntasgd"]
 

@@ -17,10 +17,11 @@ import torch
 
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import RunFailed, UserError
-from rnnsparse.training import checkpoint, lock
+from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore, vocabulary_size
-from rnnsparse.training.interrupts import Interrupted
 from rnnsparse.training.pack import Outcome, PackedRun, pack_key, take_steps, train_packed
+from rnnsparse.training.run import lock
+from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import AfterStep
 

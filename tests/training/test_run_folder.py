@@ -11,8 +11,9 @@ import torch
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
-from rnnsparse.training import checkpoint, run_folder
+from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import new_model
+from rnnsparse.training.run import run_folder
 
 
 def config_in(folder: Path, *overrides: str) -> RunConfig:

@@ -20,8 +20,8 @@ from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.training import checkpoint
 from rnnsparse.training.assembly import restore, vocabulary_size
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.optim import learning_rate
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.optim import learning_rate
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import (
     STEPS,

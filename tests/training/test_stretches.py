@@ -25,9 +25,9 @@ from rnnsparse.reporting.compare import as_csv, group
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.training import checkpoint, manifest
 from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.optim import learning_rate
-from rnnsparse.training.stretches import CHANGEABLE
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.run.stretches import CHANGEABLE
+from rnnsparse.training.step.optim import learning_rate
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import (
     Killed,

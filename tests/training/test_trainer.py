@@ -25,10 +25,11 @@ from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training import checkpoint, lock, manifest
+from rnnsparse.training import checkpoint, manifest
 from rnnsparse.training.assembly import new_model, restore
 from rnnsparse.training.inspection import inspect
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.run import lock
+from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.trainer import Trainer
 
 CPU = torch.device("cpu")

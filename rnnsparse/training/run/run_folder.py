@@ -19,9 +19,10 @@ import torch
 from rnnsparse import __version__
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import Damaged, UserError
-from rnnsparse.training import atomic, checkpoint, lock, stretches
+from rnnsparse.training import atomic, checkpoint
 from rnnsparse.training.assembly import read_config
-from rnnsparse.training.stretches import Stretch
+from rnnsparse.training.run import lock, stretches
+from rnnsparse.training.run.stretches import Stretch
 
 LAST, PREVIOUS = "last", "previous"
 SUMMARY = "summary.json"

@@ -23,8 +23,8 @@ from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.steps import extended
 from rnnsparse.training.checkpoint import STATE, Checkpoint
 from rnnsparse.training.manifest import damaged
-from rnnsparse.training.optim import learning_rate
 from rnnsparse.training.settings import TrainingConfig
+from rnnsparse.training.step.optim import learning_rate
 
 NAME = "stretches.jsonl"
 STEPS, MULTIPLIER = "training.steps", "training.multiplier"

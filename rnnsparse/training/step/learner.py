@@ -23,10 +23,10 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.loss import Teacher, read_later, training_loss
-from rnnsparse.training.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
-from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.loss import Teacher, read_later, training_loss
+from rnnsparse.training.step.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
 COUNTERS = ("step", "characters_seen", "seconds", "timed_seconds", "timed_characters")
