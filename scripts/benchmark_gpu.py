@@ -41,7 +41,7 @@ from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
+from rnnsparse.training.device import COMPUTE_TYPES, allow_tf32
 
 RESULTS = Path(__file__).resolve().parent.parent / "checkpoints" / "results"
 MODULES = {"lstm": nn.LSTM, "gru": nn.GRU}

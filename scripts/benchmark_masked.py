@@ -31,7 +31,7 @@ from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
+from rnnsparse.training.device import COMPUTE_TYPES, allow_tf32
 from rnnsparse.training.settings import TrainingConfig
 from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 

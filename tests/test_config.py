@@ -15,7 +15,8 @@ from rnnsparse.config import SECTIONS, RunConfig, describe_fields, load_config, 
 from rnnsparse.errors import UserError, one_line
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.steps import step_fields
-from rnnsparse.training.assembly import choose_device, empty_model
+from rnnsparse.training.build import empty_model
+from rnnsparse.training.device import choose_device
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")

@@ -29,7 +29,7 @@ from typing import Any
 from rnnsparse import layered, yaml12
 from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
-from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
+from rnnsparse.training.build import require_buildable
 
 KEYS = ("config", "dir", "overrides", "grid", "processes", "pack", "memory")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -226,10 +226,8 @@ def _is_idle(key: str, config: RunConfig) -> bool:
 
 
 def _check(config: RunConfig, name: str) -> None:
-    """Make sure of what a configuration alone cannot tell: that budgets can be met and computed."""
     try:
-        empty_model(config, 256, NOWHERE)
-        require_execution(config, choose_device("cpu"))
+        require_buildable(config)
     except UserError as error:
         raise UserError(f"run {name}: {error}") from None
 

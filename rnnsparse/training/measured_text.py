@@ -15,7 +15,7 @@ from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.training import checkpoint
-from rnnsparse.training.assembly import Restored, read_config
+from rnnsparse.training.build import Restored, read_config
 
 
 @dataclass(frozen=True)

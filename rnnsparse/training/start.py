@@ -19,7 +19,7 @@ from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.group import Group, weight_topologies
 from rnnsparse.sparsity.method import Moment
 from rnnsparse.sparsity.topology import draw_absent, rewire
-from rnnsparse.training.assembly import (
+from rnnsparse.training.build import (
     Restored,
     begins_as_it_ends,
     empty_model,
@@ -29,10 +29,10 @@ from rnnsparse.training.assembly import (
     restore,
 )
 from rnnsparse.training.checkpoint import STATE
+from rnnsparse.training.device import CPU
 from rnnsparse.training.manifest import damaged
 from rnnsparse.training.step.optim import build_optimizer
 
-CPU = torch.device("cpu")
 # What the training state of a rewound run takes over; the rest, such as what was best, is the new run's own.
 REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus", "characters_seen", "seconds")
 # And its topology's history, if it has all the connections and the method goes on.

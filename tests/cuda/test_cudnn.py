@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rnnsparse.nn import reference
 from rnnsparse.nn.language_model import CharLM, ModelConfig
 from rnnsparse.sparsity.allocation import BudgetConfig, allocate, connect_randomly
-from rnnsparse.training.assembly import choose_device
-from rnnsparse.training.precision import allow_tf32
+from rnnsparse.training.device import allow_tf32, choose_device
 from rnnsparse.training.settings import TrainingConfig
 from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 from tests.nn.test_recurrent import CELL_NAMES, Case, assert_equal, case, masked, textbook
