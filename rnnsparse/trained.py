@@ -12,7 +12,8 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.evaluation import evaluate
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sampling import Sampler, SamplingConfig
-from rnnsparse.training.assembly import choose_device, restore
+from rnnsparse.training.build import restore
+from rnnsparse.training.device import choose_device
 
 
 @dataclass(frozen=True)

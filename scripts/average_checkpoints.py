@@ -18,7 +18,7 @@ import torch
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn.basis import same_basis
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.assembly import Restored, restore
+from rnnsparse.training.build import Restored, restore
 
 
 def average(found: list[Restored], out: Path) -> None:

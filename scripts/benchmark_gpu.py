@@ -43,7 +43,7 @@ from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
 from rnnsparse.sparsity.methods.rigl import RigL
-from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
+from rnnsparse.training.device import COMPUTE_TYPES, allow_tf32
 
 RESULTS = Path(__file__).resolve().parent.parent / "checkpoints" / "results"
 MODULES = {"lstm": nn.LSTM, "gru": nn.GRU}

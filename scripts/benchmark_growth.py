@@ -35,8 +35,8 @@ from rnnsparse.sparsity.methods.scout import Scout
 from rnnsparse.sparsity.methods.set import SET
 from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training.optim import build_optimizer, clip_gradients
 from rnnsparse.training.peak_memory import peak_memory
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 
 VOCABULARY, EMBEDDING = 256, 128
 ENDLESS = 10**9  # steps: the benchmark stays at the beginning of a run, where an update replaces most

@@ -34,8 +34,8 @@ from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training.optim import build_optimizer, clip_gradients
-from rnnsparse.training.precision import COMPUTE_TYPES, allow_tf32
+from rnnsparse.training.device import COMPUTE_TYPES, allow_tf32
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 
 VOCABULARY = 256
 TRAINING = TrainingConfig()

@@ -24,10 +24,10 @@ from benchmark_masked import machine
 
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.corpus import Corpus, load_corpus
-from rnnsparse.training.assembly import new_model
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.learner import Learner
+from rnnsparse.training.build import build_learner, new_model
 from rnnsparse.training.pack import take_steps
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.learner import Learner
 
 QUICK = {"hidden_size": 64, "embedding_dim": 16, "batch_size": 8, "sequence_length": 32, "rounds": 4}
 
@@ -51,7 +51,7 @@ def learners(arguments: argparse.Namespace, count: int, corpus: Corpus) -> list[
     for seed in range(count):
         config = config_of(arguments, seed)
         model, budgets = new_model(config, corpus.tokenizer.vocab_size, device)
-        made.append(Learner(config, model, budgets, corpus, device, Ranks()))
+        made.append(build_learner(config, model, budgets, corpus, Ranks()))
     return made
 
 

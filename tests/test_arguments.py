@@ -21,15 +21,15 @@ from rnnsparse.nn import packed
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
-from rnnsparse.recipes import lottery
+from rnnsparse.recipes import ticket_rounds
 from rnnsparse.sampling import Sampler, candidates
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.method import METHODS, StepContext, register
 from rnnsparse.sparsity.schedule import annealed
 from rnnsparse.sparsity.selection import draw_positions, keep_largest
-from rnnsparse.training.connection_adam import ConnectionAdam
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.step.connection_adam import ConnectionAdam
+from rnnsparse.training.train import prepare
 
 ROOT = Path(__file__).parent.parent
 BYTE, CHAR = Tokenizer.byte(), Tokenizer.char("ab")
@@ -52,8 +52,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "temperature: -1 is not above 0": lambda: candidates(torch.zeros(3), -1),
     "cannot be packed": lambda: packed.forward([model("sparse")], torch.zeros(1, 1, 1).long(), [torch.zeros(1)], []),
     "3 rows do not split into 2 equal": lambda: SparseWeight("w", 3, 2, ["a", "b"]),
-    "trained by its recipe": lambda: Trainer(parse_config({"sparsity": {"method": "lottery"}}, "c.yaml")),
-    "static is no recipe": lambda: lottery.plan(parse_config({}, "c.yaml")),
+    "trained by its recipe": lambda: prepare(parse_config({"sparsity": {"method": "lottery"}}, "c.yaml")),
+    "static is no recipe": lambda: ticket_rounds.plan(parse_config({}, "c.yaml")),
     "run.dir: is null": lambda: replace(parse_config({}, "c.yaml"), run=type(parse_config({}, "").run)()).folder,
     "closure: gradients come": lambda: adam().step(lambda: None),
     "schedule: 'cosin' is none of": lambda: annealed("cosin", 0.3, 1, 10),

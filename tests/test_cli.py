@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rnnsparse.cli import main
-from rnnsparse.cli.commands import _prompt
+from rnnsparse.cli.sample import _prompt
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint, manifest
-from rnnsparse.training.assembly import restore
+from rnnsparse.training.build import restore
 
 ROOT = Path(__file__).parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20

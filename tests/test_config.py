@@ -16,7 +16,8 @@ from rnnsparse.errors import UserError, one_line
 from rnnsparse.settings.marks import Steps
 from rnnsparse.settings.setting import marked, settings_of
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training.assembly import choose_device, empty_model
+from rnnsparse.training.build import empty_model
+from rnnsparse.training.device import choose_device
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "sweeps")

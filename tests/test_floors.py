@@ -21,7 +21,7 @@ FLOORS = [
     ["rnnsparse.data", "rnnsparse.nn"],
     ["rnnsparse.sparsity"],
     ["rnnsparse.storage"],
-    ["rnnsparse.evaluation", "rnnsparse.code_lengths", "rnnsparse.sampling", "rnnsparse.flops"],
+    [f"rnnsparse.{name}" for name in ("evaluation", "code_lengths", "sampling", "flops", "training.step")],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
     ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
@@ -51,9 +51,9 @@ RESERVED = {
     "pyarrow": ["rnnsparse.data"],
     "tokenizers": ["rnnsparse.data"],
     "matplotlib": ["rnnsparse.reporting.plots"],
-    "tensorboard": ["rnnsparse.training.logging"],
-    "torch.utils.tensorboard": ["rnnsparse.training.logging"],
-    "tqdm": ["rnnsparse.training.logging", "rnnsparse.recipes", "rnnsparse.reporting.reading"],
+    "tensorboard": ["rnnsparse.training.run.logging"],
+    "torch.utils.tensorboard": ["rnnsparse.training.run.logging"],
+    "tqdm": ["rnnsparse.training.run.logging", "rnnsparse.recipes", "rnnsparse.reporting.reading"],
     "argparse": ["rnnsparse.cli"],
 }
 
@@ -134,7 +134,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return path[path.index(module) :] if module else []
 
 
-@pytest.mark.parametrize("package", ["rnnsparse.reporting", "rnnsparse.storage"])
+@pytest.mark.parametrize("package", ["rnnsparse.reporting", "rnnsparse.storage", "rnnsparse.training"])
 def test_imports_within_a_package_go_one_way(package: str) -> None:
     """Late ones, within a function, count too."""
     names = {module_name(path): path for path in MODULES if within(module_name(path), package)}
@@ -180,6 +180,8 @@ def test_test_files_have_names_of_their_own() -> None:
         ("rnnsparse.config", "def late():\n    from rnnsparse import training"),
         ("rnnsparse.errors", "import rnnsparse.nn"),
         ("rnnsparse.storage.checkpoint", "from rnnsparse.training.trainer import Trainer"),
+        ("rnnsparse.training.step.learner", "from rnnsparse.config import RunConfig"),
+        ("rnnsparse.training.step.loss", "from rnnsparse.training.build import restore"),
         ("rnnsparse.training.trainer", "import datasets"),
         ("rnnsparse.training.trainer", "from torch.utils.tensorboard import SummaryWriter"),
         ("rnnsparse.training.trainer", "from torch.utils import tensorboard"),
@@ -196,7 +198,7 @@ def test_a_trespass_is_noticed(module: str, source: str) -> None:
     [
         ("rnnsparse.data.corpus", "from rnnsparse.settings.data import DataConfig"),
         ("rnnsparse.storage.checkpoint", "from rnnsparse import __version__"),
-        ("rnnsparse.training.logging", "from tqdm import tqdm"),
+        ("rnnsparse.training.run.logging", "from tqdm import tqdm"),
         ("rnnsparse.recipes.sweep", "from tqdm import tqdm"),
         ("rnnsparse.evaluation", "from rnnsparse.data.corpus import Split"),
         ("rnnsparse.data.corpus", "from datasets import load_dataset"),

@@ -5,12 +5,13 @@ Exit codes: 0 done; 2 user error, 1 a run that failed (one line on stderr each);
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rnnsparse.cli.arguments import parse
+from rnnsparse.cli.messages import complain
 from rnnsparse.errors import NEEDS_POSIX, RunFailed, UserError, one_line
 from rnnsparse.streams import drop_unwritable, lasting_output, open_missing
 
@@ -18,7 +19,7 @@ from rnnsparse.streams import drop_unwritable, lasting_output, open_missing
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     if sys.platform == "win32":
-        print(f"rnnsparse: {NEEDS_POSIX}", file=sys.stderr)
+        complain(NEEDS_POSIX)
         return 2
     open_missing()
     with lasting_output("stderr"):
@@ -27,18 +28,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
-    command: Callable[[argparse.Namespace], int] = arguments.command
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? for what it cannot show
     try:
-        code = command(arguments)
+        # Each command is a file of its own, loaded when it is called: torch takes seconds, and --help answers at once.
+        code: int = importlib.import_module(f"rnnsparse.cli.{arguments.command}").run(arguments)
         print(end="", flush=True)  # a full disk shows itself here, not after the exit
         return code
     except (UserError, RunFailed) as error:
-        print(f"rnnsparse: {one_line(error)}", file=sys.stderr)
+        complain(error)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("rnnsparse: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except BrokenPipeError:
         # The reader of our output has left (`| head`): nothing more to say.
@@ -47,15 +48,14 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         drop_unwritable(sys.stdout)
         where = f"{error.filename}: " if error.filename else ""
-        print(f"rnnsparse: {one_line(where + (error.strerror or str(error)))}", file=sys.stderr)
+        complain(where + (error.strerror or str(error)))
         return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        print(
-            "rnnsparse: out of memory; lower training.batch_size, training.sequence_length, evaluation.lanes or "
+        complain(
+            "out of memory; lower training.batch_size, training.sequence_length, evaluation.lanes or "
             f"model.hidden_size ({one_line(error)[:120]})",
-            file=sys.stderr,
         )
         return 1
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from rnnsparse import __version__
-from rnnsparse.cli import commands
-from rnnsparse.cli.train_pack import train_pack
 from rnnsparse.errors import one_line
 from rnnsparse.storage.exports import FORMATS
 
@@ -42,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rnnsparse {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+    def add(name: str, help_text: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=help_text, description=help_text)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=name)
         return sub
 
     def add_checkpoint(sub: argparse.ArgumentParser) -> None:
@@ -63,12 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         help_text = "where to compute; auto: on a CUDA device if there is one"
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=help_text)
 
-    train = add("train", commands.train, "Train a model as a YAML file says.")
+    train = add("train", "Train a model as a YAML file says.")
     train.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
     add_overrides(train)
     train.add_argument("--resume", action="store_true", help="continue the run's last checkpoint")
 
-    evaluate = add("evaluate", commands.evaluate, "Measure bits per character.")
+    evaluate = add("evaluate", "Measure bits per character.")
     add_checkpoint(evaluate)
     help_text = "the part to measure on (default: test); of --data, if given, found or divided as in training"
     evaluate.add_argument("--split", choices=["validation", "test"], help=help_text)
@@ -81,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print one line of JSON")
     add_device(evaluate)
 
-    sample = add("sample", commands.sample, "Write text.")
+    sample = add("sample", "Write text.")
     add_checkpoint(sample)
     help_text = "what the text continues; for one that begins with an @, type two"
     sample.add_argument("--prompt", default="", metavar="TEXT|@FILE", help=help_text)
@@ -110,15 +108,15 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--num-samples", type=_positive_int, default=1, metavar="M", help="texts to write (default: 1)")
     add_device(sample)
 
-    inspect = add("inspect", commands.inspect, "Show blocks, connections, FLOPs and memory without training.")
+    inspect = add("inspect", "Show blocks, connections, FLOPs and memory without training.")
     inspect.add_argument("target", type=Path, metavar="CONFIG|RUN|CHECKPOINT", help="what to look at")
     add_overrides(inspect)
     inspect.add_argument("--json", action="store_true", help="print one line of JSON")
 
-    validate = add("validate", commands.validate, "Check YAML files.")
+    validate = add("validate", "Check YAML files.")
     validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
 
-    sweep = add("sweep", commands.sweep, "Train every combination of settings in a grid; again to go on.")
+    sweep = add("sweep", "Train every combination of settings in a grid; again to go on.")
     sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     add_overrides(sweep)
     sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")
@@ -132,11 +130,11 @@ def _parser() -> argparse.ArgumentParser:
 
     pack = subparsers.add_parser("train-pack")  # what `sweep` starts; without a help text it is in no list
     pack.add_argument("runs", nargs="+", metavar="JSON")
-    pack.set_defaults(command=train_pack)
+    pack.set_defaults(command="train_pack")
 
-    add("methods", commands.methods, "List the methods with their settings.")
+    add("methods", "List the methods with their settings.")
 
-    compare = add("compare", commands.compare, "Compare finished runs: a table, and with --out plots and a report.")
+    compare = add("compare", "Compare finished runs: a table, and with --out plots and a report.")
     help_text = "run folders, folders with runs below them, or results.json files of earlier comparisons"
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=help_text)
     help_text = "folder for results.csv, results.json, plots and report.html"
@@ -145,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--test", action="store_true", help=help_text)
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
-    export = add("export", commands.export, "Write a model for use elsewhere.")
+    export = add("export", "Write a model for use elsewhere.")
     add_checkpoint(export)
     export.add_argument("out", type=Path, metavar="OUT")
     export.add_argument(

@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from rnnsparse.cli.commands import closing_lines, writer_errors_told_once
-from rnnsparse.errors import one_line
+from rnnsparse.cli.messages import complain
+from rnnsparse.cli.train import closing_lines, writer_errors_told_once
 from rnnsparse.streams import lasting, lasting_output
-from rnnsparse.training.interrupts import interrupts_for_all_signals
-from rnnsparse.training.lifeline import follow_parent
+from rnnsparse.training.run.interrupts import Interrupted, interrupts_for_all_signals
+from rnnsparse.training.run.lifeline import follow_parent
 
 
-def train_pack(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Train the runs together; what each alone would print goes to its own log.
 
     Each run is given as JSON: `config`, `overrides` and `resume` as for `train`, and the path of its `log`.
@@ -28,7 +28,6 @@ def train_pack(arguments: argparse.Namespace) -> int:
 
 def _train_pack(arguments: argparse.Namespace) -> int:
     from rnnsparse.config import load_config
-    from rnnsparse.training.interrupts import Interrupted
     from rnnsparse.training.pack import PackedRun, train_packed
 
     with ExitStack() as logs:
@@ -38,18 +37,18 @@ def _train_pack(arguments: argparse.Namespace) -> int:
             log = logs.enter_context(_log(Path(given["log"])))
             config = load_config(Path(given["config"]), given["overrides"])
             for warning in config.warnings:
-                _tell(f"warning: {warning}", log)
+                complain(f"warning: {warning}", log)
             runs.append(PackedRun(config, given["resume"], log))
         try:
             with writer_errors_told_once():
                 outcomes = train_packed(runs)
         except BaseException as error:
             for run in runs:
-                _tell(f"{type(error).__name__} in the pack of this run: {error}", run.stream)
+                complain(f"{type(error).__name__} in the pack of this run: {error}", run.stream)
             raise
         for run, outcome in zip(runs, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                _tell(str(outcome), run.stream)
+                complain(outcome, run.stream)
             else:
                 print(closing_lines(outcome, run.config), file=run.stream)
     if any(isinstance(outcome, Interrupted) for outcome in outcomes):
@@ -65,7 +64,3 @@ def _log(path: Path) -> Iterator[TextIO]:
         yield log
     finally:
         log.close()
-
-
-def _tell(text: str, stream: TextIO) -> None:
-    print(f"rnnsparse: {one_line(text)}", file=stream)

@@ -11,6 +11,7 @@ from torch import Tensor
 from rnnsparse.nn.weight import SparseWeight
 
 Execution = Literal["auto", "masked", "sparse"]
+Chosen = Literal["masked", "sparse"]
 SPARSE_TYPES = (torch.float32, torch.float64)
 
 
@@ -60,6 +61,27 @@ def _impossible(weights: Iterable[SparseWeight], x: Tensor) -> str:
         if weight.basis:
             return "values are coefficients in a basis, in which the matrix is dense"
     return ""
+
+
+def choose(wanted: Execution, sparsity: float, wins_from: float, obstacle: str, favour: str) -> tuple[Chosen, str]:
+    """Return how a whole model is computed, and why in a few words.
+
+    Args:
+        wins_from: the sparsity from which its cell is faster in sparse execution.
+        obstacle: why that is impossible, or "".
+        favour: why dense kernels are faster at any sparsity, or "".
+    """
+    if wanted == "masked":
+        return "masked", "as configured"
+    if obstacle:
+        return "masked", obstacle
+    if wanted == "sparse":
+        return "sparse", "as configured"
+    if favour:
+        return "masked", favour
+    if sparsity < wins_from:
+        return "masked", f"dense kernels of this cell are faster below a sparsity of {wins_from}"
+    return "sparse", f"faster than dense kernels of this cell from a sparsity of {wins_from}"
 
 
 def require_floating(layer: str, x: Tensor) -> None:

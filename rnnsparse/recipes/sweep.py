@@ -30,7 +30,7 @@ from rnnsparse import layered, yaml12
 from rnnsparse.config import SECTIONS, RunConfig, is_text, keys, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
-from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
+from rnnsparse.training.build import require_buildable
 
 KEYS = ("config", "dir", "overrides", "grid", "processes", "pack", "memory")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -216,10 +216,8 @@ def _load(base: Path, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def _check(config: RunConfig, name: str) -> None:
-    """Make sure of what a configuration alone cannot tell: that budgets can be met and computed."""
     try:
-        empty_model(config, 256, NOWHERE)
-        require_execution(config, choose_device("cpu"))
+        require_buildable(config)
     except UserError as error:
         raise UserError(f"run {name}: {error}") from None
 

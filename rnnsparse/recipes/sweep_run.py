@@ -20,11 +20,11 @@ from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
-from rnnsparse.training import lock
-from rnnsparse.training.assembly import training_device
-from rnnsparse.training.interrupts import StopRequest, stop_on_signals
-from rnnsparse.training.lifeline import Lifeline
+from rnnsparse.training.device import training_device
 from rnnsparse.training.peak_memory import peak_memory
+from rnnsparse.training.run import lock
+from rnnsparse.training.run.interrupts import StopRequest, stop_on_signals
+from rnnsparse.training.run.lifeline import Lifeline
 
 POLL_SECONDS = 0.1
 

@@ -18,9 +18,10 @@ from rnnsparse.settings.data import DataConfig
 from rnnsparse.settings.marks import OfOneRun, Repetition
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
-from rnnsparse.training import lifeline, lock, run_folder
-from rnnsparse.training.assembly import choose_device, named_teacher, vocabulary_size
+from rnnsparse.training.build import named_teacher, vocabulary_size
+from rnnsparse.training.device import CPU
 from rnnsparse.training.inspection import inspect
+from rnnsparse.training.run import lifeline, lock, run_folder
 from rnnsparse.training.start import final_model
 
 State = Literal["new", "interrupted", "done", "running elsewhere", "refused"]
@@ -160,9 +161,9 @@ class Estimator:
         """
         key = json.dumps(_settings(config), sort_keys=True)
         if key not in self._costs:
-            device = choose_device("cpu")
-            model, budgets = final_model(config, self._vocab_sizes[config.data], device)
-            report = inspect(config, model, budgets, named_teacher(config, device))
+            model, budgets = final_model(config, self._vocab_sizes[config.data], CPU)
+            teacher = named_teacher(config, CPU)
+            report = inspect(config, model, budgets, teacher.model if teacher else None)
             self._costs[key] = Cost(
                 steps=_steps(config, budgets),
                 connections=report["connections"],

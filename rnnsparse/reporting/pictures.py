@@ -13,8 +13,9 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, StringConstraints
 
-from rnnsparse.training.assembly import choose_device, restore
-from rnnsparse.training.connectivity import connection_counts, row_counts
+from rnnsparse.training.build import restore
+from rnnsparse.training.device import CPU
+from rnnsparse.training.run.connectivity import connection_counts, row_counts
 
 MOMENTS = 12  # records over time that are kept, besides the last
 RANKS = 48  # units of a layer are put together into at most this many groups of neighbouring rank
@@ -90,7 +91,7 @@ def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
     Raises:
         UserError: its last checkpoint is damaged, or the records are not of it.
     """
-    restored = restore(folder, choose_device("cpu"))
+    restored = restore(folder, CPU)
     model = restored.model
     last = {"step": restored.step} | connection_counts(model)
     earlier = [r for r in records if r["step"] < restored.step and _shape(r) == _shape(last)]

@@ -23,7 +23,7 @@ from rnnsparse.reporting.runs import FORMAT, Curves, Results, Run, Summary, know
 from rnnsparse.settings.marks import OnOneMachine
 from rnnsparse.storage import atomic
 from rnnsparse.training.measured_text import require_own_texts
-from rnnsparse.training.run_folder import LAST
+from rnnsparse.training.run.run_folder import LAST
 
 LARGEST_RESULTS, LARGEST_SUMMARY, LARGEST_RECORDS, LARGEST_LINE = 1 << 26, 1 << 16, 1 << 30, 1 << 25  # bytes
 CURVE_POINTS = 100  # a curve has at most this many

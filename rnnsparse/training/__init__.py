@@ -1,1 +1,4 @@
-"""Training: the loop, optimizers, checkpoints, logging."""
+"""Training: a step (`step`), the loop around it (`trainer`), and the run's folder that it is recorded in (`run`).
+
+`build` and `start` make their parts from a configuration, once; `train` hands these in.
+"""

@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from rnnsparse.config import RunConfig
-from rnnsparse.data.corpus import Corpus
-from rnnsparse.training.assembly import choose_execution
+from rnnsparse.training.build import choose_execution
 from rnnsparse.training.inspection import table
+from rnnsparse.training.run import stretches
+from rnnsparse.training.run.record import SUMMARY
+from rnnsparse.training.trainer import Trainer
 
 
-def banner(
-    config: RunConfig,
-    corpus: Corpus,
-    device: torch.device,
-    step: int,
-    report: dict[str, Any],
-    ranks: str,
-    unknown: str = "",
-    stretch: Sequence[str] = (),
-) -> list[str]:
-    """Return lines for a run that has made `step` steps.
-
-    Args:
-        report: that of `inspect`.
-        ranks: who trains.
-        unknown: how much of the text is not in a vocabulary that is not its own.
-        stretch: lines on what a run goes on with that is resumed with other settings.
-    """
+def banner(trainer: Trainer) -> list[str]:
+    """Return what a user wants to check before waiting for hours, as lines."""
+    config, corpus, record, device = trainer.config, trainer.corpus, trainer.record, trainer.learner.device
+    step, report = trainer.step if record.is_resumed else 0, trainer.inspect(taken=config.training.steps)
     taken = f" of {config.data.vocabulary}" if config.data.vocabulary and config.data.tokenizer == "char" else ""
     training, vocabulary = config.training, corpus.tokenizer.vocab_size
     on_cuda = device.type == "cuda"
@@ -49,21 +34,38 @@ def banner(
     taught = f"; teacher {training.teacher}" if training.teacher else ""
     return [
         f"run         {config.folder} ({f'resumed after step {step}' if step else 'new'}), seed {config.run.seed}",
-        *stretch,
+        *_stretch_lines(trainer),
         f"data        {corpus.description}",
         *(f"            {note}" for note in corpus.notes),
         f"vocabulary  {vocabulary} {corpus.tokenizer.kind}s{taken}; a uniform guess costs {uniform_bits:.2f} bits each",
-        *([f"unknown     {unknown}"] if unknown else []),
+        *([f"unknown     {trainer.unknown}"] if trainer.unknown else []),
         f"method      {config.method.name}{basis}; {training.steps:,} steps{extended} of {training.batch_size} lanes x "
         f"{training.sequence_length} symbols{micro_batches}: {passes:,.2f} times the training text",
         *([_round_and_round(read, length)] if read > length else []),
         *([f"start       {start}{taught}"] if start or taught else []),
         f"device      {machine}, {training.precision}",
-        f"ranks       {ranks}",
+        f"ranks       {trainer.ranks.line(trainer.model)}",
         f"execution   {execution}: {reason}",
         f"tensorboard {f'tensorboard --logdir {config.folder}' if config.logging.tensorboard else 'off'}",
         *table(report),
     ]
+
+
+def _stretch_lines(trainer: Trainer) -> list[str]:
+    """Return lines on what a run goes on with that is resumed with other settings."""
+    if not trainer.begins_stretch:
+        return []
+    lines = stretches.explained(trainer.record.was, trainer.record.config, trainer.stretches)
+    best = f"best/ ({trainer.best:.4f} bits per character) until validation is better, " if trainer.best else ""
+    lines += [
+        f"goes on     checkpoints: {best}step_N/; previous/ is what last/ was, which is saved anew at once",
+    ]
+    if patience := trainer.config.training.early_stopping:
+        gainless = trainer.evaluations_without_gain
+        lines.append(f"goes on     early stopping: {gainless} of {patience} evaluations without a better one")
+    if trainer.record.folder.joinpath(SUMMARY).exists():
+        lines.append(f"anew        {SUMMARY}, of the whole run; the one there becomes summary_N.json")
+    return lines
 
 
 def _round_and_round(read: int, length: int) -> str:

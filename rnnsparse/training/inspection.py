@@ -12,7 +12,7 @@ from rnnsparse.config import RunConfig
 from rnnsparse.flops import earlier_flops, forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.training.assembly import choose_execution, sparsity_of
+from rnnsparse.training.build import choose_execution, sparsity_of
 from rnnsparse.training.memory import memory_bytes
 
 

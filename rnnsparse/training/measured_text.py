@@ -16,7 +16,7 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.settings.data import DataConfig
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.assembly import Restored, read_config
+from rnnsparse.training.build import Restored, read_config
 
 
 @dataclass(frozen=True)

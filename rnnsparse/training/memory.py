@@ -10,7 +10,7 @@ from rnnsparse.config import RunConfig
 from rnnsparse.nn.gradients import STRIP_ROWS
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.training.precision import COMPUTE_TYPES
+from rnnsparse.training.device import COMPUTE_TYPES
 
 OPTIMIZER_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 1, "sntasgd": 2}
 

@@ -25,12 +25,14 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.nn import packed
 from rnnsparse.randomness import OwnRandomNumbers
 from rnnsparse.streams import lasting
-from rnnsparse.training.assembly import choose_device, choose_execution
-from rnnsparse.training.interrupts import Interrupted, StopRequest, stop_on_signals
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.loss import read_later
-from rnnsparse.training.precision import COMPUTE_TYPES
-from rnnsparse.training.trainer import TakeStep, Trainer, Training
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import choose_execution
+from rnnsparse.training.device import COMPUTE_TYPES, choose_device
+from rnnsparse.training.run.interrupts import Interrupted, StopRequest, stop_on_signals
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.loss import read_later
+from rnnsparse.training.train import prepare
+from rnnsparse.training.trainer import TakeStep, Training
 
 Outcome = dict[str, Any] | Exception
 
@@ -89,7 +91,7 @@ def take_steps(learners: Sequence[Learner], random_numbers: Sequence[AbstractCon
     started = time.perf_counter()
     for learner in learners:
         learner.begin_step()
-    accumulate = learners[0].config.training.accumulate
+    accumulate = learners[0].training.accumulate
     batches = [[learner.next_batch() for learner in learners] for _ in range(accumulate)]
     losses = [read() for read in [_backward(learners, of_all, random_numbers) for of_all in batches]]
     steps = []
@@ -123,7 +125,7 @@ def _backward(
         numbers += [loss, nats]
         learner.state = states_MLSBH[i].clone()  # not a view, of which a checkpoint would hold the states of all
     read = read_later(*numbers)
-    (torch.stack(losses).sum() / learners[0].config.training.accumulate).backward()
+    (torch.stack(losses).sum() / learners[0].training.accumulate).backward()
     return read
 
 
@@ -144,8 +146,8 @@ class _Member:
         self.go_on()
 
     def _train(self, run: PackedRun, stop: StopRequest) -> Training:
-        trainer = Trainer(run.config, resume=run.resume, stream=run.stream)
-        lasting(run.stream).write("\n".join(trainer.banner()) + "\n")
+        trainer = prepare(run.config, resume=run.resume, stream=run.stream)
+        lasting(run.stream).write("\n".join(banner(trainer)) + "\n")
         self.learner = trainer.learner
         return (yield from trainer.training(nullcontext(stop)))
 

@@ -22,7 +22,7 @@ from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.selection import draw_absent, rewire
 from rnnsparse.storage.checkpoint import STATE
 from rnnsparse.storage.manifest import damaged
-from rnnsparse.training.assembly import (
+from rnnsparse.training.build import (
     Restored,
     begins_as_it_ends,
     empty_model,
@@ -31,9 +31,9 @@ from rnnsparse.training.assembly import (
     require_execution,
     restore,
 )
-from rnnsparse.training.optim import build_optimizer
+from rnnsparse.training.device import CPU
+from rnnsparse.training.step.optim import build_optimizer
 
-CPU = torch.device("cpu")
 # What the training state of a rewound run takes over; the rest, such as what was best, is the new run's own.
 REWOUND = ("step", "scaler", "lanes", "recurrent_state", "generators", "corpus", "characters_seen", "seconds")
 # And its topology's history, if it has all the connections and the method goes on.

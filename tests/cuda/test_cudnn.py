@@ -23,9 +23,8 @@ from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
-from rnnsparse.training.assembly import choose_device
-from rnnsparse.training.optim import build_optimizer, clip_gradients
-from rnnsparse.training.precision import allow_tf32
+from rnnsparse.training.device import allow_tf32, choose_device
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 from tests.nn.test_recurrent import CELL_NAMES, Case, assert_equal, case, masked, textbook
 
 pytestmark = pytest.mark.cuda

@@ -11,9 +11,9 @@ import torch
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.settings.run import EvaluationConfig
-from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.build import restore
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.train import prepare
 from tests.training.test_trainer import PLAIN, STEPS, assert_same, config_in, metrics, stop_after, traces, trained
 
 pytestmark = pytest.mark.cuda
@@ -78,8 +78,8 @@ def test_a_checkpoint_changes_its_device(tmp_path: Path) -> None:
     on_cuda = config_in(tmp_path, "run", f"training.device={DEVICE.type}")
     with pytest.raises(Interrupted):
         trained(on_cuda, stream=stop_after(3))
-    trainer = Trainer(config_in(tmp_path, "run", "training.device=cpu"), resume=True, stream=stop_after(5))
-    assert (trainer.step, trainer.device) == (3, CPU)
+    trainer = prepare(config_in(tmp_path, "run", "training.device=cpu"), resume=True, stream=stop_after(5))
+    assert (trainer.step, trainer.learner.device) == (3, CPU)
     with pytest.raises(Interrupted):
         trainer.train()
     assert trained(on_cuda, resume=True)["steps"] == STEPS
@@ -87,7 +87,7 @@ def test_a_checkpoint_changes_its_device(tmp_path: Path) -> None:
 
 def test_text_and_scores_are_those_of_the_cpu(tmp_path: Path) -> None:
     config = config_in(tmp_path, "run", *EXACT, f"training.device={DEVICE.type}")
-    trainer = Trainer(config)
+    trainer = prepare(config)
     trainer.train()
     restored = [restore(config.folder, device) for device in (DEVICE, CPU)]
     for settings in (SamplingConfig(length=80), SamplingConfig(length=80, temperature=0), SamplingConfig(top_k=3)):

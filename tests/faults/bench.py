@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.storage import checkpoint
-from rnnsparse.training import run_folder
+from rnnsparse.training.run import run_folder
 from tests.faults.child import NOBODY, PHASES, AtCall, Fault, Output, train
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rnnsparse.storage import checkpoint
-from rnnsparse.training import run_folder
+from rnnsparse.training.run import run_folder
 from tests.faults.bench import RECORDS, STEPS, Bench, Ending, damage, pause, traces
 from tests.faults.child import FAILURES, PHASES, Announce, AtCall, FillDisk, Output
 

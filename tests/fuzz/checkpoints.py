@@ -13,12 +13,12 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from rnnsparse.cli.commands import _prompt
+from rnnsparse.cli.sample import _prompt
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.sampling import Sampler, SamplingConfig
 from rnnsparse.storage import manifest, weights
 from rnnsparse.storage.checkpoint import CONFIG, STATE, TOKENIZER, WEIGHTS
-from rnnsparse.training.assembly import Restored, restore
+from rnnsparse.training.build import Restored, restore
 from tests.fuzz import mutate
 from tests.fuzz.judge import command, lines_of, require, required
 from tests.fuzz.workplace import FINISHED, RUN, in_place_of

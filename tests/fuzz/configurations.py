@@ -12,7 +12,7 @@ from typing import Any
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, load_config, parse_config
 from rnnsparse.recipes.sweep import load_sweep
-from rnnsparse.training.assembly import NOWHERE, choose_device, empty_model, require_execution
+from rnnsparse.training.build import require_buildable
 from tests.fuzz import mutate
 from tests.fuzz.judge import command, lines_of, require, require_printable, required
 from tests.fuzz.workplace import FINISHED, TINY
@@ -96,8 +96,7 @@ _KEYS += ["sparsity.overrides.rnn.0.input", "sparsity.overrides.*", "sparsity.dr
 def _require_buildable(config: RunConfig) -> None:
     for warning in config.warnings:
         require_printable(warning)
-    empty_model(config, 256, NOWHERE)
-    require_execution(config, choose_device("cpu"))
+    require_buildable(config)
 
 
 def _require_same_again(config: RunConfig) -> None:

@@ -21,7 +21,8 @@ from rnnsparse.data.corpus import Corpus, load_corpus
 from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
 from rnnsparse.storage import checkpoint
-from rnnsparse.training import assembly, lock
+from rnnsparse.training import build
+from rnnsparse.training.run import lock
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -52,7 +53,7 @@ def write(base: Path, **keys: Any) -> Path:
 
 
 def estimator_of(run: Run, program_bytes: int = 0) -> Estimator:
-    return Estimator({run.config.data: assembly.vocabulary_size(run.config.data)}, program_bytes)
+    return Estimator({run.config.data: build.vocabulary_size(run.config.data)}, program_bytes)
 
 
 def summary(base: Path, name: str) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def test_a_plan_reads_each_text_once(base: Path, monkeypatch: pytest.MonkeyPatch
         loaded.append(arguments)
         return load_corpus(*arguments)
 
-    monkeypatch.setattr(assembly, "load_corpus", counted)
+    monkeypatch.setattr(build, "load_corpus", counted)
     grid = {"model.hidden_size": [6, 7, 8], "run.seed": [1, 2]}
     plan(load_sweep(write(base, overrides={"data.tokenizer": "char"}, grid=grid)).runs, pack=2)
     assert len(loaded) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rnnsparse.training.assembly import restore
+from rnnsparse.training.build import restore
 from tests.training.test_trainer import config_in, trained
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -16,8 +16,8 @@ from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
-from rnnsparse.training.loss import training_loss
-from rnnsparse.training.optim import build_optimizer, clip_gradients
+from rnnsparse.training.step.loss import training_loss
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients
 
 DEVICE = "fakegpu"
 VOCABULARY, T, B = 17, 5, 4

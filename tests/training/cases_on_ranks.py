@@ -11,7 +11,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from rnnsparse.cli import main
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.sparsity.method import METHODS
-from rnnsparse.training.distributed import Ranks, join_ranks
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.logging import RunLogger
-from rnnsparse.training.nonfinite import Diverged
-from rnnsparse.training.trainer import TakeStep, Trainer
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.distributed import Ranks, join_ranks
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.nonfinite import Diverged
+from rnnsparse.training.train import prepare
+from rnnsparse.training.trainer import Trainer
 from tests.sparsity.test_methods import CONTRACT
 from tests.training.test_nonfinite import spoil
 
@@ -83,24 +84,30 @@ def resumed_config(folder: Path, place: str, name: str) -> RunConfig:
     return config_in(folder, f"{place}/{name}", name)
 
 
-class StoppedTrainer(Trainer):
-    """Its last rank, and no other, is asked to stop during one step."""
+def is_last(trainer: Trainer) -> bool:
+    return trainer.ranks.rank == trainer.ranks.world_size - 1
 
-    stops_after = STOPPED_AFTER
 
-    def _train_step(self, take_step: TakeStep, logger: RunLogger) -> None:
-        if self.step + 1 == self.stops_after and self.ranks.rank == self.ranks.world_size - 1:
+def stopped(trainer: Trainer, after: int = STOPPED_AFTER) -> None:
+    """Let its last rank, and no other, be asked to stop during one step."""
+    take_step = trainer.learner.take_step
+
+    def step() -> dict[str, Any]:
+        if trainer.step + 1 == after and is_last(trainer):
             signal.raise_signal(signal.SIGINT)
-        super()._train_step(take_step, logger)
+        return take_step()
+
+    trainer.learner.take_step = step  # type: ignore[method-assign]
 
 
-class SpoiledTrainer(Trainer):
-    """The gradients of its last rank, and no other's, are not finite at two steps, an update one of them."""
+def spoiled(trainer: Trainer) -> None:
+    """Let the gradients of its last rank, and no other's, be not finite at two steps, an update one of them."""
+    if is_last(trainer):
+        spoil(trainer.learner, "gradient", 3, 6)
 
-    def __init__(self, config: RunConfig, **arguments: Any) -> None:
-        super().__init__(config, **arguments)
-        if self.ranks.rank == self.ranks.world_size - 1:
-            spoil(self.learner, "gradient", 3, 6)
+
+def undisturbed(trainer: Trainer) -> None:
+    pass
 
 
 def spoiled_config(folder: Path, ranks: int) -> RunConfig:
@@ -109,13 +116,19 @@ def spoiled_config(folder: Path, ranks: int) -> RunConfig:
 
 
 def train(
-    config: RunConfig, ranks: Ranks | None = None, kind: type[Trainer] = Trainer, *, resume: bool = False
+    config: RunConfig,
+    ranks: Ranks | None = None,
+    disturb: Callable[[Trainer], None] = undisturbed,
+    *,
+    resume: bool = False,
 ) -> str | None:
     """Train; return why it stopped early, if so."""
     try:
-        kind(config, resume=resume, ranks=ranks, stream=io.StringIO()).train()
-    except Interrupted as stopped:
-        return str(stopped)
+        trainer = prepare(config, resume=resume, ranks=ranks, stream=io.StringIO())
+        disturb(trainer)
+        trainer.train()
+    except Interrupted as error:
+        return str(error)
     return None
 
 
@@ -127,18 +140,17 @@ def all_cases(folder: Path, ranks: Ranks) -> None:
 
     for name in RESUMED:
         train(resumed_config(folder, "from_one", name), ranks, resume=True)
-        saw[f"stopped {name}"] = train(resumed_config(folder, "from_two", name), ranks, StoppedTrainer)
+        saw[f"stopped {name}"] = train(resumed_config(folder, "from_two", name), ranks, stopped)
 
     for method in ("rigl", "scout"):
         train(config_in(folder, f"through/{method}", method, *WITH_DROPOUT), ranks)
         config = config_in(folder, f"stopped/{method}", method, *WITH_DROPOUT)
         for after in (3, 8):
-            kind = type("StoppedAgain", (StoppedTrainer,), {"stops_after": after})
-            saw[f"stopped {method} {after}"] = train(config, ranks, kind, resume=after > 3)
+            saw[f"stopped {method} {after}"] = train(config, ranks, partial(stopped, after=after), resume=after > 3)
         train(config, ranks, resume=True)
 
-    train(spoiled_config(folder, ranks=2), ranks, SpoiledTrainer)
-    learner = Trainer(config_in(folder, "lost"), ranks=ranks).learner
+    train(spoiled_config(folder, ranks=2), ranks, spoiled)
+    learner = prepare(config_in(folder, "lost"), ranks=ranks).learner
     if ranks.rank == 1:
         learner.state[0, 0, 1] = torch.nan
     try:
@@ -149,7 +161,7 @@ def all_cases(folder: Path, ranks: Ranks) -> None:
     ranks.seed_dropout(seed=1, step=2)
     saw["random"] = torch.rand(3).tolist()
 
-    trainer = Trainer(config_in(folder, "differs"), ranks=ranks)
+    trainer = prepare(config_in(folder, "differs"), ranks=ranks)
     weight = trainer.model.sparse_weights()["output"]
     if ranks.rank == 1:
         weight.connect(torch.arange(weight.connections))
@@ -159,7 +171,7 @@ def all_cases(folder: Path, ranks: Ranks) -> None:
         saw["topologies differ"] = str(error)
 
     try:
-        Trainer(config_in(folder, "divided", "rigl", "training.batch_size=5"), ranks=ranks)
+        prepare(config_in(folder, "divided", "rigl", "training.batch_size=5"), ranks=ranks)
     except UserError as error:
         saw["lanes do not divide"] = str(error)
 

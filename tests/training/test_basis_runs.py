@@ -19,10 +19,12 @@ from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import same_basis
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.recipes import lottery
+from rnnsparse.recipes import ticket_rounds
 from rnnsparse.storage.weights import WeightsFile
-from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import restore
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.train import prepare
 from rnnsparse.training.trainer import Trainer
 from tests.storage.test_exports import load_plain
 from tests.training.test_trainer import STEPS, assert_same, config_in, one_line, stop_after, traces, trained
@@ -49,7 +51,7 @@ def matrices(model: CharLM) -> dict[str, Tensor]:
 
 
 def new(config: RunConfig) -> Trainer:
-    return Trainer(config, stream=io.StringIO())
+    return prepare(config, stream=io.StringIO())
 
 
 both = pytest.mark.parametrize("kind", ["dct", "svd"])
@@ -183,7 +185,7 @@ def test_a_run_in_singular_vectors_hands_them_on_with_its_connections(tmp_path: 
 def test_lottery_tickets_are_drawn_among_the_coefficients(tmp_path: Path, dense: Path, kind: str) -> None:
     settings = ["sparsity.method=lottery", "sparsity.sparsity=0.6", "sparsity.prune_share=0.4", "sparsity.rewind=0.3"]
     config = config_in(tmp_path, "run", *settings, *in_basis(kind, dense))
-    lottery.train(config, tell=lambda text: None, stream=io.StringIO())
+    ticket_rounds.train(config, tell=lambda text: None, stream=io.StringIO())
     first, last = restore(config.folder / "rounds" / "0", CPU), restore(config.folder, CPU)
     assert [b.group.connections for b in last.budgets] == [b.connections for b in last.budgets]
     for name, weight in last.model.sparse_weights().items():
@@ -246,6 +248,6 @@ def test_a_run_to_take_a_basis_from_has_no_effect_on_others(tmp_path: Path) -> N
 
 
 def test_the_banner_says_what_and_why(tmp_path: Path) -> None:
-    lines = new(config_in(tmp_path, "run", *PRUNE, "sparsity.basis=dct")).banner()
+    lines = banner(new(config_in(tmp_path, "run", *PRUNE, "sparsity.basis=dct")))
     assert any(line.startswith("method      prune in basis dct; ") for line in lines)
     assert "execution   masked: in basis dct a matrix is dense, however few coefficients it has" in lines

@@ -12,8 +12,8 @@ from torch.nn import Parameter
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.selection import draw_positions, rewire
-from rnnsparse.training.connection_adam import ConnectionAdam
-from rnnsparse.training.optim import build_optimizer
+from rnnsparse.training.step.connection_adam import ConnectionAdam
+from rnnsparse.training.step.optim import build_optimizer
 
 KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 POSITIONS = 60

@@ -5,7 +5,7 @@ import torch
 
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.model import ModelConfig
-from rnnsparse.training.connectivity import connection_counts
+from rnnsparse.training.run.connectivity import connection_counts
 
 SHAPES: list[ModelConfig] = [
     ModelConfig(cell="lstm", embedding_dim=3, hidden_size=4, num_layers=2),

@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 
 from rnnsparse.errors import UserError
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.run.record import Record
+from rnnsparse.training.step.distributed import Ranks
 from tests.training.cases_on_ranks import (
     RESUMED,
     SAME,
     STEPS,
     STOPPED_AFTER,
-    SpoiledTrainer,
-    StoppedTrainer,
     config_in,
     resumed_config,
     same_configs,
+    spoiled,
     spoiled_config,
+    stopped,
     train,
 )
 
@@ -66,10 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for config in same_configs(folder, ranks=1):
         train(config)
-    train(spoiled_config(folder, ranks=1), kind=SpoiledTrainer)
+    train(spoiled_config(folder, ranks=1), disturb=spoiled)
     for name in RESUMED:
         train(resumed_config(folder, "undisturbed", name))
-        train(resumed_config(folder, "from_one", name), kind=StoppedTrainer)
+        train(resumed_config(folder, "from_one", name), disturb=stopped)
     done = torchrun(PROGRAM, folder)
     assert done.returncode == 0, done.stderr
     for name in RESUMED:
@@ -233,13 +233,16 @@ def test_only_a_run_that_the_same_torchrun_began_goes_on_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_in(tmp_path, "run", "static", "training.steps=1")
+    refused = pytest.raises(UserError, match="exists already and nothing is overwritten")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
     train(config)
-    assert not Ranks().continues(config.folder), "nothing was restarted"
+    with refused:  # nothing was restarted
+        Record(config, Ranks()).look(resume=False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert Ranks().continues(config.folder)
-    assert not Ranks().continues(tmp_path), "no run"
+    saved = Record(config, Ranks()).look(resume=False)
+    assert saved is not None
+    assert saved.step == 1
+    assert Record(config_in(tmp_path, "new"), Ranks()).look(resume=False) is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another one")
-    assert not Ranks().continues(config.folder)
-    with pytest.raises(UserError, match="exists already and nothing is overwritten"):
-        Trainer(config)
+    with refused:
+        Record(config, Ranks()).look(resume=False)

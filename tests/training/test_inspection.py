@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rnnsparse.config import parse_config
-from rnnsparse.training.assembly import choose_execution, new_model
+from rnnsparse.training.build import choose_execution, new_model
 from rnnsparse.training.inspection import inspect, table
 
 KEYS = {

@@ -8,7 +8,7 @@ from types import FrameType
 
 import pytest
 
-from rnnsparse.training.interrupts import SAVING, SIGNALS, STOPPING, interrupts_for_all_signals, stop_on_signals
+from rnnsparse.training.run.interrupts import SAVING, SIGNALS, STOPPING, interrupts_for_all_signals, stop_on_signals
 
 
 @pytest.fixture(autouse=True)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from rnnsparse.training import lifeline
-from rnnsparse.training.lifeline import VARIABLE, Lifeline, introduction, is_ending
+from rnnsparse.training.run import lifeline
+from rnnsparse.training.run.lifeline import VARIABLE, Lifeline, introduction, is_ending
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_a_child_gets_a_sigterm_at_the_end_of_its_parent() -> None:
     code = (
-        "from rnnsparse.training.lifeline import follow_parent, introduction\n"
+        "from rnnsparse.training.run.lifeline import follow_parent, introduction\n"
         "follow_parent(); print(introduction(), flush=True)\n"
         "import time; time.sleep(60)"
     )

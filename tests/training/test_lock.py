@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from rnnsparse.errors import UserError
-from rnnsparse.training import lock
+from rnnsparse.training.run import lock
 
 ROOT = Path(__file__).parent.parent.parent
-HOLD = "import sys; from pathlib import Path; from rnnsparse.training import lock\n" + (
+HOLD = "import sys; from pathlib import Path; from rnnsparse.training.run import lock\n" + (
     "with lock.held(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
 )
 

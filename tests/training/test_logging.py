@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.run import LoggingConfig
-from rnnsparse.training.logging import RunLogger, connection_picture
+from rnnsparse.training.run.logging import RunLogger, connection_picture
 
 
 class Terminal(io.StringIO):

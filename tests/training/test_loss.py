@@ -14,10 +14,10 @@ from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.loss import Teacher, exact_divergence, read_later, training_loss
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.build import restore
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.loss import Teacher, exact_divergence, read_later, training_loss
+from rnnsparse.training.train import prepare
 from tests.training.test_trainer import STEPS, assert_same, config_in, metrics, one_line, stop_after, traces, trained
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_the_divergence_of_many_positions_is_that_of_all_of_them(monkeypatch: py
     teacher, student = (logits(seed).flatten(0, 1) for seed in (1, 2))
     whole = exact_divergence(teacher, student, 2.0)
     for numbers in (1, 2 * V, T * B * V - 1):
-        monkeypatch.setattr("rnnsparse.training.loss.EXACT_NUMBERS", numbers)
+        monkeypatch.setattr("rnnsparse.training.step.loss.EXACT_NUMBERS", numbers)
         torch.testing.assert_close(exact_divergence(teacher, student, 2.0), whole, rtol=1e-14, atol=0)
 
 
@@ -145,7 +145,7 @@ def taught(tmp_path: Path, run: str, *overrides: str) -> Any:
 def test_a_teacher_reads_the_text_with_a_state_that_it_keeps(tmp_path: Path) -> None:
     config = taught(tmp_path, "run")
     corpus = load_corpus(config.data)
-    teacher = Teacher(tmp_path / "teacher", corpus.tokenizer, CPU, batch_size=3)
+    teacher = Teacher(restore(tmp_path / "teacher", CPU).model, sha256="", lanes=3)
     lanes = Lanes(corpus.train.tokens, batch_size=3, sequence_length=5)
     pieces = [next(lanes)[0] for _ in range(3)]
     found = torch.cat([teacher(inputs_TB) for inputs_TB in pieces])
@@ -194,20 +194,20 @@ def test_a_teacher_may_move_but_not_change(tmp_path: Path) -> None:
     config = taught(tmp_path, "run")
     trained(config)
     (tmp_path / "teacher").rename(tmp_path / "moved")
-    Trainer(config_in(tmp_path, "run", f"training.teacher={tmp_path / 'moved'}"), resume=True)
+    prepare(config_in(tmp_path, "run", f"training.teacher={tmp_path / 'moved'}"), resume=True)
     with pytest.raises(UserError, match=r"training\.teacher: .*: there is no such folder") as error:
-        Trainer(config, resume=True)
+        prepare(config, resume=True)
     one_line(error)
     with pytest.raises(UserError, match=r"training\.teacher: this is not the model that taught the run") as error:
-        Trainer(config_in(tmp_path, "run", f"training.teacher={tmp_path / 'run'}"), resume=True)
+        prepare(config_in(tmp_path, "run", f"training.teacher={tmp_path / 'run'}"), resume=True)
     one_line(error)
     with pytest.raises(UserError, match=r"training\.teacher: the run to resume has .*, not None"):
-        Trainer(config_in(tmp_path, "run"), resume=True)
+        prepare(config_in(tmp_path, "run"), resume=True)
 
 
 def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"training\.teacher: .*predicts other symbols") as error:
-        Trainer(taught(tmp_path, "run", "data.tokenizer=byte"))
+        prepare(taught(tmp_path, "run", "data.tokenizer=byte"))
     one_line(error)
     assert not (tmp_path / "run").exists()
 

@@ -12,7 +12,7 @@ import torch
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.settings.data import DataConfig
-from rnnsparse.training.assembly import Restored, restore
+from rnnsparse.training.build import Restored, restore
 from rnnsparse.training.measured_text import other_text, own_text, require_own_texts
 from tests.data.test_corpus import ROWS, write_dataset
 from tests.training.test_trainer import TEXT, config_in, trained

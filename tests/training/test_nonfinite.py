@@ -14,10 +14,11 @@ from torch import Tensor
 
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import RunFailed
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.learner import Learner
-from rnnsparse.training.nonfinite import Diverged, without_lost_lanes
-from rnnsparse.training.optim import after_evaluation
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.nonfinite import Diverged, without_lost_lanes
+from rnnsparse.training.step.optim import after_evaluation
+from rnnsparse.training.train import prepare
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import STEPS, assert_same, bits, config_in, metrics, stop_after, traces, trained
 
@@ -47,18 +48,15 @@ def spoil(learner: Learner, fault: str, *steps: int, by: float = torch.inf) -> N
         learner.model.sparse_weights()["rnn.1.recurrent"].values.register_hook(lambda gradient: gradient * times())
 
 
-class Spoiled(Trainer):
-    """The losses of some of its steps are not finite."""
-
-    steps: tuple[int, ...] = (2, 3, 6)
-
-    def __init__(self, config: RunConfig, **arguments: Any) -> None:
-        super().__init__(config, **arguments)
-        spoil(self.learner, "loss", *self.steps)
+def spoiled(config: RunConfig, **arguments: Any) -> Trainer:
+    """A run of which the losses of some steps are not finite."""
+    trainer = prepare(config, **arguments)
+    spoil(trainer.learner, "loss", 2, 3, 6)
+    return trainer
 
 
 def learner_in(tmp_path: Path, run: str, *overrides: str) -> Learner:
-    return Trainer(config_in(tmp_path, run, "model.dropout=0", *overrides), stream=io.StringIO()).learner
+    return prepare(config_in(tmp_path, run, "model.dropout=0", *overrides), stream=io.StringIO()).learner
 
 
 def learned(learner: Learner) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def test_so_many_bad_batches_in_a_row_are_left_out_and_no_more(tmp_path: Path) -
 def test_a_run_with_bad_batches_stopped_and_resumed_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     settings = ["sparsity.method=scout", "training.skip_bad_batches=2", "logging.interval=1"]
     said = io.StringIO()
-    Spoiled(config_in(tmp_path, "undisturbed", *settings), stream=said).train()
+    spoiled(config_in(tmp_path, "undisturbed", *settings), stream=said).train()
     lines = [line for line in said.getvalue().splitlines() if line.startswith("left out: ")]
     assert [re.findall(r"step \d, symbols \d+ to \d+ of each lane", line)[0] for line in lines] == [
         "step 2, symbols 10 to 19 of each lane",
@@ -150,8 +148,8 @@ def test_a_run_with_bad_batches_stopped_and_resumed_ends_as_an_undisturbed_one(t
     ]
     for after in (2, 3, 5):
         with pytest.raises(Interrupted, match=f"stopped after step {after}"):
-            Spoiled(config_in(tmp_path, "stopped", *settings), resume=after > 2, stream=stop_after(after)).train()
-    Spoiled(config_in(tmp_path, "stopped", *settings), resume=True, stream=io.StringIO()).train()
+            spoiled(config_in(tmp_path, "stopped", *settings), resume=after > 2, stream=stop_after(after)).train()
+    spoiled(config_in(tmp_path, "stopped", *settings), resume=True, stream=io.StringIO()).train()
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
     told = {line["step"]: (line["skipped"], line["loss"]) for line in metrics(tmp_path / "stopped") if "loss" in line}
     assert [skipped for skipped, _ in told.values()] == [0, 1, 2, 2, 2, 3, 3]
@@ -161,9 +159,9 @@ def test_a_run_with_bad_batches_stopped_and_resumed_ends_as_an_undisturbed_one(t
 def test_a_run_that_met_a_bad_batch_is_resumed_without_it(tmp_path: Path) -> None:
     settings = ["checkpoint.interval=1"]
     with pytest.raises(RunFailed, match=r"step 2, symbols .* resume with training.skip_bad_batches=1 or more"):
-        Spoiled(config_in(tmp_path, "run", *settings), stream=io.StringIO()).train()
+        spoiled(config_in(tmp_path, "run", *settings), stream=io.StringIO()).train()
     again = config_in(tmp_path, "run", *settings, "training.skip_bad_batches=2")
-    assert Spoiled(again, resume=True, stream=io.StringIO()).train()["steps"] == STEPS
+    assert spoiled(again, resume=True, stream=io.StringIO()).train()["steps"] == STEPS
 
 
 def test_only_lost_lanes_begin_anew() -> None:

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from rnnsparse.settings.run import CheckpointConfig, LoggingConfig
 from rnnsparse.settings.training import TrainingConfig
-from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from rnnsparse.training.step.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 
 OPTIMIZERS = ["adam", "adamw", "sgd", "sntasgd"]
 

@@ -18,11 +18,11 @@ import torch
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.storage import checkpoint
-from rnnsparse.training import lock
-from rnnsparse.training.assembly import restore, vocabulary_size
-from rnnsparse.training.interrupts import Interrupted
+from rnnsparse.training.build import restore, vocabulary_size
 from rnnsparse.training.pack import Outcome, PackedRun, pack_key, take_steps, train_packed
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.run import lock
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.train import prepare, train
 from tests.training.test_trainer import AfterStep
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def train_together(
 
 
 def train_alone(config: RunConfig, *, resume: bool = False) -> dict[str, Any]:
-    return Trainer(config, resume=resume, stream=io.StringIO()).train()
+    return train(config, resume=resume, stream=io.StringIO())
 
 
 # And the hash of lines that hold them.
@@ -195,7 +195,7 @@ def test_an_error_of_the_program_frees_every_folder(tmp_path: Path) -> None:
 
 
 def test_the_times_of_all_runs_add_up_to_what_passed(tmp_path: Path) -> None:
-    learners = [Trainer(config_in(tmp_path, str(seed), f"run.seed={seed}")).learner for seed in range(8)]
+    learners = [prepare(config_in(tmp_path, str(seed), f"run.seed={seed}")).learner for seed in range(8)]
     started = time.perf_counter()
     for _ in range(3):
         for rest in take_steps(learners, [nullcontext()] * 8):

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.storage import checkpoint
-from rnnsparse.training import run_folder
-from rnnsparse.training.assembly import new_model
+from rnnsparse.training.build import new_model
+from rnnsparse.training.run import run_folder
+from rnnsparse.training.run.record import describe
 
 
 def config_in(folder: Path, *overrides: str) -> RunConfig:
@@ -305,7 +305,7 @@ def test_no_run_and_a_run_without_checkpoint_are_refused(tmp_path: Path) -> None
         run_folder.last_checkpoint(config_in(tmp_path / "run"))
     config = config_in(tmp_path / "run")
     run_folder.make(config.folder)
-    run_folder.describe(config, torch.device("cpu"), {"ranks": 1})
+    describe(config, torch.device("cpu"))
     with pytest.raises(UserError, match="there is no such folder"):
         run_folder.last_checkpoint(config)
 
@@ -348,30 +348,3 @@ def test_a_run_may_go_on_with_other_numbers_where_it_is_told_to(tmp_path: Path, 
         UserError, match=rf"{key}: the run to resume has .* let `train` change this one by {key} and --r"
     ):
         run_folder.last_checkpoint(config)
-
-
-# ---- the small files
-
-
-def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Path) -> None:
-    config = config_in(tmp_path / "run")
-    run_folder.make(config.folder)
-    run_folder.describe(config, torch.device("cpu"), {"ranks": 1})
-    assert sorted(os.listdir(config.folder)) == ["config.yaml", "environment.json"]
-    written = (config.folder / "config.yaml").read_text(encoding="utf-8")
-    assert parse_config(yaml12.read(written), "config.yaml") == config
-    environment = yaml12.read((config.folder / "environment.json").read_text())
-    assert environment["torch"] == torch.__version__
-    assert environment["device"] == "cpu"
-    assert {"rnnsparse", "python", "numpy", "platform", "processor", "threads"} < set(environment)
-
-
-def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    run_folder.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        run_folder.write_json(path, {"a": object()})
-    assert yaml12.read(path.read_text()) == {"a": 1}
-    run_folder.write_json(path, {"a": None, "b": 0.5})
-    assert yaml12.read(path.read_text()) == {"a": None, "b": 0.5}
-    assert os.listdir(tmp_path) == ["summary.json"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.selection import draw_positions, rewire
-from rnnsparse.training.sntasgd import SNTASGD
+from rnnsparse.training.step.sntasgd import SNTASGD
 
 POSITIONS = 60
 

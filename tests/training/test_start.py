@@ -19,9 +19,11 @@ from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.assembly import restore, vocabulary_size
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.optim import learning_rate
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import restore, vocabulary_size
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.optim import learning_rate
+from rnnsparse.training.train import prepare
 from rnnsparse.training.trainer import Trainer
 from tests.training.test_trainer import (
     STEPS,
@@ -151,7 +153,7 @@ def test_a_rewound_run_goes_on_with_its_teacher_and_with_what_it_has_counted(tmp
 
     another = f"training.teacher={others / 'static'}"  # what it remembers is nothing of the first one's
     config = started(tmp_path, tmp_path, "other", *settings, another, rewind="source/step_5")
-    teacher_state = Trainer(config, stream=io.StringIO())._training_state()["teacher"]["recurrent_state"]
+    teacher_state = prepare(config, stream=io.StringIO()).state_dict()["teacher"]["recurrent_state"]
     assert not teacher_state.any()
 
 
@@ -168,7 +170,7 @@ def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
     ticket = others / "static"
     settings = ["sparsity.method=static", f"training.optimizer={optimizer}", "run.seed=9"]
     config = started(tmp_path, tmp_path, "run", *settings, topology=str(ticket), rewind=f"source/step_{step}")
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
 
     source, state = (
         restore(tmp_path / "source" / f"step_{step}", CPU),
@@ -191,7 +193,7 @@ def test_a_rewound_run_has_all_of_the_checkpoint_but_the_connections_that_went(
             assert moments(trainer.model, found, key) == survivors(moments(source.model, saved, key))
     assert bool(saved) == (step > 0)
 
-    rewound = trainer._training_state()
+    rewound = trainer.state_dict()
     for key in ("step", "lanes", "recurrent_state", "generators", "characters_seen"):
         assert bits(rewound[key]) == bits(state[key]), key
     assert (rewound["step"], rewound["best"], rewound["sparsifier"]["updates"]) == (step, None, 0)
@@ -214,14 +216,14 @@ def test_a_run_that_is_rewound_into_a_window_watches_for_the_rest_of_it(tmp_path
 def test_a_run_rewound_past_all_that_would_prune_it_is_refused(tmp_path: Path, others: Path, method: list[str]) -> None:
     config = started(tmp_path, others, "run", f"sparsity.method={method[0]}", *method[1:], rewind="dense/step_3")
     with pytest.raises(UserError, match=r"step_3: was saved after step 3, when all updates of method .* are past"):
-        Trainer(config)
+        prepare(config)
 
 
 def test_the_optimizer_of_a_rewound_run_has_the_settings_of_the_new_one(tmp_path: Path, others: Path) -> None:
     config = started(
         tmp_path, others, "run", "training.weight_decay=0.25", "sparsity.method=dense", rewind="dense/step_3"
     )
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     assert [group["weight_decay"] for group in trainer.learner.optimizer.param_groups] == [0.25]
 
 
@@ -235,10 +237,10 @@ def test_a_given_topology_takes_the_place_of_a_random_one_and_decides_the_budget
     config = started(
         tmp_path, others, "run", "sparsity.method=static", f"model.execution={execution}", topology="static"
     )
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     source = restore(others / "static", CPU)
     assert topology(trainer.model) == topology(source.model)
-    assert [b.connections for b in trainer.budgets] == [b.connections for b in source.budgets]
+    assert [b.connections for b in trainer.learner.sparsifier.budgets] == [b.connections for b in source.budgets]
     drawn = source.model
     drawn.reset_parameters(config.run.seed)
     assert values(trainer.model) == values(drawn)
@@ -249,7 +251,7 @@ def test_a_given_topology_takes_the_place_of_a_random_one_and_decides_the_budget
 
 
 def test_given_weights_are_taken_with_their_connections_and_nothing_else(tmp_path: Path, others: Path) -> None:
-    trainer = Trainer(started(tmp_path, others, "run", weights="static"), stream=io.StringIO())
+    trainer = prepare(started(tmp_path, others, "run", weights="static"), stream=io.StringIO())
     source = restore(others / "static", CPU)
     assert values(trainer.model) == values(source.model)
     assert biases(trainer.model) == biases(source.model)
@@ -258,7 +260,7 @@ def test_given_weights_are_taken_with_their_connections_and_nothing_else(tmp_pat
 
 def test_given_weights_may_be_restricted_to_a_topology(tmp_path: Path, others: Path) -> None:
     config = started(tmp_path, others, "run", "sparsity.method=static", topology="static", weights="dense/best")
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     all_values = values(restore(others / "dense" / "best", CPU).model)
     expected = {
         name: {p: all_values[name][p] for p in positions}
@@ -272,10 +274,11 @@ def test_connections_are_added_to_given_weights_without_a_change_of_what_is_comp
     tmp_path: Path, others: Path, method: str
 ) -> None:
     settings = [f"sparsity.method={method}", "sparsity.sparsity=0.4", "start.add=true"]
-    trainer = Trainer(started(tmp_path, others, "run", *settings, weights="static"), stream=io.StringIO())
+    trainer = prepare(started(tmp_path, others, "run", *settings, weights="static"), stream=io.StringIO())
     source = restore(others / "static", CPU)
-    first = {budget.group.name: trainer.config.method.initial_connections(budget) for budget in trainer.budgets}
-    assert {budget.group.name: budget.group.connections for budget in trainer.budgets} == first
+    budgets = trainer.learner.sparsifier.budgets
+    first = {budget.group.name: trainer.config.method.initial_connections(budget) for budget in budgets}
+    assert {budget.group.name: budget.group.connections for budget in budgets} == first
     assert sum(first.values()) > sum(budget.group.connections for budget in source.budgets)
     for name, before in values(source.model).items():
         after = values(trainer.model)[name]
@@ -295,7 +298,7 @@ def test_connections_are_added_to_given_weights_without_a_change_of_what_is_comp
 def test_added_connections_follow_the_seed(tmp_path: Path, others: Path) -> None:
     settings = ["sparsity.sparsity=0.4", "start.add=true"]
     found = [
-        topology(Trainer(started(tmp_path, others, run, *settings, f"run.seed={seed}", weights="static")).model)
+        topology(prepare(started(tmp_path, others, run, *settings, f"run.seed={seed}", weights="static")).model)
         for run, seed in [("a", 1), ("b", 1), ("c", 2)]
     ]
     assert found[0] == found[1] != found[2]
@@ -348,7 +351,7 @@ def test_a_resumed_run_prunes_from_the_connections_that_it_began_with(tmp_path: 
 def test_pruning_begins_with_a_trained_dense_model_and_ends_with_its_own_budgets(tmp_path: Path, others: Path) -> None:
     settings = ["sparsity.method=prune", "sparsity.sparsity=0.8", "sparsity.interval=2"]
     config = started(tmp_path, others, "run", *settings, weights="dense")
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     assert all(weight.is_full for weight in trainer.model.sparse_weights().values())
     assert trainer.train()["sparsity"] == pytest.approx(0.8, abs=0.01)
     after = restore(config.folder, CPU)
@@ -360,13 +363,13 @@ def test_execution_follows_the_connections_that_were_given(
     tmp_path: Path, others: Path, source: str, execution: str
 ) -> None:
     config = started(tmp_path, others, "run", "sparsity.method=static", weights=source)
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     assert trainer.model.execution == execution
-    lines = trainer.banner()
+    lines = banner(trainer)
     assert any(line.startswith(f"execution   {execution}: ") for line in lines)
     assert f"start       weights of {others / source}" in lines
     trainer.train()
-    assert Trainer(config, resume=True).model.execution == restore(config.folder, CPU).model.execution == execution
+    assert prepare(config, resume=True).model.execution == restore(config.folder, CPU).model.execution == execution
 
 
 def test_inspect_counts_the_given_connections(tmp_path: Path, others: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -400,10 +403,10 @@ def test_another_text_is_told_from_another_model_with_the_way_out(elsewhere: Pat
             rf"^start\.{key}: .*: its \d+ symbols are the characters of another text than this run's \d+; .*{way_out}"
         )
         with pytest.raises(UserError, match=message) as error:
-            Trainer(started(elsewhere, others, "run", **{key: "static"}))
+            prepare(started(elsewhere, others, "run", **{key: "static"}))
         one_line(error)
     with pytest.raises(UserError, match=r"^start\.rewind: .* on the same text, with the same data\.vocabulary$"):
-        Trainer(started(elsewhere, others, "run", rewind="static/step_3"))
+        prepare(started(elsewhere, others, "run", rewind="static/step_3"))
 
 
 @pytest.mark.parametrize("where", ["static", "static/best", "static/best/tokenizer.json"])
@@ -411,16 +414,16 @@ def test_a_model_goes_on_with_its_vocabulary_on_another_text(elsewhere: Path, ot
     vocabulary = f"data.vocabulary={others / where}"
     config = started(elsewhere, others, "run", "sparsity.method=static", vocabulary, weights="static")
     stream = io.StringIO()
-    trainer, other = Trainer(config, stream=stream), restore(others / "static", CPU)
-    assert trainer.tokenizer == other.tokenizer
+    trainer, other = prepare(config, stream=stream), restore(others / "static", CPU)
+    assert trainer.corpus.tokenizer == other.tokenizer
     assert values(trainer.model) == values(other.model)
     train, validation = (
         f"{sum(character in 'FäQ' for character in text)} of {len(text):,} characters of the {name} text"
         for name, text in (("training", read(trainer, "train")), ("validation", read(trainer, "validation")))
     )
-    banner = "\n".join(trainer.banner())
-    assert f"chars of {others / where}; a uniform guess" in banner
-    assert f"\nunknown     {train} and {validation}\n" in banner
+    told = "\n".join(banner(trainer))
+    assert f"chars of {others / where}; a uniform guess" in told
+    assert f"\nunknown     {train} and {validation}\n" in told
     trainer.train()
     assert f"warning: data.vocabulary: lacks {train} and {validation}; all" in stream.getvalue()
     assert checkpoint.load(config.folder).tokenizer_json == other.saved.tokenizer_json
@@ -453,14 +456,14 @@ def test_a_vocabulary_serves_topologies_and_teachers_too(elsewhere: Path, others
     vocabulary, teacher = (f"{key}={others / 'static'}" for key in ("data.vocabulary", "training.teacher"))
     trained(started(elsewhere, others, "run", vocabulary, teacher, topology="static"))
     with pytest.raises(UserError, match=r"training\.teacher: .* with its symbols: data\.vocabulary=.*static$"):
-        Trainer(config_in(elsewhere, "taught", teacher))
+        prepare(config_in(elsewhere, "taught", teacher))
 
 
 def test_of_a_vocabulary_that_has_all_characters_nothing_is_said(tmp_path: Path, others: Path) -> None:
     stream = io.StringIO()
-    trainer = Trainer(config_in(tmp_path, "run", f"data.vocabulary={others / 'static'}"), stream=stream)
+    trainer = prepare(config_in(tmp_path, "run", f"data.vocabulary={others / 'static'}"), stream=stream)
     trainer.train()
-    assert "unknown" not in "\n".join(trainer.banner())
+    assert "unknown" not in "\n".join(banner(trainer))
     assert "warning" not in stream.getvalue()
 
 
@@ -478,7 +481,7 @@ def test_what_is_no_vocabulary_is_refused(tmp_path: Path, others: Path) -> None:
         (tmp_path / "text.txt", "text.txt: not a tokenizer "),
     ):
         with pytest.raises(UserError, match=rf"^data\.vocabulary: .*{message}") as error:
-            Trainer(config_in(tmp_path, "run", f"data.vocabulary={place}"))
+            prepare(config_in(tmp_path, "run", f"data.vocabulary={place}"))
         one_line(error)
     warnings = config_in(tmp_path, "run", "data.tokenizer=byte", "data.vocabulary=x").warnings
     assert warnings == ("data.vocabulary has no effect with data.tokenizer=byte",)
@@ -526,7 +529,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     tmp_path: Path, others: Path, start: dict[str, str], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
-        Trainer(started(tmp_path, others, "run", *overrides, **start))
+        prepare(started(tmp_path, others, "run", *overrides, **start))
     one_line(error)
     assert not os.path.exists(tmp_path / "run")
 
@@ -536,7 +539,7 @@ def test_connections_are_not_added_to_those_of_another_basis(tmp_path: Path, oth
     with pytest.raises(
         UserError, match=r"static: its connections are in another basis .* or leave out start\.add"
     ) as e:
-        Trainer(started(tmp_path, others, "run", *settings, weights="static"))
+        prepare(started(tmp_path, others, "run", *settings, weights="static"))
     one_line(e)
 
 
@@ -559,7 +562,7 @@ def test_another_alphabet_of_the_same_size_is_refused(tmp_path: Path, others: Pa
     with pytest.raises(
         UserError, match=r"start\.weights: .*symbols are the characters of another text than this"
     ) as error:
-        Trainer(started(tmp_path, others, "run", weights="static"))
+        prepare(started(tmp_path, others, "run", weights="static"))
     one_line(error)
 
 
@@ -567,11 +570,11 @@ def test_a_run_is_not_rewound_on_another_text(tmp_path: Path, others: Path) -> N
     text = (others / "text.txt").read_text(encoding="utf-8")
     (tmp_path / "text.txt").write_text(text + "the fox", encoding="utf-8")
     with pytest.raises(UserError, match="this is not the text") as error:
-        Trainer(started(tmp_path, others, "run", rewind="static/step_3"))
+        prepare(started(tmp_path, others, "run", rewind="static/step_3"))
     one_line(error)
 
 
 def test_a_run_that_started_elsewhere_is_not_resumed_as_one_that_did_not(tmp_path: Path, others: Path) -> None:
     trained(started(tmp_path, others, "run", weights="static"))
     with pytest.raises(UserError, match=r"start\.weights: the run to resume has .*, not None"):
-        Trainer(config_in(tmp_path, "run"), resume=True)
+        prepare(config_in(tmp_path, "run"), resume=True)

@@ -18,16 +18,17 @@ from rnnsparse.cli import main
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.flops import forward_flops
-from rnnsparse.recipes import lottery
+from rnnsparse.recipes import ticket_rounds
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.reporting.compare import as_csv, group
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.storage import checkpoint, manifest
-from rnnsparse.training.assembly import restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.optim import learning_rate
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import restore
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.step.optim import learning_rate
+from rnnsparse.training.train import prepare
 from tests.training.test_trainer import (
     Killed,
     assert_same,
@@ -191,7 +192,7 @@ def test_a_pruning_run_is_not_cut_short_of_its_plan(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"training\.steps: method prune prunes by the 7 steps that the .* 5 are fewer"
     ) as error:
-        Trainer(config_in(tmp_path, "run", "sparsity.method=prune", "training.steps=5"), resume=True)
+        prepare(config_in(tmp_path, "run", "sparsity.method=prune", "training.steps=5"), resume=True)
     one_line(error)
     assert files(config.folder) == before
 
@@ -240,7 +241,7 @@ def test_a_run_that_has_stopped_early_says_how_to_train_it_longer(tmp_path: Path
     with pytest.raises(
         UserError, match=r"training\.early_stopping: .* after 2 evaluations without .* set it to null"
     ) as error:
-        Trainer(longer, resume=True)
+        prepare(longer, resume=True)
     one_line(error)
     assert trained(config, resume=True)["steps"] == reached
     patient = replace(longer, written_training=replace(longer.written_training, early_stopping=4))
@@ -252,7 +253,7 @@ def test_the_banner_says_what_goes_on_and_what_changes(tmp_path: Path) -> None:
     settings = ["training.early_stopping=9", *EVEN, "sparsity.method=snfs", "sparsity.stop=0.5"]
     trained(config_in(tmp_path, "run", *settings, f"training.steps={SHORT}"))
     config = config_in(tmp_path, "run", *settings, "training.steps=1000", "training.grad_clip=null")
-    lines = Trainer(config, resume=True).banner()
+    lines = banner(prepare(config, resume=True))
     best = summary(config.folder)["best_bits_per_character"]
     old = learning_rate(replace(config.training, steps=SHORT), SHORT)
     # cosines: of the learning rate over 1,000 steps at the step after 4, of the share over 500 at step 6
@@ -274,7 +275,7 @@ def test_the_banner_says_what_goes_on_and_what_changes(tmp_path: Path) -> None:
         "anew        summary.json, of the whole run; the one there becomes summary_N.json",
     ]
     assert "in 1,000 steps" in "\n".join(lines)
-    assert not any("stretch" in line for line in Trainer(config_in(tmp_path, "other", *settings)).banner())
+    assert not any("stretch" in line for line in banner(prepare(config_in(tmp_path, "other", *settings))))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_the_banner_says_what_goes_on_and_what_changes(tmp_path: Path) -> None:
 )
 def test_the_banner_says_what_stays(tmp_path: Path, settings: list[str], said: list[str]) -> None:
     trained(config_in(tmp_path, "run", *settings, f"training.steps={SHORT}"))
-    lines = Trainer(config_in(tmp_path, "run", *settings, f"training.steps={LONG}"), resume=True).banner()
+    lines = banner(prepare(config_in(tmp_path, "run", *settings, f"training.steps={LONG}"), resume=True))
     assert [line for line in lines if line in said] == said
 
 
@@ -298,7 +299,7 @@ def test_before_training_begins_nothing_is_changed(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
     before = files(config.folder)
-    Trainer(config_in(tmp_path, "run", "training.steps=9"), resume=True).banner()
+    banner(prepare(config_in(tmp_path, "run", "training.steps=9"), resume=True))
     assert files(config.folder) == before
 
 
@@ -374,7 +375,7 @@ def test_a_record_that_is_none_is_refused_in_one_line(tmp_path: Path, record: An
     (last / "manifest.json").unlink()
     manifest.write(last, 7)
     with pytest.raises(UserError, match=r"training_state\.pt: does not fit this run") as error:
-        Trainer(config, resume=True)
+        prepare(config, resume=True)
     one_line(error)
 
 
@@ -400,7 +401,7 @@ def test_other_changes_are_refused_in_one_line_and_change_nothing(
         trained(config, stream=stop_after(3))
     before = files(config.folder)
     with pytest.raises(UserError) as error:
-        Trainer(config_in(tmp_path, "run", *settings), resume=True)
+        prepare(config_in(tmp_path, "run", *settings), resume=True)
     assert one_line(error).startswith(f"{config.folder}: {complaint}")
     assert files(config.folder) == before
 
@@ -409,13 +410,13 @@ def test_other_changes_are_refused_in_one_line_and_change_nothing(
 def test_the_updates_of_a_pruning_method_are_not_changed(tmp_path: Path, method: str) -> None:
     trained(config_in(tmp_path, "run", f"sparsity.method={method}"))
     with pytest.raises(UserError, match=r"sparsity\.stop: the run to resume has 1\.0, not 0\.5; keep it, or start"):
-        Trainer(config_in(tmp_path, "run", f"sparsity.method={method}", "sparsity.stop=0.5"), resume=True)
+        prepare(config_in(tmp_path, "run", f"sparsity.method={method}", "sparsity.stop=0.5"), resume=True)
 
 
 def test_a_finished_run_with_other_settings_has_no_step_to_make_with_them(tmp_path: Path) -> None:
     trained(config_in(tmp_path))
     with pytest.raises(UserError, match=r"learning_rate: .* has made 7 steps, none is left .* raise training\.steps"):
-        Trainer(config_in(tmp_path, "run", "training.learning_rate=0.5"), resume=True)
+        prepare(config_in(tmp_path, "run", "training.learning_rate=0.5"), resume=True)
 
 
 def test_what_was_typed_once_and_is_forgotten_changes_no_run(tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_what_was_typed_once_and_is_forgotten_changes_no_run(tmp_path: Path) -> 
         (1, "training.learning_rate: the run to resume has 0.005, not 0.01; keep it, or type"),
     ):
         with pytest.raises(UserError) as error:
-            Trainer(config_in(tmp_path, "run", *(word for word in typed if word != typed[forgotten])), resume=True)
+            prepare(config_in(tmp_path, "run", *(word for word in typed if word != typed[forgotten])), resume=True)
         assert value in one_line(error)
     assert trained(config_in(tmp_path, "run", *typed), resume=True)["steps"] == 9
     # More steps are meant wherever they are written.
@@ -441,11 +442,11 @@ def test_what_was_typed_once_and_is_forgotten_changes_no_run(tmp_path: Path) -> 
 def test_a_recipe_is_not_trained_longer_but_its_end_is(tmp_path: Path) -> None:
     settings = ["sparsity.method=lottery", "sparsity.prune_share=0.5", "training.steps=4", *EVEN]
     config = config_in(tmp_path, "tickets", *settings)
-    lottery.train(config, tell=lambda text: None, stream=io.StringIO())
+    ticket_rounds.train(config, tell=lambda text: None, stream=io.StringIO())
     before = files(config.folder)
     longer = config_in(tmp_path, "tickets", *settings, "training.steps=9")
     with pytest.raises(UserError, match=r"training\.steps: .* has made its rounds with it, so keep it, or go") as error:
-        lottery.train(longer, resume=True, tell=lambda text: None, stream=io.StringIO())
+        ticket_rounds.train(longer, resume=True, tell=lambda text: None, stream=io.StringIO())
     assert files(config.folder) == before
     way_out = one_line(error).split(" with ")[-1].split()
     assert way_out == ["sparsity.method=static", f"start.rewind={config.folder}"]

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rnnsparse.cli.commands import closing_lines
+from rnnsparse.cli.train import closing_lines
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
@@ -26,11 +26,12 @@ from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint, manifest
-from rnnsparse.training import lock
-from rnnsparse.training.assembly import new_model, restore
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import new_model, restore
 from rnnsparse.training.inspection import inspect
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.run import lock
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.train import prepare, train
 
 CPU = torch.device("cpu")
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -79,7 +80,7 @@ def config_in(tmp_path: Path, run: str = "run", *overrides: str) -> RunConfig:
 
 
 def trained(config: RunConfig, *, resume: bool = False, stream: io.StringIO | None = None) -> dict[str, Any]:
-    return Trainer(config, resume=resume, stream=stream or io.StringIO()).train()
+    return train(config, resume=resume, stream=stream or io.StringIO())
 
 
 class AfterStep(io.StringIO):
@@ -296,7 +297,7 @@ def test_a_stopped_run_whose_reader_has_left_saves_itself(tmp_path: Path) -> Non
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w", buffering=1) as gone:
-        trainer = Trainer(config, stream=gone)
+        trainer = prepare(config, stream=gone)
         take_step = trainer.learner.take_step
 
         def stop_in_step_3() -> dict[str, Any]:
@@ -527,8 +528,8 @@ def test_tensorboard_has_scalars_texts_histograms_per_gate_and_connectivity(tmp_
 
 def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
     config = config_in(tmp_path, "run", "logging.tensorboard=true")
-    trainer = Trainer(config, stream=io.StringIO())
-    text = "\n".join(trainer.banner())
+    trainer = prepare(config, stream=io.StringIO())
+    text = "\n".join(banner(trainer))
     vocabulary = len(set(TEXT)) + 1
     for part in [
         f"{config.folder} (new), seed 0",
@@ -545,16 +546,16 @@ def test_the_banner_tells_what_a_user_wants_to_check(tmp_path: Path) -> None:
     assert f"micro-batches: {passes:.2f} times the training text" in text
     assert "1 file (text.txt) as one text, divided 90/5/5" in text
     assert "warning" not in text
-    extended = Trainer(config_in(tmp_path, "other", "training.multiplier=2"), stream=io.StringIO())
-    assert "rigl; 14 steps (7 x 2) of 3 lanes" in "\n".join(extended.banner())
+    extended = prepare(config_in(tmp_path, "other", "training.multiplier=2"), stream=io.StringIO())
+    assert "rigl; 14 steps (7 x 2) of 3 lanes" in "\n".join(banner(extended))
     trainer.train()
-    assert "resumed after step 7" in "\n".join(Trainer(config, resume=True).banner())
+    assert "resumed after step 7" in "\n".join(banner(prepare(config, resume=True)))
 
 
 def test_a_text_shorter_than_a_step_is_told(tmp_path: Path) -> None:
     config = config_in(tmp_path, "run", "training.sequence_length=1000", "training.batch_size=40")
-    trainer = Trainer(config, stream=io.StringIO())
-    (line,) = [line for line in trainer.banner() if line.startswith("warning")]
+    trainer = prepare(config, stream=io.StringIO())
+    (line,) = [line for line in banner(trainer) if line.startswith("warning")]
     length = len(trainer.corpus.train.tokens)
     assert f"a step reads 80,000 symbols, and the training text has {length:,}" in line
     assert f"{80_000 / length:,.1f} times in a step" in line
@@ -654,7 +655,7 @@ def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_later(tmp_path: Path,
 
 def test_a_disk_that_is_full_from_the_start_leaves_an_empty_folder_that_may_be_used(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    trainer = Trainer(config, stream=io.StringIO())
+    trainer = prepare(config, stream=io.StringIO())
     with disk_as_it_was():
         full_disk(size=1000)
         with pytest.raises(RunFailed, match="cannot be written: File too large") as error:
@@ -697,12 +698,24 @@ def test_a_validation_that_is_no_number_fails_too(tmp_path: Path) -> None:
     assert not (config.folder / "best").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_to_prepare_a_run_changes_nothing_on_the_disk(tmp_path: Path, resume: bool) -> None:
+    config = config_in(tmp_path)
+    if resume:
+        with pytest.raises(Interrupted):
+            trained(config, stream=stop_after(2))
+    before = {path: path.stat().st_mtime_ns for path in config.folder.rglob("*")}
+    assert prepare(config, resume=resume).step == (2 if resume else 0)
+    assert {path: path.stat().st_mtime_ns for path in config.folder.rglob("*")} == before
+    assert config.folder.exists() == resume
+
+
 def test_an_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
     before = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="exists already and nothing is overwritten"):
-        Trainer(config)
+        prepare(config)
     assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
 
 
@@ -712,10 +725,10 @@ def test_a_folder_where_another_trains_is_refused(tmp_path: Path, resume: bool) 
     if resume:
         with pytest.raises(Interrupted):
             trained(config, stream=stop_after(2))
-    late = Trainer(config, resume=resume, stream=io.StringIO())
+    late = prepare(config, resume=resume, stream=io.StringIO())
     config.folder.mkdir(exist_ok=True)
     with lock.held(config.folder):
-        for use in (late.train, lambda: Trainer(config, resume=resume)):
+        for use in (late.train, lambda: prepare(config, resume=resume)):
             with pytest.raises(UserError, match=rf"process {os.getpid()} on .* trains in this run\.dir"):
                 use()
     late.train()
@@ -728,7 +741,7 @@ def test_who_looked_before_another_trained_here_is_refused(tmp_path: Path, resum
     if resume:
         with pytest.raises(Interrupted):
             trained(config, stream=stop_after(2))
-    late = Trainer(config, resume=resume, stream=io.StringIO())
+    late = prepare(config, resume=resume, stream=io.StringIO())
     trained(config, resume=resume)
     before = traces(config.folder)
     with pytest.raises(UserError, match=reason):
@@ -740,7 +753,7 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
     config = config_in(tmp_path)
     trained(config)
     with pytest.raises(UserError, match=r"training\.accumulate: the run to resume has 2, not 3"):
-        Trainer(config_in(tmp_path, "run", "training.accumulate=3"), resume=True)
+        prepare(config_in(tmp_path, "run", "training.accumulate=3"), resume=True)
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "other"])
@@ -751,7 +764,7 @@ def test_a_run_is_not_resumed_on_another_text(tmp_path: Path, change: str) -> No
     text = {"longer": TEXT + "!", "shorter": TEXT[:-1], "other": TEXT.replace("fox", "cat")}[change]
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"data\.path: this is not the text that the run was trained on") as error:
-        Trainer(config, resume=True)
+        prepare(config, resume=True)
     one_line(error)
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     assert trained(config, resume=True)["steps"] == STEPS
@@ -786,16 +799,16 @@ def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: 
     (last / "manifest.json").unlink()
     manifest.write(last, STEPS)
     with pytest.raises(UserError, match=r"does not fit this run|not the text") as error:
-        Trainer(config, resume=True)
+        prepare(config, resume=True)
     one_line(error)
 
 
 def test_a_text_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the training text has .* symbols and must have at least 100001"):
-        Trainer(config_in(tmp_path, "run", "training.sequence_length=100000"))
+        prepare(config_in(tmp_path, "run", "training.sequence_length=100000"))
     (tmp_path / "text.txt").write_text("short")
     with pytest.raises(UserError, match="too short"):
-        Trainer(config_in(tmp_path))
+        prepare(config_in(tmp_path))
     assert not (tmp_path / "run").exists()
 
 
@@ -819,9 +832,9 @@ def test_a_precision_that_only_cuda_has_is_refused_without_it(tmp_path: Path) ->
         pytest.skip("here it trains")
     for precision in ("bf16", "fp16", "tf32"):
         with pytest.raises(UserError, match=rf"training\.precision: {precision} needs a CUDA device"):
-            Trainer(config_in(tmp_path, "run", f"training.precision={precision}"))
+            prepare(config_in(tmp_path, "run", f"training.precision={precision}"))
     with pytest.raises(UserError, match="device cuda: PyTorch finds none on this machine"):
-        Trainer(config_in(tmp_path, "run", "training.device=cuda"))
+        prepare(config_in(tmp_path, "run", "training.device=cuda"))
 
 
 def test_with_everything_dense_by_name_the_density_is_one(tmp_path: Path) -> None:
@@ -843,7 +856,7 @@ def test_connections_are_recorded_at_the_start_at_evaluations_and_with_pictures(
 
 def states_before_steps(config: RunConfig) -> list[tuple[Any, Any]]:
     """At each step, the state [L, S, B, H] that the step before has left, and the one that the step begins with."""
-    learner = Trainer(config, stream=io.StringIO()).learner
+    learner = prepare(config, stream=io.StringIO()).learner
     pairs = []
     for _ in range(STEPS):
         left = learner.state
@@ -874,7 +887,7 @@ def test_all_lanes_or_none_forget_at_the_ends_of_the_range(tmp_path: Path, proba
 def test_a_teacher_forgets_with_the_lanes_that_it_teaches(tmp_path: Path) -> None:
     trained(config_in(tmp_path, "teacher"))
     settings = [f"training.teacher={tmp_path / 'teacher'}", "training.reset_probability=0.5"]
-    learner = Trainer(config_in(tmp_path, "run", *settings), stream=io.StringIO()).learner
+    learner = prepare(config_in(tmp_path, "run", *settings), stream=io.StringIO()).learner
     for _ in range(STEPS):
         learner.take_step()
     learner.begin_step()

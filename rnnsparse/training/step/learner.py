@@ -8,25 +8,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rnnsparse.config import RunConfig
 from rnnsparse.data.batches import Lanes, to_device
 from rnnsparse.data.corpus import Corpus
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.updater import Updater
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.loss import Teacher, read_later, training_loss
-from rnnsparse.training.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
-from rnnsparse.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.loss import Teacher, read_later, training_loss
+from rnnsparse.training.step.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
+from rnnsparse.training.step.optim import clip_gradients, learning_rate, set_learning_rate
 
 WARM_UP_STEPS = 10  # not timed: the first steps pay for compilation and caches
 COUNTERS = ("step", "characters_seen", "seconds", "timed_seconds", "timed_characters")
@@ -39,6 +37,13 @@ class Learner:
     `take_step` is `begin_step`, as many `backward` as batches are accumulated, and `end_step`; whoever makes the
     gradients of several learners at once calls these instead.
 
+    Args:
+        corpus: whose training text the lanes read.
+        training: sizes, rates and limits of a step.
+        seed: of all that is random.
+        ranks: this process among those that learn together.
+        is_told: whether somebody reads the loss of a step, which then has to be exact.
+
     Attributes:
         step: optimizer steps taken, those left out included.
         characters_seen: code points that it has read to predict, those read again included.
@@ -47,44 +52,28 @@ class Learner:
         skipped: steps left out, by an overflow in half precision or because of a bad batch.
         bad_in_a_row: bad batches left out since a step that was none.
         left_out: why the last step was left out because of its batch, or "".
-
-    Raises:
-        UserError: the text does not fit the lanes, or there is no such teacher.
     """
 
     def __init__(
         self,
-        config: RunConfig,
         model: CharLM,
-        budgets: Sequence[Budget],
+        optimizer: torch.optim.Optimizer,
+        sparsifier: Updater,
+        lanes: Lanes,
         corpus: Corpus,
-        device: torch.device,
+        training: TrainingConfig,
+        *,
+        seed: int,
         ranks: Ranks,
+        teacher: Teacher | None = None,
+        is_told: Callable[[int], bool],
     ) -> None:
-        self.config, self.model, self.device, self.ranks = config, model, device, ranks
-        self._corpus = corpus
-        lanes = config.training.batch_size // ranks.world_size
-        self.teacher: Teacher | None = None
-        if config.training.teacher is not None:
-            self.teacher = Teacher(Path(config.training.teacher), corpus.tokenizer, device, lanes)
-        self.optimizer = build_optimizer(config.training, model.parameters())
-        self.sparsifier = Updater(
-            config.method,
-            budgets,
-            self.optimizer,
-            seed=config.run.seed,
-            total_steps=config.training.steps,
-            reduce=ranks.average if ranks.several else None,
-        )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.training.precision == "fp16")
-        self.lanes = Lanes(
-            corpus.train.tokens,
-            config.training.batch_size,
-            config.training.sequence_length,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        self.state = model.initial_state(lanes)
+        self.model, self.optimizer, self.sparsifier, self.lanes = model, optimizer, sparsifier, lanes
+        self.training, self.ranks, self.teacher = training, ranks, teacher
+        self.device = model.embedding.values.device
+        self._corpus, self._seed, self._is_told = corpus, seed, is_told
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.precision == "fp16")
+        self.state = model.initial_state(training.batch_size // ranks.world_size)
         self.step = 0
         self.characters_seen = 0
         self.seconds = 0.0
@@ -92,7 +81,7 @@ class Learner:
         self.skipped = self.bad_in_a_row = 0
         self.left_out = ""
         self._states_before = self._states()
-        self._groups = [budget.group for budget in budgets if not budget.dense]
+        self._groups = [budget.group for budget in sparsifier.budgets if not budget.dense]
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(corpus.tokenizer.starts_character))
         self._symbols_per_character = len(corpus.train.tokens) / corpus.train.characters
@@ -107,7 +96,7 @@ class Learner:
         """
         started = time.perf_counter()
         self.begin_step()
-        batches = [self.next_batch() for _ in range(self.config.training.accumulate)]
+        batches = [self.next_batch() for _ in range(self.training.accumulate)]
         losses = [read() for read in [self._backward(*batch) for batch in batches]]
         characters = sum(self.characters_in(targets_TB) for _, targets_TB in batches)
         return self.end_step(losses, characters, started)
@@ -117,7 +106,7 @@ class Learner:
         self.model.train()
         self._reset_lanes()
         self._states_before = self._states()
-        self.ranks.seed_dropout(self.config.run.seed, self.step + 1)
+        self.ranks.seed_dropout(self._seed, self.step + 1)
         self.sparsifier.before_backward(self.step + 1)
 
     def _reset_lanes(self) -> None:
@@ -126,10 +115,10 @@ class Learner:
         A lane that goes on for ever never meets the zeros that evaluation and sampling start with, and a network may
         lose itself in them.
         """
-        training = self.config.training
+        training = self.training
         if not training.reset_probability:
             return
-        numbers = generator_for(self.config.run.seed, "reset", self.step + 1)
+        numbers = generator_for(self._seed, "reset", self.step + 1)
         all_lanes = torch.rand(training.batch_size, generator=numbers) < training.reset_probability
         reset_B1 = all_lanes.chunk(self.ranks.world_size)[self.ranks.rank].unsqueeze(1).to(self.device)
         self.state = self.state.masked_fill(reset_B1, 0)
@@ -146,16 +135,14 @@ class Learner:
 
     def loss(self, logits_TBV: Tensor, inputs_TB: Tensor, targets_TB: Tensor) -> tuple[Tensor, Tensor]:
         """Return what a backward pass starts from, and the cross-entropy in it in nats per symbol."""
-        training = self.config.training
-        loss, nats = training_loss(
+        return training_loss(
             logits_TBV,
             targets_TB,
             self.teacher(inputs_TB) if self.teacher else None,
-            weight=training.teacher_weight,
-            temperature=training.teacher_temperature,
-            exact=self.config.logging.tells_of(self.step + 1, training.steps),
+            weight=self.training.teacher_weight,
+            temperature=self.training.teacher_temperature,
+            exact=self._is_told(self.step + 1),
         )
-        return loss, nats
 
     def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> Callable[[], list[float]]:
         """Add one batch's gradients; return what reads its mean loss and cross-entropy. Its graph ends here."""
@@ -164,7 +151,7 @@ class Learner:
         self.state = state.detach()
         loss, nats = self.loss(logits_TBV, inputs_TB, targets_TB)
         read = read_later(loss, nats)
-        self.scaler.scale(loss / self.config.training.accumulate).backward()
+        self.scaler.scale(loss / self.training.accumulate).backward()
         return read
 
     def end_step(self, losses: Sequence[Sequence[float]], characters: float, started: float) -> dict[str, Any]:
@@ -178,7 +165,7 @@ class Learner:
         Raises:
             Diverged: loss or gradients are not finite; nothing of the model has changed.
         """
-        training, step = self.config.training, self.step + 1
+        training, step = self.training, self.step + 1
         batches = len(losses) * self.ranks.world_size
         loss, nats = (sum(each, start=0.0) for each in zip(*losses, strict=True))
         loss, nats, characters = self.ranks.total(loss, nats, characters)
@@ -245,10 +232,10 @@ class Learner:
             lost_lanes=[lane for lanes, _ in everyone for lane in lanes],
             lost_teacher=any(teacher for _, teacher in everyone),
         )
-        read = len(losses) * self.config.training.sequence_length
+        read = len(losses) * self.training.sequence_length
         last = self.lanes.position - 1
         line = f"step {self.step + 1}, symbols {last + 1 - read:,} to {last:,} of each lane: {error}"
-        allowed = self.config.training.skip_bad_batches
+        allowed = self.training.skip_bad_batches
         if not isinstance(error, BadBatch):
             raise Diverged(line)
         if self.bad_in_a_row == allowed:

@@ -6,16 +6,14 @@ Shape suffixes: T time, B batch (lanes), V vocabulary, N = T * B positions; L, S
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
-from rnnsparse.training.assembly import restore
+from rnnsparse.nn.language_model import CharLM
 
 EXACT_NUMBERS = 1 << 20  # that are in memory in float64 at once
 
@@ -23,24 +21,13 @@ EXACT_NUMBERS = 1 << 20  # that are in memory in float64 at once
 class Teacher:
     """A trained model that reads the same lanes as the one it teaches, with a recurrent state of its own.
 
-    Raises:
-        UserError: there is no such run or checkpoint, or it has another vocabulary.
+    `sha256` tells its weights from those of any other.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, device: torch.device, batch_size: int) -> None:
-        try:
-            restored = restore(path, device)
-        except UserError as error:
-            raise UserError(f"training.teacher: {error}") from None
-        if restored.saved.tokenizer_json != tokenizer.to_json():
-            raise UserError(
-                f"training.teacher: {path}: predicts other symbols than this run has; name a run with the same "
-                f"data.tokenizer, and if that is char, trained on the same text or with its symbols: "
-                f"data.vocabulary={path}"
-            )
-        self.model = restored.model.eval()
-        self.state_LSBH = self.model.initial_state(batch_size)
-        self._sha256 = restored.saved.weights_sha256
+    def __init__(self, model: CharLM, sha256: str, lanes: int) -> None:
+        self.model = model.eval()
+        self.state_LSBH = model.initial_state(lanes)
+        self._sha256 = sha256
 
     @torch.no_grad()
     def __call__(self, inputs_TB: Tensor) -> Tensor:

@@ -7,14 +7,12 @@ computed by every rank from the same numbers, so values and topologies stay the 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,6 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sparsity.sparsifier import average_gradients
-from rnnsparse.storage import atomic
 
 # Ranks wait for one that writes a checkpoint or a sample, or validates alone; a lost one is noticed at once.
 TIMEOUT = timedelta(hours=2)
@@ -152,21 +149,7 @@ class Ranks:
         state = _with_lanes(state, lambda all_: all_.chunk(self.world_size, dim=2)[self.rank].clone())
         return _with_totals(state, own_total)
 
-    def continues(self, folder: Path) -> bool:
-        """Return whether torchrun has restarted its ranks after they began the run in `folder` and saved it."""
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
-            return False
-        began = None
-        with suppress(OSError, ValueError):
-            began = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("torchrun")
-        can: bool = self.first(began == _torchrun() and atomic.existing(folder / "last") is not None)
-        return can
-
     # ---- reports
-
-    def environment(self) -> dict[str, Any]:
-        """Return what a run's folder tells about its ranks."""
-        return {"ranks": self.world_size, "torchrun": _torchrun()}
 
     def line(self, model: CharLM) -> str:
         """Return for the banner how many train, and what they send at every step."""
@@ -268,7 +251,7 @@ def _topology_hash(weight: SparseWeight) -> int:
     return int((weight.indices * factors).sum())
 
 
-def _torchrun() -> str | None:
+def torchrun() -> str | None:
     """Return a name of the torchrun process that has started this one; it stays the same when torchrun restarts it."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if run is None else f"{run} on {socket.gethostname()}, process {os.getppid()}"

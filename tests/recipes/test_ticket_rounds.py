@@ -20,15 +20,15 @@ from rnnsparse.cli import main
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
-from rnnsparse.recipes import lottery
+from rnnsparse.recipes import ticket_rounds
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.assembly import Restored, restore
-from rnnsparse.training.interrupts import Interrupted
-from rnnsparse.training.trainer import Trainer
+from rnnsparse.training.build import Restored, restore
+from rnnsparse.training.run.interrupts import Interrupted
+from rnnsparse.training.train import prepare
 from tests.training.test_trainer import (
     STEPS,
     SUMMARY_KEYS,
@@ -52,7 +52,7 @@ def ticket_config(tmp_path: Path, run: str, method: str = "lottery", *overrides:
 
 
 def trained(config: RunConfig, *, resume: bool = False, stream: io.StringIO | None = None) -> dict[str, Any]:
-    return lottery.train(config, resume=resume, tell=lambda text: None, stream=stream or io.StringIO())
+    return ticket_rounds.train(config, resume=resume, tell=lambda text: None, stream=stream or io.StringIO())
 
 
 @pytest.fixture(scope="module", params=["lottery", "kd_ticket"])
@@ -64,7 +64,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def rounds_of(config: RunConfig) -> list[Restored]:
-    rounds = lottery.plan(config)
+    rounds = ticket_rounds.plan(config)
     return [restore(rounds.folder(number), CPU) for number in range(rounds.last + 1)]
 
 
@@ -126,7 +126,7 @@ def test_nothing_to_prune_is_refused(tmp_path: Path) -> None:
 
 def test_every_round_has_exactly_its_connections_and_the_last_one_the_budgets(finished: RunConfig) -> None:
     rounds = rounds_of(finished)
-    plan = lottery.plan(finished)
+    plan = ticket_rounds.plan(finished)
     assert len(rounds) == LAST + 1
     assert [connections(restored) for restored in rounds] == plan.counts
     assert connections(rounds[-1]) == [budget.connections for budget in rounds[-1].budgets]
@@ -134,7 +134,7 @@ def test_every_round_has_exactly_its_connections_and_the_last_one_the_budgets(fi
 
 
 def test_every_ticket_lacks_the_smallest_weights_of_its_round_and_no_others(finished: RunConfig) -> None:
-    rounds, plan = rounds_of(finished), lottery.plan(finished)
+    rounds, plan = rounds_of(finished), ticket_rounds.plan(finished)
     dropped = 0
     text = load_corpus(finished.data).identity
     for number in range(plan.last):
@@ -152,7 +152,7 @@ def test_every_ticket_lacks_the_smallest_weights_of_its_round_and_no_others(fini
 
 
 def test_every_round_begins_with_the_dense_run_of_the_rewind_step(finished: RunConfig, tmp_path: Path) -> None:
-    plan = lottery.plan(finished)
+    plan = ticket_rounds.plan(finished)
     source = restore(plan.folder(0) / f"step_{REWIND}", CPU)
     state = source.saved.training_state()
     early = {name: weight.values for name, weight in source.model.sparse_weights().items()}
@@ -160,7 +160,7 @@ def test_every_round_begins_with_the_dense_run_of_the_rewind_step(finished: RunC
         last = number == plan.last
         run = dataclasses.replace(finished.run, dir=str(tmp_path / "again"))
         config = dataclasses.replace(plan.run(number), run=run)
-        trainer = Trainer(config, recorded=finished if last else None, stream=io.StringIO())
+        trainer = prepare(config, recorded=finished if last else None, stream=io.StringIO())
         assert (trainer.step, trainer.learner.lanes.state_dict()) == (REWIND, state["lanes"])
         for name, weight in trainer.model.sparse_weights().items():
             assert torch.equal(weight.values, early[name][weight.indices])  # the source is dense: position = number
@@ -174,7 +174,7 @@ def test_every_round_begins_with_the_dense_run_of_the_rewind_step(finished: RunC
 
 
 def test_all_rounds_are_complete_runs_that_go_on_from_the_rewind_step(finished: RunConfig) -> None:
-    plan = lottery.plan(finished)
+    plan = ticket_rounds.plan(finished)
     for number in range(plan.last + 1):
         folder = plan.folder(number)
         summary = json.loads((folder / "summary.json").read_text())
@@ -220,7 +220,7 @@ def test_training_flops_are_those_of_all_rounds(finished: RunConfig, capsys: pyt
         assert main(["inspect", str(target), "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert report["training_flops"] == pytest.approx(total)
-        assert report["connections"] == summary["connections"] == sum(lottery.plan(finished).counts[-1])
+        assert report["connections"] == summary["connections"] == sum(ticket_rounds.plan(finished).counts[-1])
 
 
 def test_a_kd_ticket_is_a_lottery_ticket_until_its_last_run(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_kd_ticket_is_a_lottery_ticket_until_its_last_run(tmp_path: Path) -> N
 
 def test_every_round_says_what_it_is(tmp_path: Path) -> None:
     told: list[str] = []
-    lottery.train(ticket_config(tmp_path, "run", "kd_ticket"), tell=told.append, stream=io.StringIO())
+    ticket_rounds.train(ticket_config(tmp_path, "run", "kd_ticket"), tell=told.append, stream=io.StringIO())
     titles = [text for text in told if text.startswith("round ")]
     assert [title.split()[1] for title in titles] == ["0", "1", "2", "3"]
     assert f"teacher {tmp_path / 'run' / 'rounds' / '0'}" in told[-1]
@@ -280,7 +280,7 @@ def test_a_recipe_killed_in_a_round_ends_as_an_undisturbed_one(
     tmp_path: Path, finished: RunConfig, number: int, has_checkpoint: bool
 ) -> None:
     config = ticket_config(tmp_path, "killed", finished.method.name)
-    plan = lottery.plan(config)
+    plan = ticket_rounds.plan(config)
 
     class KillInRound(io.StringIO):
         def write(self, text: str) -> int:

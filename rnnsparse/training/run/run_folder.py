@@ -1,32 +1,23 @@
-"""A run's folder: claiming a new one, going on in an old one, and the small files beside the checkpoints."""
+"""What is in a run's folder: whether a new run may have it, and what an old one goes on from."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import os
-import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from rnnsparse import __version__
 from rnnsparse.config import RunConfig, keys
 from rnnsparse.errors import Damaged, UserError
 from rnnsparse.settings.marks import Incidental, Limit, OtherRun
 from rnnsparse.storage import atomic, checkpoint
-from rnnsparse.training import lock, stretches
-from rnnsparse.training.assembly import read_config
-from rnnsparse.training.stretches import Stretch
+from rnnsparse.training.build import read_config
+from rnnsparse.training.run import lock, stretches
 
 LAST, PREVIOUS = "last", "previous"
-SUMMARY = "summary.json"
 BEST, PREVIOUS_BEST = "best", "previous_best"
 SPARES = {LAST: PREVIOUS, BEST: PREVIOUS_BEST}  # where the one before goes, should the new one be damaged
 
@@ -75,36 +66,6 @@ def make(folder: Path) -> None:
 
 def _unusable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder}: run.dir cannot be a folder for this run: {error.strerror}; choose another run.dir")
-
-
-@contextlib.contextmanager
-def held(config: RunConfig, *, resumed_at: int | None, claims: bool) -> Iterator[str]:
-    """Hold the folder of a run, made if it is new, and make sure that no other has trained in it since we looked.
-
-    Yields "", or a warning.
-
-    Args:
-        resumed_at: the step that the run goes on from, None if it is new.
-        claims: whether a new run is the first to use the folder.
-
-    Raises:
-        UserError: another process trains in it, or has done so.
-        OSError: the disk is full.
-    """
-    folder = config.folder
-    if resumed_at is None:
-        make(folder)
-    with lock.held(folder) as warning:
-        if resumed_at is None:
-            if claims:
-                claim(folder)
-        else:
-            saved = last_checkpoint(config, changing=True)
-            if saved.step != resumed_at:
-                raise UserError(f"{folder}: another process has trained in this run.dir meanwhile; start again")
-            make_ready(folder, saved)
-            warning = "; ".join(filter(None, (warning, saved.warning, mend_best(folder))))
-        yield warning
 
 
 def last_checkpoint(config: RunConfig, *, changing: bool = False) -> checkpoint.Checkpoint:
@@ -205,83 +166,3 @@ def differences(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]
     # What a run started from or learns from, it did or does all the same, wherever that is now.
     moved = {key for key in keys(OtherRun) & differing.keys() if None not in differing[key]}
     return {key: values for key, values in differing.items() if key not in moved}
-
-
-def describe(config: RunConfig, device: torch.device, ranks: Mapping[str, Any]) -> None:
-    """Write the resolved configuration of a new run, and what it runs on; `ranks` tells how many processes do.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_settings(config)
-    write_json(config.folder / "environment.json", _environment(device) | {"began": stretches.now()} | dict(ranks))
-
-
-def write_settings(config: RunConfig) -> None:
-    """Write the resolved configuration of a run.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    _write(config.folder / "config.yaml", config.to_yaml())
-
-
-def write_stretches(folder: Path, others: Sequence[Stretch]) -> None:
-    """Write the record of a run of more than one stretch; `others` are those after the first.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    if others:
-        began = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            began = json.loads((folder / "environment.json").read_text(encoding="utf-8")).get("began")
-        _write(folder / stretches.NAME, stretches.record(began, others))
-
-
-def set_summary_aside(folder: Path, step: int) -> None:
-    """Let the summary of a run that has ended, and goes on now, tell in its name that it is of an earlier `step`.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    path = folder / SUMMARY
-    if path.exists():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            step = int(json.loads(path.read_text(encoding="utf-8")).get("steps", step))
-        path.rename(folder / f"summary_{step}.json")
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    _write(path, json.dumps(data, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    return {
-        "rnnsparse": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")

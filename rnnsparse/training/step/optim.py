@@ -18,8 +18,8 @@ from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from rnnsparse.settings.training import TrainingConfig
-from rnnsparse.training.connection_adam import ConnectionAdam
-from rnnsparse.training.sntasgd import SNTASGD
+from rnnsparse.training.step.connection_adam import ConnectionAdam
+from rnnsparse.training.step.sntasgd import SNTASGD
 
 
 def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:

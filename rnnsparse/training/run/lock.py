@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rnnsparse.errors import NEEDS_POSIX, UserError
-from rnnsparse.training import lifeline
+from rnnsparse.training.run import lifeline
 
 try:
     import fcntl

@@ -6,7 +6,7 @@ from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sampling import Sampler, SamplingConfig
-from rnnsparse.training.logging import RunLogger
+from rnnsparse.training.run.logging import RunLogger
 
 
 def log_pictures(logger: RunLogger, step: int, model: CharLM) -> None:

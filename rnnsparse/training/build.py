@@ -1,4 +1,4 @@
-"""From a configuration, or from a checkpoint, to a model that is ready to use."""
+"""From a configuration, or from a checkpoint, to a model and to all that a step needs; each part is built here."""
 
 from __future__ import annotations
 
@@ -6,66 +6,29 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.config import RunConfig, parse_config
-from rnnsparse.data.corpus import given_tokenizer, load_corpus
+from rnnsparse.data.batches import Lanes
+from rnnsparse.data.corpus import Corpus, given_tokenizer, load_corpus
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.nn.basis import Basis
+from rnnsparse.nn.execution import Chosen, choose
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.data import DataConfig
 from rnnsparse.settings.model import ModelConfig
-from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
+from rnnsparse.sparsity.updater import Updater
 from rnnsparse.storage import checkpoint
-from rnnsparse.training.precision import COMPUTE_TYPES, NEED_CUDA, PARAMETER_TYPES, allow_tf32
-
-NOWHERE = torch.device("meta")  # PyTorch's device for shapes without numbers
-
-
-def choose_device(wanted: str = "auto") -> torch.device:
-    """Return the device called `wanted`; "auto" is the first CUDA device, or the CPU where there is none.
-
-    With CUDA, fp32 means fp32 from now on: by itself PyTorch lets cuDNN's recurrent layers round it to TF32.
-
-    Raises:
-        UserError: CUDA is wanted and not there.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "device cuda: PyTorch finds none on this machine; use cpu or auto (training.device, or the option --device)"
-        )
-    if wanted == "cuda":
-        allow_tf32(False)
-    return torch.device(wanted)
-
-
-def training_device(config: TrainingConfig) -> torch.device:
-    """Return the device that a run trains on.
-
-    Raises:
-        UserError: it is not there, or it is no match for the precision.
-    """
-    device = choose_device(config.device)
-    if config.precision in NEED_CUDA and device.type != "cuda":
-        raise UserError(
-            f"training.precision: {config.precision} needs a CUDA device, this run is on {device.type}; use "
-            "training.precision=fp32"
-        )
-    allow_tf32(config.precision == "tf32")
-    return device
-
-
-def named_device(config: TrainingConfig) -> torch.device:
-    """Return the device that a run is to train on, whether this machine has it or not."""
-    return choose_device() if config.device == "auto" else torch.device(config.device)
+from rnnsparse.training.device import COMPUTE_TYPES, CPU, NOWHERE, PARAMETER_TYPES
+from rnnsparse.training.step.distributed import Ranks
+from rnnsparse.training.step.learner import Learner
+from rnnsparse.training.step.loss import Teacher
+from rnnsparse.training.step.optim import build_optimizer
 
 
 def vocabulary_size(data: DataConfig) -> int:
@@ -112,32 +75,23 @@ def _basis(kind: str, weight: SparseWeight) -> Basis | None:
     return basis.to(weight.values)
 
 
-def choose_execution(
-    config: RunConfig, device: torch.device, sparsity: float | None = None
-) -> tuple[Literal["masked", "sparse"], str]:
+def choose_execution(config: RunConfig, device: torch.device, sparsity: float | None = None) -> tuple[Chosen, str]:
     """Return how a model is computed on a device, and why in a few words; sparse only where that is possible.
 
     `sparsity` is that of connections that come from another run, by default the configured one.
     """
-    wanted, method = config.model.execution, config.method
-    sparsity = config.budget.sparsity if sparsity is None else sparsity
-    if wanted == "masked":
-        return "masked", "as configured"
+    method, obstacle, favour = config.method, "", ""
     if config.budget.basis != "canonical":
-        return "masked", f"in basis {config.budget.basis} a matrix is dense, however few coefficients it has"
-    if device.type != "cpu":
-        return "masked", "sparse execution is for CPUs"
-    if not method.works_sparse:
-        return "masked", f"method {method.name} needs the dense gradient at every step"
-    if wanted == "sparse":
-        return "sparse", "as configured"
+        obstacle = f"in basis {config.budget.basis} a matrix is dense, however few coefficients it has"
+    elif device.type != "cpu":
+        obstacle = "sparse execution is for CPUs"
+    elif not method.works_sparse:
+        obstacle = f"method {method.name} needs the dense gradient at every step"
     if method.mostly_dense:
         how_long = "throughout" if method.stays_dense else "for much of the run"
-        return "masked", f"method {method.name} has every connection {how_long}"
-    wins_from = CELLS[config.model.cell].sparse_wins_from
-    if sparsity < wins_from:
-        return "masked", f"dense kernels of this cell are faster below a sparsity of {wins_from}"
-    return "sparse", f"faster than dense kernels of this cell from a sparsity of {wins_from}"
+        favour = f"method {method.name} has every connection {how_long}"
+    sparsity = config.budget.sparsity if sparsity is None else sparsity
+    return choose(config.model.execution, sparsity, CELLS[config.model.cell].sparse_wins_from, obstacle, favour)
 
 
 def sparsity_of(budgets: Sequence[Budget]) -> float:
@@ -175,6 +129,17 @@ def require_execution(config: RunConfig, device: torch.device) -> None:
     execution, reason = choose_execution(config, device)
     if config.model.execution == "sparse" and execution != "sparse":
         raise UserError(f"model.execution: sparse is impossible here: {reason}; use model.execution=masked or auto")
+
+
+def require_buildable(config: RunConfig) -> None:
+    """Make sure of what a configuration alone cannot tell: that budgets can be met and computed.
+
+    Raises:
+        UserError: they cannot.
+    """
+    # Budgets depend on the vocabulary only where characters are symbols; 256 stands for any there.
+    empty_model(config, 256, NOWHERE)
+    require_execution(config, CPU)
 
 
 def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple[CharLM, list[Budget]]:
@@ -216,8 +181,8 @@ def restore(path: Path, device: torch.device) -> Restored:
     return Restored(path, saved.step, config, model, tokenizer, budgets, saved)
 
 
-def named_teacher(config: RunConfig, device: torch.device) -> CharLM | None:
-    """Return the model that the configuration names as the teacher of its run, if any.
+def named_teacher(config: RunConfig, device: torch.device) -> Restored | None:
+    """Return what the configuration names as the teacher of its run, if anything.
 
     Raises:
         UserError: it cannot be read.
@@ -225,7 +190,7 @@ def named_teacher(config: RunConfig, device: torch.device) -> CharLM | None:
     if config.training.teacher is None:
         return None
     try:
-        return restore(Path(config.training.teacher), device).model
+        return restore(Path(config.training.teacher), device)
     except UserError as error:
         raise UserError(f"training.teacher: {error}") from None
 
@@ -248,3 +213,58 @@ def saved_model(
 def read_config(saved: checkpoint.Checkpoint) -> RunConfig:
     """Return the configuration in a checkpoint."""
     return parse_config(saved.config, f"{saved.folder}/config.yaml")
+
+
+def build_learner(
+    config: RunConfig,
+    model: CharLM,
+    budgets: Sequence[Budget],
+    corpus: Corpus,
+    ranks: Ranks,
+) -> Learner:
+    """Return what a run's steps are made by: the model with its teacher, optimizer, topology updates and lanes.
+
+    Raises:
+        UserError: the text does not fit the lanes, or there is no such teacher.
+    """
+    training = config.training
+    teacher = _teacher(config, model, corpus.tokenizer, training.batch_size // ranks.world_size)
+    optimizer = build_optimizer(training, model.parameters())
+    return Learner(
+        model,
+        optimizer,
+        Updater(
+            config.method,
+            budgets,
+            optimizer,
+            seed=config.run.seed,
+            total_steps=training.steps,
+            reduce=ranks.average if ranks.several else None,
+        ),
+        Lanes(
+            corpus.train.tokens,
+            training.batch_size,
+            training.sequence_length,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        ),
+        corpus,
+        training,
+        seed=config.run.seed,
+        ranks=ranks,
+        teacher=teacher,
+        is_told=lambda step: config.logging.tells_of(step, training.steps),
+    )
+
+
+def _teacher(config: RunConfig, model: CharLM, tokenizer: Tokenizer, lanes: int) -> Teacher | None:
+    restored = named_teacher(config, model.embedding.values.device)
+    if restored is None:
+        return None
+    if restored.saved.tokenizer_json != tokenizer.to_json():
+        raise UserError(
+            f"training.teacher: {restored.folder}: predicts other symbols than this run has; name a run with the same "
+            f"data.tokenizer, and if that is char, trained on the same text or with its symbols: "
+            f"data.vocabulary={restored.folder}"
+        )
+    return Teacher(restored.model, restored.saved.weights_sha256, lanes)

@@ -25,7 +25,7 @@ from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.schedule import annealed, share_of
 from rnnsparse.storage.checkpoint import STATE, Checkpoint
 from rnnsparse.storage.manifest import damaged
-from rnnsparse.training.optim import learning_rate
+from rnnsparse.training.step.optim import learning_rate
 
 NAME = "stretches.jsonl"
 STEPS, MULTIPLIER = "training.steps", "training.multiplier"

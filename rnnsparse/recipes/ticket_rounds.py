@@ -16,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
-
 from rnnsparse.config import RunConfig, load_config
 from rnnsparse.errors import UserError
 from rnnsparse.settings.training import StartConfig
@@ -28,12 +26,12 @@ from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.static import Static
 from rnnsparse.sparsity.selection import keep_largest, rewire
 from rnnsparse.storage import atomic, checkpoint
-from rnnsparse.training import lock, run_folder
-from rnnsparse.training.assembly import empty_model, restore, training_device, vocabulary_size
-from rnnsparse.training.distributed import Ranks
-from rnnsparse.training.trainer import Trainer
-
-CPU = torch.device("cpu")
+from rnnsparse.training.banner import banner
+from rnnsparse.training.build import empty_model, restore, vocabulary_size
+from rnnsparse.training.device import CPU, training_device
+from rnnsparse.training.run import lock, run_folder
+from rnnsparse.training.run.record import describe
+from rnnsparse.training.train import prepare
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def train(
     else:
         run_folder.claim(config.folder)
         run_folder.make(config.folder)
-        run_folder.describe(config, training_device(config.training), Ranks().environment())
+        describe(config, training_device(config.training))
     with lock.held(config.folder) as warning:
         if warning:
             tell(f"warning: {warning}")
@@ -129,7 +127,7 @@ def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], strea
     if not resume and number < rounds.last and folder.exists():
         # Stopped before its first checkpoint: there is nothing to go on from.
         shutil.rmtree(folder)
-    trainer = Trainer(
+    trainer = prepare(
         rounds.run(number), resume=resume, stream=stream, recorded=rounds.config if number == rounds.last else None
     )
     connections, positions = sum(rounds.counts[number]), sum(rounds.counts[0])
@@ -137,7 +135,7 @@ def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], strea
         f"round       {number} of {rounds.last} (0 is dense), method {rounds.config.method.name}: {connections:,} of "
         f"{positions:,} connections"
     )
-    tell("\n".join(trainer.banner()))
+    tell("\n".join(banner(trainer)))
     return trainer.train()
 
 

@@ -1,0 +1,83 @@
+"""`evaluate`: measure bits per character."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+
+from rnnsparse import code_lengths
+from rnnsparse.cli.messages import warn
+from rnnsparse.errors import RunFailed, UserError
+from rnnsparse.evaluation import Evaluation, Record, evaluate
+from rnnsparse.training.build import restore
+from rnnsparse.training.device import choose_device
+from rnnsparse.training.measured_text import MeasuredText, other_text, own_text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    wanted = {"--per-character": arguments.per_character, "--per-line": arguments.per_line}
+    outs = {key: path for key, path in wanted.items() if path is not None}
+    for key, path in outs.items():
+        code_lengths.require_writable(path, key)
+    if len({os.path.abspath(path) for path in outs.values()}) < len(outs):
+        raise UserError(f"--per-line: {arguments.per_line}: is that of --per-character as well; choose another name")
+    # On the disk that must have room for what comes of them.
+    with code_lengths.Recorder(next(iter(outs.values())).parent) if outs else contextlib.nullcontext() as recorder:
+        record = recorder.record if recorder else None
+        step, text, result = measure(arguments.checkpoint, arguments.device, arguments.split, arguments.data, record)
+        _tell(arguments, step, text, result)
+        for key, path in outs.items():
+            assert recorder is not None
+            write = code_lengths.write_characters if key == "--per-character" else code_lengths.write_lines
+            write(path, text.text, text.tokenizer, recorder)
+            if not arguments.json:
+                print(path)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, step: int, text: MeasuredText, result: Evaluation) -> None:
+    """Print what was measured."""
+    report = {
+        "split": text.split or text.path,
+        # Without --data it is the text of the run, without --split it stands above.
+        **({"text": text.path} if arguments.data and arguments.split else {}),
+        "bits_per_character": result.bits_per_character,
+        "bits_per_byte": result.bits_per_byte,
+        "characters": result.characters,
+        "bytes": result.bytes,
+        "nats": result.nats,
+        "seconds": result.seconds,
+    }
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print(
+            f"{text.name}: {result.bits_per_character:.4f} bits per character, {result.bits_per_byte:.4f} per byte, "
+            f"{result.characters:,} characters in {result.seconds:.1f} s (step {step})"
+        )
+
+
+def measure(
+    checkpoint: Path, device: str, split: str | None = None, path: Path | None = None, record: Record | None = None
+) -> tuple[int, MeasuredText, Evaluation]:
+    """Return the step of a checkpoint, a text, and how well it predicts it."""
+    restored = restore(checkpoint, choose_device(device))
+    measured = own_text(restored, split or "test") if path is None else other_text(restored, str(path), split)
+    text = measured.text
+    warn([measured.warning] if measured.warning else [])
+    if text.unknown_bytes:
+        share = f"{text.unknown_bytes:,} of {text.bytes:,} bytes"
+        warn(
+            [
+                f"{checkpoint}: {measured.name}: {share} are characters that its training text has not; they all count "
+                "as one symbol, which is easier to predict than they are"
+            ]
+        )
+    result = evaluate(restored.model, text, restored.tokenizer, restored.config.evaluation, record=record)
+    if not math.isfinite(result.nats):
+        raise RunFailed(f"{checkpoint}: its predictions are not numbers: the training diverged; use another")
+    return restored.step, measured, result

@@ -1,0 +1,1 @@
+"""What one optimizer step does; nothing here knows a folder or a configuration file."""

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from rnnsparse import yaml12
+from rnnsparse.config import parse_config
+from rnnsparse.training.run import run_folder
+from rnnsparse.training.run.record import describe, write_json
+
+
+def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Path) -> None:
+    config = parse_config({"run": {"dir": str(tmp_path / "run")}}, "c.yaml")
+    run_folder.make(config.folder)
+    describe(config, torch.device("cpu"), world_size=2)
+    assert sorted(os.listdir(config.folder)) == ["config.yaml", "environment.json"]
+    written = (config.folder / "config.yaml").read_text(encoding="utf-8")
+    assert parse_config(yaml12.read(written), "config.yaml") == config
+    environment = yaml12.read((config.folder / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert (environment["device"], environment["ranks"], environment["torchrun"]) == ("cpu", 2, None)
+    assert {"rnnsparse", "python", "numpy", "platform", "processor", "threads"} < set(environment)
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert yaml12.read(path.read_text()) == {"a": 1}
+    write_json(path, {"a": None, "b": 0.5})
+    assert yaml12.read(path.read_text()) == {"a": None, "b": 0.5}
+    assert os.listdir(tmp_path) == ["summary.json"]
