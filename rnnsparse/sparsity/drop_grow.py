@@ -42,7 +42,7 @@ class DropGrow(Method):
     ] = False
     redistribute: Annotated[
         Redistribute,
-        Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
+        Doc("what groups regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
     ] = "none"
 
     def targets(self, budgets: Sequence[Budget], context: StepContext) -> list[int]:
