@@ -284,13 +284,13 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
-    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a block name, dots included."""
+    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a group, dots included."""
     path, value = parse_override(override)
     section, _, key = path.partition(".")
     if section == "sparsity" and key.startswith("overrides."):
-        blocks = sections[section].setdefault("overrides", {})
-        if isinstance(blocks, dict):
-            sections[section]["overrides"] = blocks | {key.removeprefix("overrides."): value}
+        groups = sections[section].setdefault("overrides", {})
+        if isinstance(groups, dict):
+            sections[section]["overrides"] = groups | {key.removeprefix("overrides."): value}
     else:
         sections[section][key] = value
 

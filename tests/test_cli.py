@@ -409,7 +409,7 @@ def test_validate_judges_every_file(cli: Workplace, tmp_path: Path) -> None:
         err.splitlines(),
         [
             f"rnnsparse: {bad}: training.steps: 0: ",
-            f"rnnsparse: {unmet}: sparsity.overrides.rnn.7: no block is called 'rnn.7'",
+            f"rnnsparse: {unmet}: sparsity.overrides.rnn.7: no group is called 'rnn.7'",
             f"rnnsparse: warning: {idle}: model.dropout has no effect",
             f"rnnsparse: {missing}: cannot be read",
             f"rnnsparse: {sweep}: {missing}: cannot be read",
@@ -505,7 +505,7 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "no override": ("train C fast", "fast: an override looks like training.steps=1000"),
     "broken YAML": ("train C training.steps=[", "the value is not YAML"),
     "unknown method": ("train C sparsity.method=riggl", "no method is called 'riggl' (did you mean 'rigl'?)"),
-    "unknown block": ("train C sparsity.overrides.rnn.0.recurent=0.5", "no block is called 'rnn.0.recurent'"),
+    "unknown block": ("train C sparsity.overrides.rnn.0.recurent=0.5", "no group is called 'rnn.0.recurent'"),
     "unknown dense block": ("train C sparsity.dense=[embeding]", "(did you mean 'embedding'?)"),
     "dense and overridden": ("train C sparsity.dense=[output] sparsity.overrides.output=0.5", "name it in one of them"),
     "impossible sparsity": ("train C sparsity.sparsity=0.999", "without any connection; lower it"),

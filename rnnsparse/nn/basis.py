@@ -1,9 +1,9 @@
 """Orthogonal bases in which the connections of a weight are coefficients, instead of entries of its matrix.
 
-A block W [R, C] is A X B^T with fixed orthogonal A and B. What is sparse, trained, pruned and grown is X (the
-generalised lottery ticket, Alabdulmohsin et al. 2021). The product with W is a dense one, however sparse X is.
+The rows W [R, C] of a gate are A X B^T with fixed orthogonal A and B. What is sparse, trained, pruned and grown is X
+(the generalised lottery ticket, Alabdulmohsin et al. 2021). The product with W is a dense one, however sparse X is.
 
-Shape suffixes: K blocks of a weight, R rows of a block, C columns.
+Shape suffixes: K gates of a weight, R rows of a gate, C columns.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """A and B of every block of a weight.
+    """A and B of every gate of a weight.
 
     Attributes:
-        left_KRR, right_KCC: A and B of each block, or of all, with K = 1.
+        left_KRR, right_KCC: A and B of each gate, or of all, with K = 1.
         derived: whether they follow from the weight's shape, so that no file has to hold them.
     """
 
@@ -30,32 +30,32 @@ class Basis:
 
     @classmethod
     def dct(cls, rows: int, cols: int) -> Basis:
-        """Return the basis of the two-dimensional discrete cosine transform (DCT-II) of every block."""
+        """Return the basis of the two-dimensional discrete cosine transform (DCT-II) of every gate."""
         return cls(_cosines(rows)[None], _cosines(cols)[None], derived=True)
 
     @classmethod
-    def svd(cls, matrix: Tensor, blocks: int) -> Basis:
-        """Return the singular vectors of each block of a matrix [K*R, C], whose own coefficients are diagonal."""
-        left_KRR, _, right_KCC = torch.linalg.svd(matrix.double().unflatten(0, (blocks, -1)))
+    def svd(cls, matrix: Tensor, gates: int) -> Basis:
+        """Return the singular vectors of each gate of a matrix [K*R, C], whose own coefficients are diagonal."""
+        left_KRR, _, right_KCC = torch.linalg.svd(matrix.double().unflatten(0, (gates, -1)))
         # As they come back from a file: products of another memory layout round in another way.
         return cls(left_KRR.contiguous(), right_KCC.mT.contiguous())
 
     @classmethod
-    def blank(cls, blocks: int, rows: int, cols: int) -> Basis:
+    def blank(cls, gates: int, rows: int, cols: int) -> Basis:
         """Return the place of a basis that a file or another run has yet to give: the canonical one."""
-        return cls(torch.eye(rows).expand(blocks, -1, -1), torch.eye(cols).expand(blocks, -1, -1))
+        return cls(torch.eye(rows).expand(gates, -1, -1), torch.eye(cols).expand(gates, -1, -1))
 
     def to_matrix(self, coefficients: Tensor) -> Tensor:
-        """Return A X B^T of every block, for coefficients [K*R, C]."""
-        return self._blockwise(self.left_KRR, coefficients, self.right_KCC.mT)
+        """Return A X B^T of every gate, for coefficients [K*R, C]."""
+        return self._by_gate(self.left_KRR, coefficients, self.right_KCC.mT)
 
     def to_coefficients(self, matrix: Tensor) -> Tensor:
-        """Return A^T W B of every block, for a matrix [K*R, C] or the gradient of one."""
-        return self._blockwise(self.left_KRR.mT, matrix, self.right_KCC)
+        """Return A^T W B of every gate, for a matrix [K*R, C] or the gradient of one."""
+        return self._by_gate(self.left_KRR.mT, matrix, self.right_KCC)
 
-    def _blockwise(self, left_KRR: Tensor, matrix: Tensor, right_KCC: Tensor) -> Tensor:
-        blocks_KRC = matrix.view(-1, left_KRR.shape[1], matrix.shape[1])
-        return (left_KRR @ blocks_KRC @ right_KCC).flatten(0, 1)
+    def _by_gate(self, left_KRR: Tensor, matrix: Tensor, right_KCC: Tensor) -> Tensor:
+        gates_KRC = matrix.view(-1, left_KRR.shape[1], matrix.shape[1])
+        return (left_KRR @ gates_KRC @ right_KCC).flatten(0, 1)
 
     def to(self, like: Tensor) -> Basis:
         """Return the same basis on the device and in the type of a tensor."""

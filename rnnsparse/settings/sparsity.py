@@ -14,7 +14,7 @@ from rnnsparse.settings.marks import OfSparse, OnlyWith, OtherRun, PathName
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """How many connections there are, and how they are spread over the blocks."""
+    """How many connections there are, and how they are spread over the groups."""
 
     sparsity: Annotated[float, Ge(0), Lt(1), OfSparse, Doc("share of positions without a connection")] = 0.9
     distribution: Annotated[
@@ -27,9 +27,9 @@ class BudgetConfig:
         OfSparse,
         Doc("what owns a budget: a gate, a whole matrix, or a recurrent layer"),
     ] = "gate"
-    dense: Annotated[tuple[str, ...], OfSparse, Doc("blocks kept dense and not counted: names, prefixes or globs")] = ()
+    dense: Annotated[tuple[str, ...], OfSparse, Doc("groups kept dense and not counted: names, prefixes or globs")] = ()
     overrides: Annotated[
-        dict[str, Annotated[float, Ge(0), Le(1)]], OfSparse, Doc("sparsity of single blocks, by name, prefix or glob")
+        dict[str, Annotated[float, Ge(0), Le(1)]], OfSparse, Doc("sparsity of single groups, by name, prefix or glob")
     ] = field(default_factory=dict)
     initial_scale: Annotated[
         Literal["neuron", "layer", "dense"],
@@ -39,8 +39,8 @@ class BudgetConfig:
     basis: Annotated[
         Literal["canonical", "dct", "svd"],
         Doc(
-            "canonical: connections are entries of the matrices; else coefficients of each block, at dense cost: of "
-            "cosines (dct), or of the singular vectors of another run's block (svd)"
+            "canonical: connections are entries of the matrices; else coefficients of each gate, at dense cost: of "
+            "cosines (dct), or of the singular vectors of another run's gate (svd)"
         ),
     ] = "canonical"
     basis_from: Annotated[

@@ -59,7 +59,7 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
         if counts[group.name] == 0 and overrides.get(group.name) != 1:
             raise UserError(
                 f"sparsity.sparsity: {config.sparsity} leaves {group.name} ({group.positions} positions) without any "
-                f"connection; lower it, enlarge the model, or give this block a sparsity.overrides entry"
+                f"connection; lower it, enlarge the model, or give this group a sparsity.overrides entry"
             )
     return [Budget(g, counts[g.name], g.name in dense, g.name in overrides) for g in groups]
 
@@ -95,23 +95,23 @@ def _rounded(ideal: Mapping[str, Fraction], full: Mapping[str, Fraction]) -> dic
 
 
 def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:
-    """Return the names of the groups whose blocks match any of the patterns: names, prefixes or globs of either."""
-    blocks = {group.name: _block_names(group) for group in groups}
-    known = [name for names in blocks.values() for name in names]
+    """Return the names of the groups whose gates match any of the patterns: names, prefixes or globs of either."""
+    gates = {group.name: _gate_names(group) for group in groups}
+    known = [name for names in gates.values() for name in names]
     matched: set[str] = set()
     for pattern in patterns:
         hits = {n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
         if not hits:
             raise UserError(
-                f"{key}: no block is called {pattern!r}{suggest(pattern, known)}; there are {', '.join(known)}"
+                f"{key}: no group is called {pattern!r}{suggest(pattern, known)}; there are {', '.join(known)}"
             )
         matched |= hits
     selected = set()
-    for group, names in blocks.items():
+    for group, names in gates.items():
         hits = matched.intersection(names)
         if hits and hits != set(names):
             raise UserError(
-                f"{key}: selects {', '.join(sorted(hits))} but not all of {group}, whose blocks share one budget under "
+                f"{key}: selects {', '.join(sorted(hits))} but not all of {group}, whose gates share one budget under "
                 f"sparsity.granularity={granularity}; use a finer granularity, or select all of {', '.join(names)}"
             )
         if hits:
@@ -119,8 +119,8 @@ def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granular
     return selected
 
 
-def _block_names(group: Group) -> list[str]:
-    return [b.name for p in group.parts for b in p.weight.gates if p.start_row <= b.start_row < p.stop_row]
+def _gate_names(group: Group) -> list[str]:
+    return [gate.name for p in group.parts for gate in p.weight.gates if p.start_row <= gate.start_row < p.stop_row]
 
 
 def connect_randomly(

@@ -46,7 +46,7 @@ class DropGrow(Method):
     ] = False
     redistribute: Annotated[
         Redistribute,
-        Doc("what blocks regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
+        Doc("what groups regrow by: none keeps each budget; else the mean size of their gradients, momenta or weights"),
     ] = "none"
 
     def warnings(self, steps: int) -> Iterator[str]:

@@ -70,8 +70,8 @@ def _basis(kind: str, weight: SparseWeight) -> Basis | None:
     """Return what a weight's values are coefficients in; of singular vectors, which another run has, the place."""
     if kind == "canonical":
         return None
-    blocks, rows = len(weight.gates), weight.rows // len(weight.gates)
-    basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.blank(blocks, rows, weight.cols)
+    gates, rows = len(weight.gates), weight.rows // len(weight.gates)
+    basis = Basis.dct(rows, weight.cols) if kind == "dct" else Basis.blank(gates, rows, weight.cols)
     return basis.to(weight.values)
 
 

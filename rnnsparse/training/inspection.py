@@ -39,11 +39,11 @@ def inspect(
         execution, _ = choose_execution(config, device, sparsity_of(budgets))
     blocks = []
     for weight in model.sparse_weights().values():
-        for block in weight.gates:
-            rows, count = block.stop_row - block.start_row, weight.connections_in(block)
+        for gate in weight.gates:
+            rows, count = gate.stop_row - gate.start_row, weight.connections_in(gate)
             blocks.append(
                 {
-                    "name": block.name,
+                    "name": gate.name,
                     "rows": rows,
                     "cols": weight.cols,
                     "connections": count,

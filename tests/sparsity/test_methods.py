@@ -217,6 +217,18 @@ def test_both_executions_lead_to_the_same_topology(tiny_run: Any, name: str, cel
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
+@every_method
+def test_what_a_method_remembers_has_the_shapes_that_it_says(tiny_run: Any, name: str) -> None:
+    run = tiny_run(make(name), total_steps=STEPS)
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        said = run.method.state_shapes(run.weights.values())
+        for kind, tensors in run.method.state_dict().items():
+            for key, tensor in tensors.items():
+                assert (tensor.shape, tensor.dtype) == (said[kind][key].shape, said[kind][key].dtype)
+    assert (name == "snfs") == bool(run.method.state_dict())
+
+
 def resumed(run: Any, tiny_run: Any, name: str, cell: str, optimizer: str) -> Any:
     """Return a run that began with another topology and other values, after a round trip through a file."""
     file = io.BytesIO()

@@ -782,7 +782,7 @@ def test_a_run_and_its_text_may_move(tmp_path: Path) -> None:
     assert_same(traces(tmp_path / "moved"), traces(tmp_path / "undisturbed"))
 
 
-@pytest.mark.parametrize("state", [{}, {"corpus": 1}, "emptied", "other optimizer", "other sparsifier"])
+@pytest.mark.parametrize("state", [{}, {"corpus": 1}, "emptied", "other optimizer", "other sparsifier", "other method"])
 def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: Any) -> None:
     config = config_in(tmp_path)
     trained(config)
@@ -793,6 +793,9 @@ def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: 
             "emptied": {"generators": {}},
             "other optimizer": {"optimizer": {"state": {}, "param_groups": []}},
             "other sparsifier": {"sparsifier": {"method": {"average": {}}}},
+            "other method": {
+                "sparsifier": genuine["sparsifier"] | {"method": {"average": {"embedding": torch.ones(1)}}}
+            },
         }[state]
         state = genuine | foreign
     torch.save(state, last / "training_state.pt")

@@ -18,7 +18,7 @@ from rnnsparse.sparsity.schedule import GradualPruning
 @register("granet")
 @dataclass(kw_only=True)
 class GraNet(RigL):
-    """Prune each block gradually, and at each update also replace connections as RigL does."""
+    """Prune each group gradually, and at each update also replace connections as RigL does."""
 
     paper = "Liu et al. 2021b"
     mostly_dense = True
@@ -26,7 +26,7 @@ class GraNet(RigL):
     drop_fraction: Annotated[float, Ge(0), Le(1), Doc("share of connections replaced by an update at the start")] = 0.5
     skip_optimizer_step: Annotated[bool, Doc("an update replaces its batch's optimizer step")] = False
     start: Annotated[float, Ge(0), Le(1), Doc("share of training before connections begin to go")] = 0.0
-    initial_sparsity: Annotated[float, Ge(0), Lt(1), Doc("sparsity that every block starts with")] = 0.0
+    initial_sparsity: Annotated[float, Ge(0), Lt(1), Doc("sparsity that every group starts with")] = 0.0
 
     def __post_init__(self) -> None:
         self._schedule(1)  # refuses what makes no sense

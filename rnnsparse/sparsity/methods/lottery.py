@@ -20,7 +20,7 @@ class Lottery(Method):
 
     paper = "Frankle & Carbin 2019; rewinding: Frankle et al. 2020"
     recipe = "lottery"
-    prune_share: Annotated[float, Ge(0.01), Le(1), Doc("share of a block's connections dropped after a round")] = 0.2
+    prune_share: Annotated[float, Ge(0.01), Le(1), Doc("share of a group's connections dropped after a round")] = 0.2
     rewind: Annotated[
         float,
         Ge(0),

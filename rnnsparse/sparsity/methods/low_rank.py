@@ -15,7 +15,7 @@ from rnnsparse.sparsity.selection import keep_largest
 @register("low_rank")
 @dataclass(kw_only=True)
 class LowRank(Method):
-    """Keep the top left corner of each block: of trained matrices in basis svd, the best approximation of its rank.
+    """Keep the top left corner of each gate: of trained matrices in basis svd, the best approximation of its rank.
 
     The update takes the place of the first step, so that this is what training begins with.
     """
@@ -41,7 +41,7 @@ class LowRank(Method):
 
 
 def distance_from_corner(group: Group) -> Tensor:
-    """Return the row or column in its block, whichever is larger, of each connection [n]: with less than r, rank r."""
+    """Return the row or column in its gate, whichever is larger, of each connection [n]: with less than r, rank r."""
     distances = []
     for part in group.parts:
         weight = part.weight

@@ -22,7 +22,7 @@ class SNIP(Method):
     makes_up_updates = True
     scope: Annotated[
         Literal["block", "global"],
-        Doc("block: each keeps its budget; global: all compete for the total, which can empty gates"),
+        Doc("block: each group keeps its budget; global: all compete for the total, which can empty gates"),
     ] = "block"
 
     @property

@@ -36,7 +36,7 @@ def connection_counts(model: CharLM) -> dict[str, Any]:
 
 def row_counts(weight: SparseWeight) -> Tensor:
     """Return the connections of each row [R]: how many inputs it has."""
-    return (weight.indices // weight.cols).bincount(minlength=weight.rows)
+    return weight.topology.row_pointers.diff()
 
 
 def column_counts(weight: SparseWeight) -> Tensor:

@@ -12,9 +12,9 @@ from rnnsparse.training.run.logging import RunLogger
 def log_pictures(logger: RunLogger, step: int, model: CharLM) -> None:
     """Log a histogram of each gate's values, and where the connections of each weight are."""
     for weight in model.sparse_weights().values():
-        for block in weight.gates:
-            start, stop = weight.bounds(block.start_row, block.stop_row)
-            logger.histogram(step, f"weights/{block.name}", weight.values[start:stop])
+        for gate in weight.gates:
+            start, stop = weight.bounds(gate.start_row, gate.stop_row)
+            logger.histogram(step, f"weights/{gate.name}", weight.values[start:stop])
         logger.connectivity(step, weight.name, weight)
 
 
