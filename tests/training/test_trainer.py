@@ -806,6 +806,20 @@ def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: 
     one_line(error)
 
 
+@pytest.mark.parametrize("name", ["rnn.0.input", "not a weight"])
+def test_what_a_method_remembers_must_fit_its_weights_and_fill_its_memory(tmp_path: Path, name: str) -> None:
+    config = config_in(tmp_path, "run", "sparsity.method=snfs", "model.execution=masked")
+    trained(config)
+    last = config.folder / "last"
+    state = torch.load(last / "training_state.pt", weights_only=True)
+    state["sparsifier"]["method"]["average"][name] = torch.zeros(1).expand(1 << 40, 1)
+    torch.save(state, last / "training_state.pt")
+    (last / "manifest.json").unlink()
+    manifest.write(last, STEPS)
+    with pytest.raises(UserError, match="does not fit this run"):
+        Trainer(config, resume=True)
+
+
 def test_a_text_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the training text has .* symbols and must have at least 100001"):
         prepare(config_in(tmp_path, "run", "training.sequence_length=100000"))
