@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from rnnsparse import __version__
 from rnnsparse.cli import commands
+from rnnsparse.cli.new import LIKE, new
 from rnnsparse.cli.train_pack import train_pack
 from rnnsparse.errors import one_line
 
@@ -61,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     def add_device(sub: argparse.ArgumentParser) -> None:
         help_text = "where to compute; auto: on a CUDA device if there is one"
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=help_text)
+
+    start = add("new", new, "Write a commented YAML file to start from.")
+    start.add_argument("path", type=Path, metavar="NEW.yaml", help="the file to write; none is overwritten")
+    help_text = "what to begin with: two minutes on a CPU, WikiText-103 in an hour, or a comparison of methods"
+    start.add_argument("--like", choices=list(LIKE), default="quickstart", help=f"{help_text} (default: quickstart)")
 
     train = add("train", commands.train, "Train a model as a YAML file says.")
     train.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
