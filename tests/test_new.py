@@ -60,6 +60,16 @@ def test_nothing_is_overwritten_or_written_in_part(there: str, capsys: pytest.Ca
     assert [(path.name, path.read_text()) for path in Path().iterdir()] == [(there, "mine")]
 
 
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("place", [".", "/", "no/my.yaml"])
+def test_a_place_for_no_new_file_is_refused_in_one_line(
+    place: str, like: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["new", place, "--like", like]) == 2
+    assert capsys.readouterr().err.startswith(f"rnnsparse: {place}: ")
+    assert list(Path().iterdir()) == []
+
+
 def test_what_a_configuration_builds_on_comes_along(tmp_path: Path) -> None:
     (tmp_path / "shown/of").mkdir(parents=True)
     (tmp_path / "shown/one.yaml").write_text("data: {source: text, path: one}\nmodel: {cell: lstm}\n")

@@ -21,6 +21,7 @@ LIKE = {
 
 
 def new(arguments: argparse.Namespace) -> int:
+    files.require_new(arguments.path)  # so it has a name
     texts = written(CONFIGS, LIKE[arguments.like], arguments.path)
     for path in texts:
         files.require_new(path)
