@@ -21,6 +21,8 @@ _HOMES = {
     "rnnsparse.sparsity.method": ["Method"],
     "rnnsparse.sparsity.methods.dense": ["Dense"],
     "rnnsparse.sparsity.methods.granet": ["GraNet"],
+    "rnnsparse.sparsity.methods.kd_ticket": ["KDTicket"],
+    "rnnsparse.sparsity.methods.lottery": ["Lottery"],
     "rnnsparse.sparsity.methods.prune": ["Prune"],
     "rnnsparse.sparsity.methods.rigl": ["RigL"],
     "rnnsparse.sparsity.methods.scout": ["Scout"],

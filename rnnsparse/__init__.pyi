@@ -11,6 +11,8 @@ from rnnsparse.settings.model import ModelConfig as ModelConfig
 from rnnsparse.sparsity.method import Method as Method
 from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet
+from rnnsparse.sparsity.methods.kd_ticket import KDTicket as KDTicket
+from rnnsparse.sparsity.methods.lottery import Lottery as Lottery
 from rnnsparse.sparsity.methods.prune import Prune as Prune
 from rnnsparse.sparsity.methods.rigl import RigL as RigL
 from rnnsparse.sparsity.methods.scout import Scout as Scout
@@ -35,7 +37,9 @@ __all__ = [
     "Dense",
     "Embedding",
     "GraNet",
+    "KDTicket",
     "Linear",
+    "Lottery",
     "Method",
     "ModelConfig",
     "Prune",

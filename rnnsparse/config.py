@@ -139,7 +139,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         layers = layered.read(path, pipes=True, is_text=is_text)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read: {error.strerror}; name a YAML file such as configs/quickstart.yaml"
+            f"{path}: cannot be read: {error.strerror}; name a YAML file; `rnnsparse new FILE` writes one"
         ) from None
     except UserError:
         raise

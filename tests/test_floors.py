@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in MODULES}
+PACKAGES = [module_name(path) for path in MODULES if path.name == "__init__.py"]
+
+
 def home(module: str) -> str:
     """The entry of FLOORS that a module (or a name imported from one) belongs to."""
     homes = [name for name in FLOOR_OF if within(module, name)]
@@ -110,15 +115,32 @@ def prints(source: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_imports_only_go_up_the_house(path: Path) -> None:
-    assert trespasses(module_name(path), path.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_only_go_up_the_house(module: str) -> None:
+    assert trespasses(module, SOURCES[module]) == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_only_the_command_line_prints(path: Path) -> None:
-    if not within(module_name(path), "rnnsparse.cli"):
-        assert prints(path.read_text(encoding="utf-8")) == []
+@pytest.mark.parametrize("module", SOURCES)
+def test_only_the_command_line_prints(module: str) -> None:
+    if not within(module, "rnnsparse.cli"):
+        assert prints(SOURCES[module]) == []
+
+
+def parts(package: str, sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Of each part of a package (modules and packages in it; for the whole product, entries of FLOORS) what it imports.
+
+    Late imports, within a function, count too.
+    """
+
+    def part_of(module: str) -> str:
+        return home(module) if package == "rnnsparse" else ".".join(module.split(".")[: package.count(".") + 2])
+
+    graph: dict[str, set[str]] = {part_of(module): set() for module in sources if within(module, package)}
+    for module, source in sources.items():
+        if within(module, package):
+            modules = (name if name in sources else name.rpartition(".")[0] for name in imports(source))
+            graph[part_of(module)] |= {part_of(name) for name in modules if name in sources and within(name, package)}
+    return {part: needs - {part} for part, needs in graph.items()}
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
@@ -134,16 +156,27 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return path[path.index(module) :] if module else []
 
 
-@pytest.mark.parametrize("package", ["rnnsparse.reporting", "rnnsparse.storage", "rnnsparse.training"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_imports_within_a_package_go_one_way(package: str) -> None:
-    """Late ones, within a function, count too."""
-    names = {module_name(path): path for path in MODULES if within(module_name(path), package)}
-    graph = {
-        module: {part for name in imports(path.read_text(encoding="utf-8")) for part in (name, name.rpartition(".")[0])}
-        & set(names)
-        for module, path in names.items()
+    assert circle(parts(package, SOURCES)) == []
+
+
+def test_parts_of_a_package_are_what_stands_in_it() -> None:
+    sources = {
+        "rnnsparse.nn": "",
+        "rnnsparse.nn.a": "from rnnsparse.nn import b\nfrom rnnsparse.nn.deep.c import C\nimport torch",
+        "rnnsparse.nn.b": "from rnnsparse import __version__",
+        "rnnsparse.nn.deep": "from rnnsparse.nn.deep import c",
+        "rnnsparse.nn.deep.c": "def late():\n    from rnnsparse.nn.b import B",
+        "rnnsparse.cells": "from rnnsparse.nn import a",
     }
-    assert circle(graph) == []
+    assert parts("rnnsparse.nn", sources) == {
+        "rnnsparse.nn": set(),
+        "rnnsparse.nn.a": {"rnnsparse.nn.b", "rnnsparse.nn.deep"},
+        "rnnsparse.nn.b": set(),
+        "rnnsparse.nn.deep": {"rnnsparse.nn.b"},
+    }
+    assert parts("rnnsparse", sources) == {"rnnsparse.nn": set(), "rnnsparse.cells": {"rnnsparse.nn"}}
 
 
 def test_a_circle_is_noticed() -> None:
@@ -152,7 +185,19 @@ def test_a_circle_is_noticed() -> None:
 
 def test_what_a_text_is_read_with_does_not_load_the_network() -> None:
     """Importing a module runs the __init__.py of its package, so that of settings must import nothing."""
-    assert list(imports((ROOT / "rnnsparse/settings/__init__.py").read_text(encoding="utf-8"))) == []
+    assert list(imports(SOURCES["rnnsparse.settings"])) == []
+
+
+def test_the_drawing_has_every_module_once() -> None:
+    from tests import floors  # which draws what is here
+
+    rows = [re.fullmatch(r"[ \d]\d?  +(\S+) +(\d+) files +([\d,]+) lines.*", line) for line in floors.drawing()]
+    drawn = {row[1]: (int(row[2]), int(row[3].replace(",", ""))) for row in rows if row}
+    assert list(drawn) == [name.removeprefix("rnnsparse.") for floor in reversed(FLOORS) for name in floor]
+    modules, lines = (sum(numbers) for numbers in zip(*drawn.values(), strict=True))
+    assert (modules, lines) == (len(MODULES), sum(source.count("\n") for source in SOURCES.values()))
+    assert floors.counts()[0] == f"{modules} modules, {lines:,} lines"
+    assert floors.circles() == []
 
 
 def test_every_file_is_named_after_its_idea() -> None:

@@ -14,8 +14,8 @@ import rnnsparse as rs
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {
-    "CharLM", "Dense", "Embedding", "GRU", "GraNet", "LSTM", "Linear", "Method", "ModelConfig", "Prune", "RNN", "RigL",
-    "SET", "SNFS", "SNIP", "Scout", "SparseWeight", "Sparsifier", "Static", "TrainedModel",
+    "CharLM", "Dense", "Embedding", "GRU", "GraNet", "KDTicket", "LSTM", "Linear", "Lottery", "Method", "ModelConfig",
+    "Prune", "RNN", "RigL", "SET", "SNFS", "SNIP", "Scout", "SparseWeight", "Sparsifier", "Static", "TrainedModel",
 }  # fmt: skip
 STACK = (
     "input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, *, sparsity=0.0, "
@@ -34,6 +34,7 @@ SIGNATURES = {
     "load": "path, device='auto'",
     "Sparsifier.backward": "self, loss, *, synchronise=True",
     "Sparsifier.step": "self",
+    "Sparsifier.rounds": "self",
     "TrainedModel.sample": "self, prompt='', *, length=500, temperature=1.0, top_k=None, top_p=None, seed=0, stop=()",
     "TrainedModel.bits_per_character": "self, text",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rnnsparse import __version__
+from rnnsparse.cli.new import LIKE
 from rnnsparse.errors import one_line
 from rnnsparse.storage.exports import FORMATS
 
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     def add_device(sub: argparse.ArgumentParser) -> None:
         help_text = "where to compute; auto: on a CUDA device if there is one"
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=help_text)
+
+    start = add("new", "Write a commented YAML file to start from.")
+    start.add_argument("path", type=Path, metavar="NEW.yaml", help="the file to write; none is overwritten")
+    help_text = "what to begin with: two minutes on a CPU, WikiText-103 in an hour, or a comparison of methods"
+    start.add_argument("--like", choices=list(LIKE), default="quickstart", help=f"{help_text} (default: quickstart)")
 
     train = add("train", "Train a model as a YAML file says.")
     train.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")

@@ -24,7 +24,7 @@ from rnnsparse.sparsity.methods.dense import Dense
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.sparsity.methods.static import Static
-from rnnsparse.sparsity.selection import keep_largest, rewire
+from rnnsparse.sparsity.selection import rewire
 from rnnsparse.storage import atomic, checkpoint
 from rnnsparse.training.banner import banner
 from rnnsparse.training.build import empty_model, restore, vocabulary_size
@@ -141,13 +141,11 @@ def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], strea
 
 def draw_ticket(rounds: Rounds, number: int) -> None:
     """Write what a round leaves for the next one: in each group the connections with the largest weights."""
-    trained = restore(rounds.folder(number), CPU)
+    trained, method = restore(rounds.folder(number), CPU), rounds.config.method
+    assert isinstance(method, Lottery)
     groups = [budget.group for budget in trained.budgets]
-    kept = [
-        (group, keep_largest(group.indices(), group.values().abs(), count))
-        for group, count in zip(groups, rounds.counts[number + 1], strict=True)
-    ]
-    for weight, indices in weight_topologies(kept):
+    kept = method.ticket(groups, rounds.counts[number + 1])
+    for weight, indices in weight_topologies(zip(groups, kept, strict=True)):
         rewire(weight, indices, None)
     next_run = rounds.config if number + 1 == rounds.last else rounds.run(number + 1)
     checkpoint.save(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -53,6 +53,27 @@ class Sparsifier(Updater):
         self.left_out = dict(left_out or {})
         self.steps_taken = 0
         self._is_armed = False
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """In the last round of kd_ticket the trained dense model, for a loss that learns from it; otherwise None."""
+        return None
+
+    def rounds(self) -> Iterator[int]:
+        """Yield the numbers of the rounds of training that the method takes: one, but for lottery and kd_ticket.
+
+            for number in sparsifier.rounds():
+                while sparsifier.steps_taken < sparsifier.total_steps:
+                    ...
+
+        These train all connections first, in round 0. Each further round begins without the smallest of them, and
+        with model, optimizer (its learning rates too) and scaler as they were after the step to rewind to in round 0,
+        which `steps_taken` then is: text, schedulers and random numbers are the loop's own to take back there.
+
+        Raises:
+            RuntimeError: a round has not taken all its steps, or too many.
+        """
+        yield 0
 
     def backward(self, loss: Tensor, *, synchronise: bool = True) -> None:
         """Add the gradients of a loss, as `loss.backward()` does; with a scaler, of the scaled loss.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -23,13 +23,16 @@ from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, method_class
+from rnnsparse.sparsity.methods.small_dense import SmallDense
 from rnnsparse.sparsity.selection import draw_absent, keep_largest, rewire
 from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
+from rnnsparse.sparsity.tickets import Tickets
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Values = Literal["reset", "keep"]
+Initial = Callable[[Budget], int]  # how many connections a group starts with
 
 
 def sparsify(
@@ -52,6 +55,8 @@ def sparsify(
     `model.encoder = rnnsparse.LSTM(...)`, or "head" for `model.head = rnnsparse.Linear(...)`. What else the model has,
     PyTorch's own layers for example, stays dense and is listed in the result's `left_out`.
 
+    Methods `lottery` and `kd_ticket` take several rounds of `steps`: see `rounds` of the result.
+
     Args:
         model: holds layers of rnnsparse (`rnnsparse.convert` makes them of PyTorch's), on any device.
         method: the name of a method or, with settings of its own, a method such as `rnnsparse.RigL(interval=200)`.
@@ -69,9 +74,9 @@ def sparsify(
             `sparsity` of a configuration.
 
     Raises:
-        ValueError: an unknown method, name or setting; budgets that cannot be met; a method that takes several runs or
-            another model; layers that have been trained, without `values`; weights that the optimizer has not; sparse
-            execution with a method that needs the dense gradient at every step.
+        ValueError: an unknown method, name or setting; budgets that cannot be met, or leave a ticket nothing to prune;
+            a method that makes another model; layers that have been trained, without `values`; weights that the
+            optimizer has not; sparse execution with a method that needs the dense gradient at every step.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         raise ValueError(f"model: give the module itself; {type(model).__name__} cannot follow changing connections")
@@ -84,18 +89,21 @@ def sparsify(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         _take_from_first_rank(model)
     budgets = allocate(weights, budget)
+    # The first of several rounds has all connections.
+    initial: Initial = (lambda budget: budget.group.positions) if method.recipe else method.initial_connections
     if values is None:
-        values = _default_values(method, budgets, weights, optimizer)
+        values = _default_values(initial, budgets, weights, optimizer)
     if not method.works_sparse:
         _mask(model, weights, method)
     if values == "reset":
-        connect_randomly(budgets, seed, method.initial_connections)
+        connect_randomly(budgets, seed, initial)
         for weight in weights:
             optimizer.state.pop(weight.values, None)
             draw_values(weight, seed, budget.initial_scale)
     else:
-        _keep(method, budgets, optimizer, seed)
-    return Sparsifier(
+        _keep(initial, budgets, optimizer, seed)
+    kind = Tickets if method.recipe else Sparsifier
+    return kind(
         model, method, budgets, optimizer, seed=seed, steps=steps, scaler=scaler, left_out=left_out_of(model, weights)
     )
 
@@ -103,12 +111,8 @@ def sparsify(
 def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]) -> tuple[Method, BudgetConfig]:
     """Return a method and the budgets' settings, both validated."""
     cls = method_class(method) if isinstance(method, str) else type(method)
-    if cls.recipe or cls.name == "small_dense":
-        reason = "takes several runs" if cls.recipe else "trains a smaller model"
-        raise ValueError(
-            f"method {cls.name}: {reason}, which a loop of your own cannot be part of; use the command line, or for "
-            "trained dense layers the methods prune and snip"
-        )
+    if issubclass(cls, SmallDense):
+        raise ValueError(f"method {cls.name}: trains another model than this one; build a smaller one, and use dense")
     own, shared = settings_of(cls), settings_of(BudgetConfig)
     taken = [name for name in shared if name not in ("sparsity", "basis", "basis_from")]
     given = [*own] if isinstance(method, str) else []
@@ -223,9 +227,9 @@ def _take_from_first_rank(model: nn.Module) -> None:
 
 
 def _default_values(
-    method: Method, budgets: Sequence[Budget], weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer
+    initial: Initial, budgets: Sequence[Budget], weights: Sequence[SparseWeight], optimizer: torch.optim.Optimizer
 ) -> Values:
-    from_all = all(budget.dense or method.initial_connections(budget) == budget.group.positions for budget in budgets)
+    from_all = all(budget.dense or initial(budget) == budget.group.positions for budget in budgets)
     if from_all and all(weight.is_full for weight in weights):
         return "keep"
     if all(weight.is_untrained and not optimizer.state.get(weight.values) for weight in weights):
@@ -237,13 +241,13 @@ def _default_values(
 
 
 @torch.no_grad()
-def _keep(method: Method, budgets: Sequence[Budget], optimizer: torch.optim.Optimizer, seed: int) -> None:
+def _keep(initial: Initial, budgets: Sequence[Budget], optimizer: torch.optim.Optimizer, seed: int) -> None:
     """Let every group have as many connections as the method starts with: the largest, or added ones of zero."""
     wanted = []
     for budget in budgets:
         group = budget.group
         present = group.indices()
-        count = budget.connections if budget.dense else method.initial_connections(budget)
+        count = budget.connections if budget.dense else initial(budget)
         if count <= present.numel():
             wanted.append((group, keep_largest(present, group.values().abs(), count)))
         else:

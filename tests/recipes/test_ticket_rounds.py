@@ -15,9 +15,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy, kl_div
 
+import rnnsparse as rs
 from rnnsparse.cli import main
 from rnnsparse.config import RunConfig
+from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes import ticket_rounds
@@ -369,3 +372,42 @@ def test_what_the_recipe_decides_cannot_be_set(tmp_path: Path, setting: str) -> 
     with pytest.raises(UserError, match=rf"{setting.split('=')[0]}: .*method kd_ticket trains several runs") as error:
         ticket_config(tmp_path, "run", "kd_ticket", setting)
     one_line(error)
+
+
+@pytest.mark.parametrize("method", ["lottery", "kd_ticket"])
+def test_a_loop_of_ones_own_comes_to_the_recipes_ticket(tmp_path: Path, method: str) -> None:
+    plain = ["model.dropout=0", "training.accumulate=1", "training.precision=fp64", "training.lr_schedule=constant"]
+    config = ticket_config(tmp_path, "run", method, *plain, "training.grad_clip=null", "training.reset_probability=0")
+    trained(config)
+
+    training, corpus = config.training, load_corpus(config.data)
+    model = rs.CharLM(config.model, corpus.tokenizer.vocab_size).double()
+    for weight in model.sparse_weights().values():
+        weight.connect_randomly(0.0, seed=0)  # all
+    model.reset_parameters(config.run.seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
+    sparsifier = rs.sparsify(
+        model, method, optimizer, steps=STEPS, sparsity=config.budget.sparsity, prune_share=0.4, rewind=0.3
+    )
+    states = {0: model.initial_state(training.batch_size)}
+    for _ in sparsifier.rounds():
+        step, taught = sparsifier.steps_taken, states[0]
+        state, lanes = states[step], Lanes(corpus.train.tokens, 3, 5, position=5 * step)
+        while sparsifier.steps_taken < STEPS:
+            optimizer.zero_grad()
+            inputs_TB, targets_TB = next(lanes)
+            logits_TBV, state = model(inputs_TB, state)
+            state = state.detach()
+            loss = cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten())
+            if sparsifier.teacher:
+                a, t = training.teacher_weight, training.teacher_temperature
+                wanted_TBV, taught = sparsifier.teacher(inputs_TB, taught)
+                logs = [(each / t).log_softmax(-1).flatten(0, 1) for each in (logits_TBV, wanted_TBV)]
+                loss = (1 - a) * loss + a * t**2 * kl_div(*logs, reduction="batchmean", log_target=True)
+            sparsifier.backward(loss)
+            sparsifier.step()
+            states[sparsifier.steps_taken] = state
+
+    recipe = restore(config.folder, CPU).model.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, recipe[name], rtol=0, atol=1e-10, msg=name)

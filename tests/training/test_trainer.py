@@ -817,7 +817,7 @@ def test_what_a_method_remembers_must_fit_its_weights_and_fill_its_memory(tmp_pa
     (last / "manifest.json").unlink()
     manifest.write(last, STEPS)
     with pytest.raises(UserError, match="does not fit this run"):
-        Trainer(config, resume=True)
+        prepare(config, resume=True)
 
 
 def test_a_text_that_is_too_short_is_refused_before_anything_is_written(tmp_path: Path) -> None:

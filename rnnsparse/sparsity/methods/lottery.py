@@ -6,11 +6,14 @@ from fractions import Fraction
 from typing import Annotated
 
 from annotated_types import Ge, Le, Lt
+from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, register
 from rnnsparse.sparsity.schedule import share_of
+from rnnsparse.sparsity.selection import keep_largest
 
 
 @register("lottery")
@@ -39,6 +42,10 @@ class Lottery(Method):
             # Rounded down: rounding to nearest would never get from two connections to one.
             counts.append([max(b, int(kept * n)) for b, n in zip(budget, counts[-1], strict=True)])
         return counts
+
+    def ticket(self, groups: Sequence[Group], counts: Sequence[int]) -> list[Tensor]:
+        """Return what a round leaves for the next one: the positions of the largest weights of each group."""
+        return [keep_largest(g.indices(), g.values().abs(), n) for g, n in zip(groups, counts, strict=True)]
 
     def earlier_runs(self, budgets: Sequence[Budget], steps: int) -> list[tuple[int, list[int]]]:
         dense, *tickets = self.rounds([b.group.positions for b in budgets], [b.connections for b in budgets])
