@@ -221,6 +221,14 @@ def inputs(one: Table) -> None:
     assert all(tried == refused + accepted + crashes for tried, refused, accepted, crashes in each)
 
 
+@pytest.mark.parametrize("file", ["README.md", "checkpoints/README.md"])
+def test_bits_in_the_text_are_those_of_tables(file: str) -> None:
+    words = re.sub(r"^[|].*$", "", TEXTS[file], flags=re.MULTILINE)
+    told = {float(bits) for bits in re.findall(r"\b[1-9]\.\d{3}\b", words)}
+    in_tables = {round(float(bits), 3) for t in TABLES for bits in re.findall(r"\b\d\.\d{3,4}\b", t.text)}
+    assert told <= in_tables
+
+
 # ---- all of them
 
 
