@@ -1,32 +1,34 @@
-"""README.md keeps its word: its commands run, its links lead somewhere, its tables are those of the code."""
+"""The README files keep their word: their commands run, their examples too, and their links lead somewhere.
+
+Their tables are in test_readme_tables.py.
+"""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.config import SECTIONS, load_config
-from rnnsparse.settings.setting import settings_of
+from rnnsparse.config import load_config
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint
+from tests.readme import FILES, ROOT, TEXTS, code_blocks, table
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. A function is Once The é\n" * 40
 
-# What is appended to every `train` of the README, so that it takes about a second.
+# What is appended to every `train` of the documents, so that it takes about a second.
 SMALL = [
     "model.hidden_size=64",
     "training.steps=4",
@@ -41,8 +43,8 @@ SMALL = [
 ]
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def commands() -> Iterator[list[str]]:
@@ -52,9 +54,12 @@ def commands() -> Iterator[list[str]]:
                 yield words
 
 
+# ---- commands
+
+
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder like a fresh clone, with the texts that the README supposes a reader has; the current folder."""
+    """A folder like a fresh clone, with the texts that the documents suppose a reader has; the current folder."""
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -68,7 +73,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "books").mkdir()
     for name in ("one.txt", "two.txt"):
         (folder / "books" / name).write_text(TEXT, encoding="utf-8")
-    # As the README tells the reader to make it: the hub's parquet files in a folder, and nothing else.
+    # As the reader is told to make it: the hub's parquet files in a folder, and nothing else.
     (folder / "wikitext-103").mkdir()
     table = pyarrow.table({"text": ["", " = Title = \n", *TEXT.splitlines(keepends=True)]})
     for split in ("train", "validation", "test"):
@@ -77,12 +82,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setenv("RNNSPARSE_CACHE", str(folder / "cache"))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets-cache")
+        patch.syspath_prepend(ROOT / "scripts")  # where scripts find each other
         yield folder
 
 
 @pytest.fixture(scope="module")
 def executed(clone: Path) -> int:
-    """Run every command of the README, in order, in one folder; return how many there were."""
+    """Run every command of the documents, in order, in one folder; return how many there were."""
     every = list(commands())
     for words in every:
         run(words)
@@ -90,7 +96,7 @@ def executed(clone: Path) -> int:
 
 
 def run(words: list[str]) -> None:
-    """Run one command of the README, or what of it fits into a test; fail if it cannot work for a reader."""
+    """Run one command, or what of it fits into a test; fail if it cannot work for a reader."""
     said = f"README: {shlex.join(words)}"
     match words:
         case ["bash", script, *_]:
@@ -100,10 +106,8 @@ def run(words: list[str]) -> None:
         case ["source", ".venv/bin/activate"]:
             assert ".venv" in Path("scripts/setup.sh").read_text()
         case ["python", script, *arguments]:
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # what the editable install does for a reader
-            command = [sys.executable, script, *arguments, "--help"]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            assert done.returncode == 0, f"{said}\n{done.stderr}"
+            options = {word for word in arguments if word.startswith("--")}
+            assert options <= set(re.findall(r"--[a-z-]+", help_of(script))), said
         case ["tensorboard", "--logdir", folder]:
             assert find_spec("tensorboard"), said
             assert list(Path(folder).glob("**/events.out.*")), f"{said}: there is nothing to show"
@@ -122,6 +126,17 @@ def run(words: list[str]) -> None:
             pytest.fail(f"{said}: this test does not know how to check it")
 
 
+def help_of(script: str) -> str:
+    """Return what a script prints about itself, in this process: to start one takes seconds."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.setattr(sys, "argv", [script, "--help"])
+        with pytest.raises(SystemExit) as ending:
+            runpy.run_path(script, run_name="__main__")
+    assert not ending.value.code, script
+    return out.getvalue()
+
+
 def train(arguments: list[str], said: str) -> None:
     small = list(SMALL)
     if load_config(Path(arguments[0])).data.source == "wikitext103" and not any(
@@ -132,14 +147,42 @@ def train(arguments: list[str], said: str) -> None:
 
 
 def sweep(path: Path, said: str) -> None:
-    """Run two of a sweep's runs, small."""
+    """Run one of a sweep's runs, small."""
     settings = yaml12.read(path.read_text(encoding="utf-8"))
     small = dict(override.split("=") for override in SMALL)
     settings["overrides"] |= {key: int(value) for key, value in small.items()}
     settings["config"] = str(path.resolve().parent / settings["config"])
-    settings["grid"] |= {"run.seed": [1], "sparsity.method": ["static", "rigl"], "sparsity.drop_fraction": [0.3]}
+    settings["grid"] |= {"run.seed": [1], "sparsity.method": ["rigl"], "sparsity.drop_fraction": [0.3]}
     Path("small_sweep.yaml").write_text(yaml12.write(settings))
     assert main(["sweep", "small_sweep.yaml"]) == 0, said
+
+
+def test_every_command_runs(executed: int) -> None:
+    assert executed > 15, "commands are in ```bash blocks"
+
+
+def test_every_file_of_a_run_and_of_a_checkpoint_is_listed(executed: int, clone: Path) -> None:
+    runs = [path.parent for path in clone.glob("checkpoints/*/summary.json")]
+    numbered = {re.sub(r"_\d+", "_N", path.name) + "/" * path.is_dir() for run in runs for path in run.iterdir()}
+    assert numbered - {".lock"} <= table("in the folder of a run").codes(0)
+    assert {path.name for run in runs for path in (run / "last").iterdir()} == table("in a checkpoint").codes(0)
+
+
+def test_every_file_of_a_comparison_is_listed(executed: int, clone: Path) -> None:
+    written = {re.sub(r".*\.png", "*.png", path.name) for path in (clone / "checkpoints/comparison").iterdir()}
+    assert written == table("file").codes(0)
+
+
+def test_python_examples_run(executed: int, clone: Path) -> None:
+    examples = [block for block in code_blocks("python") if "@register" not in block]
+    assert len(examples) >= 3
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+
+
+def test_rigl_takes_at_most_twelve_lines_of_an_own_loop() -> None:
+    (loop,) = [block for block in code_blocks("python", "README.md") if "sparsify" in block]
+    assert 0 < len([line for line in loop.splitlines() if re.search(r"\brs\b|sparsifier", line)]) <= 12
 
 
 def test_the_sweep_shown_is_the_one_in_the_file() -> None:
@@ -147,54 +190,43 @@ def test_the_sweep_shown_is_the_one_in_the_file() -> None:
     assert "".join(line for line in lines if not line.startswith("#")) in code_blocks("yaml")
 
 
-def test_tables_of_results_are_what_their_command_prints(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    tables = re.findall(r"^<!-- rnnsparse (.*) -->\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert tables
-    for command, table in tables:
-        assert main(shlex.split(command)) == 0
-        assert capsys.readouterr().out == table, command
-
-
-def test_every_command_runs(executed: int) -> None:
-    assert executed > 15, "commands are in ```bash blocks"
-
-
-def test_python_examples_run(executed: int, clone: Path) -> None:
-    examples = [block for block in code_blocks("python") if "@register" not in block]
-    assert examples
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), {})
-
-
 def test_the_method_shown_is_the_one_in_the_code() -> None:
     shown = [block for block in code_blocks("python") if "@register" in block]
     assert shown == [(ROOT / "rnnsparse/sparsity/methods/rigl.py").read_text(encoding="utf-8")]
 
 
-def test_every_relative_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if "://" not in link]
+# ---- what is where
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(TEXTS["README.md"].splitlines()) <= 250
+
+
+def test_the_front_page_leads_to_all_other_pages() -> None:
+    pages = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/README.md"))
+    assert sorted(FILES[1:]) == pages
+    _, _, last = TEXTS["README.md"].partition("## Where to find what")
+    assert [page for page in pages if f"]({page})" not in last] == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", without_code(TEXTS[name])) if "://" not in link]
     assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    assert [link for link in links if not leads_somewhere(ROOT / name, link)] == []
 
 
-def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_that_trained_it() -> None:
-    demo = ROOT / "checkpoints" / "demo"
-    assert sum(path.stat().st_size for path in demo.iterdir()) < 5e6
-    saved = checkpoint.load(demo)
-    assert not saved.has_training_state
-    places = re.findall(
-        r"^ *(?:path|vocabulary|cache|dir|weights|topology|rewind|teacher|basis_from): (.+)$", saved.config_yaml, re.M
-    )
-    assert places
-    assert not [place for place in places if place.startswith(("/", "~"))]
+def leads_somewhere(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    return target.exists() and target.is_relative_to(ROOT) and (not anchor or anchor in anchors(target))
 
 
-def test_every_configuration_is_mentioned() -> None:
-    configurations = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/**/*.yaml"))
-    assert not [path for path in configurations if path.name not in README]
+def anchors(page: Path) -> set[str]:
+    """Return what the headings of a page are called in links, as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_configuration_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,53 +242,13 @@ def test_the_small_configuration_fits_every_method_without_a_warning(method: str
     assert load_config(ROOT / "configs/small.yaml", [f"sparsity.method={method}"]).warnings == ()
 
 
-def test_every_method_has_a_row() -> None:
-    assert not [name for name in METHODS if f"\n| `{name}` |" not in README]
-
-
-def test_the_reference_has_every_key_with_its_default_and_meaning() -> None:
-    _, _, reference = README.partition("\n## Configuration\n")
-    reference = reference.partition("\n## ")[0]
-    found = [line for line in reference.splitlines() if line.startswith("| `")]
-    wanted = [row for section in SECTIONS for row in rows(section)]
-    missing = [row for row in wanted if row not in found]
-    assert not missing, "rows to add to README.md:\n" + "\n".join(missing)
-    stale = [row for row in found if row not in wanted]
-    assert not stale, "rows to remove from README.md:\n" + "\n".join(stale)
-
-
-def rows(section: str) -> list[str]:
-    """Return the rows of the reference for one section: those of its dataclass, and of the methods."""
-    lines = fields(SECTIONS[section])
-    if section == "sparsity":
-        names = ", ".join(f"`{name}`" for name in sorted(METHODS))
-        lines = {"method": ("static", f"one of {names}"), **lines}
-        own: dict[str, dict[str, tuple[Any, str]]] = {}
-        for name, method in METHODS.items():
-            for key, line in fields(method).items():
-                own.setdefault(key, {})[name] = line
-        for key, of_method in own.items():
-            names = ", ".join(f"`{name}`" for name in sorted(of_method))
-            defaults = {name: value for name, (value, _) in of_method.items()}
-            usual = max(defaults.values(), key=list(defaults.values()).count)
-            exceptions = [f"{shown(value)} in `{name}`" for name, value in defaults.items() if value != usual]
-            meaning = min((text for _, text in of_method.values()), key=lambda text: -len(text))
-            lines[key] = (usual, f"{'; '.join([meaning, *exceptions])} ({names})")
-    return [f"| `{section}.{key}` | {shown(value)} | {meaning} |" for key, (value, meaning) in lines.items()]
-
-
-def fields(component: Any) -> dict[str, tuple[Any, str]]:
-    """Return the default and the meaning of each key, with its choices where it has some."""
-    hints = get_type_hints(component)
-    lines = {}
-    for key, setting in settings_of(component).items():
-        meaning = setting.help
-        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
-        if not all(choice in meaning for choice in choices):
-            meaning += f" ({', '.join(choices)})"
-        lines[key] = (setting.default, re.sub(r"([|*$<])", r"\\\1", meaning))
-    return lines
-
-
-def shown(value: Any) -> str:
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_that_trained_it() -> None:
+    demo = ROOT / "checkpoints" / "demo"
+    assert sum(path.stat().st_size for path in demo.iterdir()) < 5e6
+    saved = checkpoint.load(demo)
+    assert not saved.has_training_state
+    places = re.findall(
+        r"^ *(?:path|vocabulary|cache|dir|weights|topology|rewind|teacher|basis_from): (.+)$", saved.config_yaml, re.M
+    )
+    assert places
+    assert not [place for place in places if place.startswith(("/", "~"))]

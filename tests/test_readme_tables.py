@@ -1,0 +1,245 @@
+"""Every table of the README files is made by the command above it, or says what the code and the results say."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+from PIL import Image
+
+from rnnsparse.cells.cell import CELLS
+from rnnsparse.cli import main
+from rnnsparse.config import SECTIONS
+from rnnsparse.settings.setting import settings_of
+from rnnsparse.sparsity.method import METHODS
+from tests.faults.campaigns import CAMPAIGNS, EVERY
+from tests.fuzz.kinds import kinds
+from tests.readme import FILES, ROOT, TEXTS, Table, table, tables
+
+RESULTS = ROOT / "checkpoints" / "results"
+TABLES = tables()
+# Those of files that a run leaves are compared with runs, in test_readme.py.
+OF_RUNS = ["in the folder of a run", "in a checkpoint", "file"]
+
+
+@pytest.mark.parametrize("one", [pytest.param(t, id=t.command) for t in TABLES if t.command.startswith("rnnsparse")])
+def test_tables_of_results_are_what_their_command_prints(
+    one: Table, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(shlex.split(one.command)[1:]) == 0
+    assert capsys.readouterr().out == one.text
+
+
+def test_the_picture_on_the_front_page_and_the_table_beside_it_have_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (one,) = [t for t in TABLES if t.command == "python scripts/draw_results.py"]
+    assert one.file == "README.md"
+    monkeypatch.setattr("sys.argv", ["draw_results.py", "--out", str(tmp_path / "picture.png")])
+    runpy.run_path(str(ROOT / "scripts/draw_results.py"), run_name="__main__")
+    assert capsys.readouterr().out == one.text
+    path = RESULTS / "methods_gru256.png"
+    assert str(path.relative_to(ROOT)) in TEXTS["README.md"]
+    with Image.open(path) as shown, Image.open(tmp_path / "picture.png") as drawn:
+        assert shown.info["Description"] + "\n" == one.text
+        assert shown.size == drawn.size
+    assert path.stat().st_size < 100_000
+
+
+# ---- tables of what the code has, by how their header begins
+
+CHECKS: dict[str, Callable[[Table], None]] = {}
+
+
+def checks(first: str) -> Callable[[Callable[[Table], None]], Callable[[Table], None]]:
+    def register(check: Callable[[Table], None]) -> Callable[[Table], None]:
+        CHECKS[first] = check
+        return check
+
+    return register
+
+
+@checks("setting")
+def settings(one: Table) -> None:
+    keys = {f"{section}.{key}" for section in SECTIONS for key in fields(SECTIONS[section])}
+    assert {key for cell in one.column(0) for key in re.findall("`(.*?)`", cell)} <= keys | {"sparsity.method"}
+
+
+@checks("`sparsity.method`")
+def methods(one: Table) -> None:
+    assert sorted(one.column(0)) == sorted(f"`{name}`" for name in METHODS)
+    for name, *_, dense_gradient, flops in one.rows:
+        method = METHODS[name.strip("`")]
+        assert dense_gradient == method.dense_gradient, name
+        assert flops == f"{training_flops(method.name):.2f}", name
+
+
+def training_flops(method: str) -> float:
+    """Return the share of dense training that a long run of configs/small.yaml takes at 75 % sparsity everywhere."""
+    settings = {"method": method, "sparsity": 0.75, "distribution": "uniform"}
+    overrides = [*(f"sparsity.{key}={value}" for key, value in settings.items()), "training.steps=200000"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["inspect", str(ROOT / "configs/small.yaml"), "--json", *overrides]) == 0
+    share: float = json.loads(out.getvalue())["training_flops_vs_dense"]
+    return share
+
+
+@checks("you want to")
+def pages(one: Table) -> None:
+    assert re.findall(r"\]\((.*?)\)", " ".join(one.column(1))) == FILES[1:]
+    assert sorted(FILES[1:]) == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[!.]*/README.md"))
+
+
+@checks("configuration")
+def configurations(one: Table) -> None:
+    assert sorted(links(one, 0)) == sorted(
+        str(path.relative_to(ROOT / "configs")) for path in ROOT.glob("configs/**/*.yaml")
+    )
+
+
+@checks("script")
+def scripts(one: Table) -> None:
+    found = [path for end in ("sh", "py") for path in (ROOT / "scripts").rglob(f"*.{end}")]
+    assert sorted(links(one, 0)) == sorted(str(path.relative_to(ROOT / "scripts")) for path in found)
+
+
+def links(one: Table, column: int) -> list[str]:
+    return re.findall(r"\]\((.*?)\)", " ".join(one.column(column)))
+
+
+@checks("package")
+def packages(one: Table) -> None:
+    found = {path.parent.name for path in (ROOT / "rnnsparse").glob("*/__init__.py")}
+    assert found <= one.codes(0)
+
+
+@checks("key")
+def reference(one: Table) -> None:
+    found = one.text.splitlines()[2:]
+    wanted = [row for section in SECTIONS for row in rows(section)]
+    missing = [row for row in wanted if row not in found]
+    assert not missing, f"rows to add to {one.file}:\n" + "\n".join(missing)
+    stale = [row for row in found if row not in wanted]
+    assert not stale, f"rows to remove from {one.file}:\n" + "\n".join(stale)
+
+
+def rows(section: str) -> list[str]:
+    """Return the rows of the reference for one section: those of its dataclass, and of the methods."""
+    lines = fields(SECTIONS[section])
+    if section == "sparsity":
+        names = ", ".join(f"`{name}`" for name in sorted(METHODS))
+        lines = {"method": ("static", f"one of {names}"), **lines}
+        own: dict[str, dict[str, tuple[Any, str]]] = {}
+        for name, method in METHODS.items():
+            for key, line in fields(method).items():
+                own.setdefault(key, {})[name] = line
+        for key, of_method in own.items():
+            names = ", ".join(f"`{name}`" for name in sorted(of_method))
+            defaults = {name: value for name, (value, _) in of_method.items()}
+            usual = max(defaults.values(), key=list(defaults.values()).count)
+            exceptions = [f"{shown(value)} in `{name}`" for name, value in defaults.items() if value != usual]
+            meaning = min((text for _, text in of_method.values()), key=lambda text: -len(text))
+            lines[key] = (usual, f"{'; '.join([meaning, *exceptions])} ({names})")
+    return [f"| `{section}.{key}` | {shown(value)} | {meaning} |" for key, (value, meaning) in lines.items()]
+
+
+def fields(component: Any) -> dict[str, tuple[Any, str]]:
+    """Return the default and the meaning of each key, with its choices where it has some."""
+    hints = get_type_hints(component)
+    lines = {}
+    for key, setting in settings_of(component).items():
+        meaning = setting.help
+        choices = get_args(hints[key]) if get_origin(hints[key]) is Literal else ()
+        if not all(choice in meaning for choice in choices):
+            meaning += f" ({', '.join(choices)})"
+        lines[key] = (setting.default, re.sub(r"([|*$<])", r"\\\1", meaning))
+    return lines
+
+
+def shown(value: Any) -> str:
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+# ---- tables of what was measured
+
+
+@checks("WikiText-103-raw")
+def demo(one: Table) -> None:
+    measured = json.loads((RESULTS / "demo.json").read_text())
+    assert one.rows == [[m["split"], f"{m['bits_per_character']:.3f}", f"{m['bits_per_byte']:.3f}"] for m in measured]
+
+
+def test_quickstart_promises_what_its_recorded_run_has() -> None:
+    (run,) = json.loads((RESULTS / "quickstart.json").read_text())["runs"]
+    bits = [run["summary"][key] for key in ("bits_per_character", "test_bits_per_character")]
+    promise = "about {:.2f} on the validation text and {:.2f} on the test text".format(*bits)
+    assert promise in " ".join(TEXTS["README.md"].split())
+
+
+@checks("measured")
+def on_a_cpu(one: Table) -> None:
+    """Sparse execution is chosen ("auto") from the sparsity on at which it won."""
+    sparsities = [int(title.removesuffix(" %")) / 100 for title in one.header[3:]]
+    for measured, cell, _, *ratios in one.rows:
+        wins_from = CELLS[cell.split()[0].lower()].sparse_wins_from
+        for sparsity, ratio in zip(sparsities, ratios, strict=True):
+            if measured != "sampling":
+                assert (float(ratio.removesuffix("x")) > 1) == (sparsity >= wins_from), (cell, sparsity)
+
+
+@checks("layer")
+def on_a_gpu(one: Table) -> None:
+    report = json.loads((RESULTS / "gpu-nvidia-h100-80gb-hbm3.json").read_text())
+    wanted = []
+    for step, graph in zip(report["steps"], report["graphs"], strict=True):
+        case = [f"{step['cell'].upper()} {step['hidden']:,}", step["precision"]]
+        ratios = [step["rigl / plain"], step["rigl_with_updates / plain"]]
+        shown = [f"{median:.3f} ({low:.3f}-{high:.3f})" for low, median, high in ratios]
+        captured = [f"{graph[f'{who}, captured ms']:.1f}" for who in ("plain", "rigl")]
+        wanted.append([*case, f"{step['plain ms']:.1f}", *shown, *captured])
+    assert one.rows == wanted
+
+
+@checks("fault")
+def faults(one: Table) -> None:
+    assert one.rows == [[kind, "each" if n == EVERY else str(n)] for kind, (_, _, n) in CAMPAIGNS.items()]
+
+
+@checks("input")
+def inputs(one: Table) -> None:
+    assert one.column(0) == [*kinds(), "all"]
+    *each, total = [[int(cell.replace(",", "")) for cell in row[1:]] for row in one.rows]
+    assert [sum(column) for column in zip(*each, strict=True)] == total
+    assert all(tried == refused + accepted + crashes for tried, refused, accepted, crashes in each)
+
+
+@pytest.mark.parametrize("file", ["README.md", "checkpoints/README.md"])
+def test_bits_in_the_text_are_those_of_tables(file: str) -> None:
+    words = re.sub(r"^[|].*$", "", TEXTS[file], flags=re.MULTILINE)
+    told = {float(bits) for bits in re.findall(r"\b[1-9]\.\d{3}\b", words)}
+    in_tables = {round(float(bits), 3) for t in TABLES for bits in re.findall(r"\b\d\.\d{3,4}\b", t.text)}
+    assert told <= in_tables
+
+
+# ---- all of them
+
+
+@pytest.mark.parametrize("first", CHECKS)
+def test_a_table_says_what_is_so(first: str) -> None:
+    CHECKS[first](table(first))
+
+
+def test_every_table_is_made_by_a_command_or_checked() -> None:
+    assert sorted(t.header[0] for t in TABLES if not t.command) == sorted([*CHECKS, *OF_RUNS])
+    drawn = [t.command for t in TABLES if t.command and not t.command.startswith("rnnsparse ")]
+    assert drawn == ["python scripts/draw_results.py"]
