@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def _train_on(ranks: Ranks, arguments: argparse.Namespace) -> int:
     except Interrupted as stopped:
         if ranks.is_first:
             again = [*_program(), "train", str(arguments.config), *arguments.overrides, "--resume"]
-            print(f"{stopped}; continue with\n  {' '.join(map(_quoted, again))}", file=sys.stderr)
+            print(f"{stopped}; continue with\n  {shlex.join(again)}", file=sys.stderr)
         return 130
     if not ranks.is_first:
         return 0
@@ -103,11 +104,3 @@ def _program() -> list[str]:
         return ["torchrun", f"--nproc-per-node={ranks}", "-m", "rnnsparse"]
     called = Path(sys.argv[0])
     return [str(called)] if called.stem == "rnnsparse" else [sys.executable, "-m", "rnnsparse"]
-
-
-def _quoted(word: str) -> str:
-    return (
-        word
-        if word and all(c.isalnum() or c in "._-/=,+:@" for c in word)
-        else "'" + word.replace("'", "'\"'\"'") + "'"
-    )

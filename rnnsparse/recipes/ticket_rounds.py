@@ -30,7 +30,8 @@ from rnnsparse.training.banner import banner
 from rnnsparse.training.build import empty_model, restore, vocabulary_size
 from rnnsparse.training.device import CPU, training_device
 from rnnsparse.training.run import lock, run_folder
-from rnnsparse.training.run.record import describe
+from rnnsparse.training.run.record import Record
+from rnnsparse.training.step.distributed import Ranks
 from rnnsparse.training.train import prepare
 
 
@@ -92,7 +93,7 @@ def train(
     else:
         run_folder.claim(config.folder)
         run_folder.make(config.folder)
-        describe(config, training_device(config.training))
+        Record(config, Ranks()).begin(training_device(config.training))
     with lock.held(config.folder) as warning:
         if warning:
             tell(f"warning: {warning}")

@@ -215,42 +215,25 @@ def read_config(saved: checkpoint.Checkpoint) -> RunConfig:
     return parse_config(saved.config, f"{saved.folder}/config.yaml")
 
 
-def build_learner(
-    config: RunConfig,
-    model: CharLM,
-    budgets: Sequence[Budget],
-    corpus: Corpus,
-    ranks: Ranks,
-) -> Learner:
+def build_learner(config: RunConfig, model: CharLM, budgets: Sequence[Budget], corpus: Corpus, ranks: Ranks) -> Learner:
     """Return what a run's steps are made by: the model with its teacher, optimizer, topology updates and lanes.
 
     Raises:
         UserError: the text does not fit the lanes, or there is no such teacher.
     """
-    training = config.training
-    teacher = _teacher(config, model, corpus.tokenizer, training.batch_size // ranks.world_size)
+    training, seed = config.training, config.run.seed
+    lanes, length = training.batch_size, training.sequence_length
+    teacher = _teacher(config, model, corpus.tokenizer, lanes // ranks.world_size)
     optimizer = build_optimizer(training, model.parameters())
+    reduce = ranks.average if ranks.several else None
     return Learner(
         model,
         optimizer,
-        Updater(
-            config.method,
-            budgets,
-            optimizer,
-            seed=config.run.seed,
-            total_steps=training.steps,
-            reduce=ranks.average if ranks.several else None,
-        ),
-        Lanes(
-            corpus.train.tokens,
-            training.batch_size,
-            training.sequence_length,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        ),
+        Updater(config.method, budgets, optimizer, seed=seed, total_steps=training.steps, reduce=reduce),
+        Lanes(corpus.train.tokens, lanes, length, rank=ranks.rank, world_size=ranks.world_size),
         corpus,
         training,
-        seed=config.run.seed,
+        seed=seed,
         ranks=ranks,
         teacher=teacher,
         is_told=lambda step: config.logging.tells_of(step, training.steps),

@@ -94,13 +94,14 @@ def take_steps(learners: Sequence[Learner], random_numbers: Sequence[AbstractCon
     accumulate = learners[0].training.accumulate
     batches = [[learner.next_batch() for learner in learners] for _ in range(accumulate)]
     losses = [read() for read in [_backward(learners, of_all, random_numbers) for of_all in batches]]
-    steps = []
-    for i, learner in enumerate(learners):
+    seconds = (time.perf_counter() - started) / len(learners)
+
+    def end_step(i: int, learner: Learner) -> dict[str, Any]:
         own_losses = [of_all[2 * i : 2 * i + 2] for of_all in losses]
         characters = sum(learner.characters_in(of_all[i][1]) for of_all in batches)
-        steps.append(partial(_end_step, learner, own_losses, characters))
-    seconds = (time.perf_counter() - started) / len(learners)
-    return [partial(step, seconds) for step in steps]
+        return learner.end_step(own_losses, characters, time.perf_counter() - seconds)
+
+    return [partial(end_step, i, learner) for i, learner in enumerate(learners)]
 
 
 def _backward(
@@ -127,10 +128,6 @@ def _backward(
     read = read_later(*numbers)
     (torch.stack(losses).sum() / learners[0].training.accumulate).backward()
     return read
-
-
-def _end_step(learner: Learner, losses: Sequence[Sequence[float]], characters: int, seconds: float) -> dict[str, Any]:
-    return learner.end_step(losses, characters, time.perf_counter() - seconds)
 
 
 class _Member:

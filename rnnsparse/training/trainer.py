@@ -204,6 +204,7 @@ class Trainer:
         return self.step < self.config.training.steps and not self.has_stalled()
 
     def has_stalled(self) -> bool:
+        """Whether `training.early_stopping` ends the run."""
         patience = self.config.training.early_stopping
         return patience is not None and self.evaluations_without_gain >= patience
 

@@ -9,13 +9,14 @@ import torch
 from rnnsparse import yaml12
 from rnnsparse.config import parse_config
 from rnnsparse.training.run import run_folder
-from rnnsparse.training.run.record import describe, write_json
+from rnnsparse.training.run.record import Record, write_json
+from rnnsparse.training.step.distributed import Ranks
 
 
 def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Path) -> None:
     config = parse_config({"run": {"dir": str(tmp_path / "run")}}, "c.yaml")
     run_folder.make(config.folder)
-    describe(config, torch.device("cpu"), world_size=2)
+    Record(config, Ranks(0, 2)).begin(torch.device("cpu"))
     assert sorted(os.listdir(config.folder)) == ["config.yaml", "environment.json"]
     written = (config.folder / "config.yaml").read_text(encoding="utf-8")
     assert parse_config(yaml12.read(written), "config.yaml") == config

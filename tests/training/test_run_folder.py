@@ -13,7 +13,8 @@ from rnnsparse.errors import UserError
 from rnnsparse.storage import checkpoint
 from rnnsparse.training.build import new_model
 from rnnsparse.training.run import run_folder
-from rnnsparse.training.run.record import describe
+from rnnsparse.training.run.record import Record
+from rnnsparse.training.step.distributed import Ranks
 
 
 def config_in(folder: Path, *overrides: str) -> RunConfig:
@@ -305,7 +306,7 @@ def test_no_run_and_a_run_without_checkpoint_are_refused(tmp_path: Path) -> None
         run_folder.last_checkpoint(config_in(tmp_path / "run"))
     config = config_in(tmp_path / "run")
     run_folder.make(config.folder)
-    describe(config, torch.device("cpu"))
+    Record(config, Ranks()).begin(torch.device("cpu"))
     with pytest.raises(UserError, match="there is no such folder"):
         run_folder.last_checkpoint(config)
 

@@ -65,13 +65,15 @@ class Record:
         """Return whether torchrun has restarted its ranks after they began this run and saved it."""
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
             return False
-        began = None
-        with contextlib.suppress(OSError, ValueError):
-            began = json.loads((self.folder / ENVIRONMENT).read_text(encoding="utf-8")).get("torchrun")
-        can: bool = self._ranks.first(
-            began == torchrun() and atomic.existing(self.folder / run_folder.LAST) is not None
-        )
+        ours = self._told(ENVIRONMENT, "torchrun") == torchrun() and atomic.existing(self.folder / run_folder.LAST)
+        can: bool = self._ranks.first(bool(ours))
         return can
+
+    def _told(self, file: str, key: str) -> Any:
+        """Return what a small file says, or None if it cannot be read."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return json.loads((self.folder / file).read_text(encoding="utf-8")).get(key)
+        return None
 
     @property
     def is_resumed(self) -> bool:
@@ -118,35 +120,39 @@ class Record:
         return begun
 
     def begin(self, device: torch.device) -> None:
-        """Describe a new run, which has been saved by now."""
+        """Write the resolved configuration of a new run, and what it runs on, in how many processes."""
         if self._ranks.is_first:
-            describe(self.config, device, self._ranks.world_size)
+            about = {"began": stretches.now(), "ranks": self._ranks.world_size, "torchrun": torchrun()}
+            _write(self.folder / SETTINGS, self.config.to_yaml())
+            write_json(self.folder / ENVIRONMENT, _environment(device) | about)
 
     def go_on(self, step: int, others: Sequence[Stretch], *, begun: bool, ends: bool) -> None:
         """Write what a run tells of itself before it goes on after `step`, with the stretches after its first.
 
+        The summary of a run that had ended tells from now on in its name that it is of an earlier step.
+
         Args:
-            begun: whether it has described itself before.
+            begun: whether the run has described itself before.
             ends: whether nothing is left of it to train.
         """
-        if self._ranks.is_first:
-            if not ends:
-                set_summary_aside(self.folder, step)  # before settings that are not its own
-            write_stretches(self.folder, others)
-            if begun:
-                write_settings(self.config)  # whatever has become of the file
+        if not self._ranks.is_first:
+            return
+        summary = self.folder / SUMMARY
+        if not ends and summary.exists():  # before settings that are not its own
+            steps = self._told(SUMMARY, "steps")
+            summary.rename(self.folder / f"summary_{steps if isinstance(steps, int) else step}.json")
+        if others:
+            _write(self.folder / stretches.NAME, stretches.record(self._told(ENVIRONMENT, "began"), others))
+        if begun:
+            _write(self.folder / SETTINGS, self.config.to_yaml())  # whatever has become of the file
 
     def logger(self, step: int, synced: Mapping[str, str], config: RunConfig, stream: TextIO | None) -> RunLogger:
         """Open what is recorded after `step`; `synced` is what `RunLogger.sync` returned then."""
         if not self._ranks.is_first:
             return Silence()
+        steps, logging = config.training.steps, config.logging
         return RunLogger(
-            self.folder,
-            total_steps=config.training.steps,
-            config=config.logging,
-            initial_step=step,
-            synced=synced,
-            stream=stream,
+            self.folder, total_steps=steps, config=logging, initial_step=step, synced=synced, stream=stream
         )
 
     def save(
@@ -175,56 +181,10 @@ class Record:
             write_json(self.folder / SUMMARY, summary)
 
     def failure(self, reason: str) -> RunFailed:
-        left = (
-            "the last checkpoint is intact" if run_folder.has_checkpoint(self.folder) else "there is no checkpoint yet"
-        )
+        """Return the error for a run that cannot go on; it tells what is left of it."""
+        saved = run_folder.has_checkpoint(self.folder)
+        left = "the last checkpoint is intact" if saved else "there is no checkpoint yet"
         return RunFailed(f"{self.folder}: {reason}; {left}")
-
-
-def describe(config: RunConfig, device: torch.device, world_size: int = 1) -> None:
-    """Write the resolved configuration of a new run, and what it runs on, in how many processes.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    write_settings(config)
-    about = {"began": stretches.now(), "ranks": world_size, "torchrun": torchrun()}
-    write_json(config.folder / ENVIRONMENT, _environment(device) | about)
-
-
-def write_settings(config: RunConfig) -> None:
-    """Write the resolved configuration of a run.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    _write(config.folder / SETTINGS, config.to_yaml())
-
-
-def write_stretches(folder: Path, others: Sequence[Stretch]) -> None:
-    """Write the record of a run of more than one stretch; `others` are those after the first.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    if others:
-        began = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            began = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")).get("began")
-        _write(folder / stretches.NAME, stretches.record(began, others))
-
-
-def set_summary_aside(folder: Path, step: int) -> None:
-    """Let the summary of a run that has ended, and goes on now, tell in its name that it is of an earlier `step`.
-
-    Raises:
-        OSError: it cannot be renamed.
-    """
-    path = folder / SUMMARY
-    if path.exists():
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            step = int(json.loads(path.read_text(encoding="utf-8")).get("steps", step))
-        path.rename(folder / f"summary_{step}.json")
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
