@@ -24,11 +24,13 @@ from rnnsparse.settings.marks import (
     PathName,
     Steps,
 )
+from rnnsparse.settings.setting import marked
 
 # The range of an optional number belongs to the number, not to the union: None cannot be compared.
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
 DecayRate = Annotated[float, Interval(ge=0, lt=1)]
+OfAdam = OnlyWith("optimizer", ("adam", "adamw"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +88,8 @@ class StartConfig:
     @property
     def runs(self) -> dict[str, str]:
         """The other runs, by what is taken from them."""
-        named = {"topology": self.topology, "weights": self.weights, "rewind": self.rewind}
-        return {key: path for key, path in named.items() if path is not None}
+        named = {name: getattr(self, name) for name in marked(StartConfig, OtherRun)}
+        return {name: path for name, path in named.items() if path is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,20 +132,13 @@ class TrainingConfig:
         ),
     ] = "adam"
     betas: Annotated[
-        tuple[DecayRate, DecayRate],
-        OnlyWith("optimizer", ("adam", "adamw")),
-        Doc("adam, adamw: decay rates of the first and the second moment"),
+        tuple[DecayRate, DecayRate], OfAdam, Doc("adam, adamw: decay rates of the first and the second moment")
     ] = (0.9, 0.999)
-    epsilon: Annotated[
-        float,
-        Gt(0),
-        OnlyWith("optimizer", ("adam", "adamw")),
-        Doc("adam, adamw: added to the root of the second moment"),
-    ] = 1e-8
+    epsilon: Annotated[float, Gt(0), OfAdam, Doc("adam, adamw: added to the root of the second moment")] = 1e-8
     connection_steps: Annotated[
         bool,
         KeptOnRewind,
-        OnlyWith("optimizer", ("adam", "adamw")),
+        OfAdam,
         Doc("adam, adamw: count the steps of each connection from its growth, not from the start of the run"),
     ] = False
     connection_warmup: Annotated[
