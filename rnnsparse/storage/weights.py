@@ -96,10 +96,6 @@ def _biases(model: CharLM) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in values}
 
 
-def _size(weight: SparseWeight, block: Block) -> int:
-    return (block.stop_row - block.start_row) * weight.cols
-
-
 # ---- writing
 
 
@@ -107,8 +103,8 @@ def tensors(model: CharLM) -> dict[str, Tensor]:
     """Return what is stored of `model` by name, on the CPU; it may share memory with the model."""
 
     def count(weight: SparseWeight, block: Block) -> int | None:
-        connections = weight.block_connections(block)
-        return connections if connections < _size(weight, block) else None
+        connections, rows = weight.block_connections(block), block.stop_row - block.start_row
+        return connections if connections < rows * weight.cols else None
 
     return {name: stored.content().cpu().to(stored.types[0]) for name, stored in _layout(model, count).items()}
 
