@@ -36,9 +36,9 @@ class Part:
     def first_position(self) -> int:
         return self.start_row * self.weight.cols
 
-    @property
-    def bounds(self) -> tuple[int, int]:
-        return self.weight.bounds(self.start_row, self.stop_row)
+    def of(self, numbers_N: Tensor) -> Tensor:
+        """Return what is of these rows in a tensor with an entry for each connection of the weight."""
+        return numbers_N[slice(*self.weight.bounds(self.start_row, self.stop_row))]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Group:
 
     @property
     def connections(self) -> int:
-        return sum(stop - start for start, stop in (part.bounds for part in self.parts))
+        return sum(part.of(part.weight.indices).numel() for part in self.parts)
 
     def _offsets(self) -> Iterator[tuple[Part, int]]:
         """Yield each part with what turns a flat position of its weight into one of this group."""
@@ -65,11 +65,11 @@ class Group:
 
     def indices(self) -> Tensor:
         """Return the sorted group positions [n] of the connections that exist."""
-        return torch.cat([part.weight.indices[slice(*part.bounds)] + shift for part, shift in self._offsets()])
+        return torch.cat([part.of(part.weight.indices) + shift for part, shift in self._offsets()])
 
     def values(self) -> Tensor:
         """Return the values [n] of the connections, in the order of `indices`."""
-        return torch.cat([part.weight.values.detach()[slice(*part.bounds)] for part in self.parts])
+        return torch.cat([part.of(part.weight.values.detach()) for part in self.parts])
 
     def gradients(self) -> Tensor:
         """Return the gradients [n] of the values; they must have been computed."""
@@ -77,7 +77,7 @@ class Group:
         for part in self.parts:
             if part.weight.values.grad is None:
                 raise ValueError(f"{part.weight.name}: its values have no gradient")
-            pieces.append(part.weight.values.grad[slice(*part.bounds)])
+            pieces.append(part.of(part.weight.values.grad))
         return torch.cat(pieces)
 
     def pooled(self) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class StepContext:
             values = part.weight.values
             state = self.optimizer.state.get(values, {})
             average = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(values)))
-            pieces.append(average[slice(*part.bounds)])
+            pieces.append(part.of(average))
         return torch.cat(pieces)
 
 

@@ -97,10 +97,6 @@ def _biases(model: CharLM) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in values}
 
 
-def _size(weight: SparseWeight, gate: Gate) -> int:
-    return (gate.stop_row - gate.start_row) * weight.cols
-
-
 # ---- writing
 
 
@@ -108,8 +104,8 @@ def tensors(model: CharLM) -> dict[str, Tensor]:
     """Return what is stored of `model` by name, on the CPU; it may share memory with the model."""
 
     def count(weight: SparseWeight, gate: Gate) -> int | None:
-        connections = weight.connections_in(gate)
-        return connections if connections < _size(weight, gate) else None
+        connections, rows = weight.connections_in(gate), gate.stop_row - gate.start_row
+        return connections if connections < rows * weight.cols else None
 
     return {name: stored.content().cpu().to(stored.types[0]) for name, stored in _layout(model, count).items()}
 

@@ -45,7 +45,7 @@ def distance_from_corner(group: Group) -> Tensor:
     distances = []
     for part in group.parts:
         weight = part.weight
-        indices = weight.indices[slice(*part.bounds)]
+        indices = part.of(weight.indices)
         rows = indices // weight.cols % (weight.rows // len(weight.gates))
         distances.append(torch.maximum(rows, indices % weight.cols))
     return torch.cat(distances)

@@ -50,9 +50,8 @@ class SNFS(DropGrowByGradient):
         return gradient_RC.abs()
 
     def momenta(self, group: Group, context: StepContext) -> Tensor:
-        averages = [self._averages[part.weight.name].view(-1) for part in group.parts]
-        places = [part.weight.indices[slice(*part.bounds)] for part in group.parts]
-        return torch.cat([average[place] for average, place in zip(averages, places, strict=True)])
+        parts = [(self._averages[part.weight.name].view(-1), part.of(part.weight.indices)) for part in group.parts]
+        return torch.cat([average[places] for average, places in parts])
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         return 2 * sparse + dense
