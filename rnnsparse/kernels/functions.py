@@ -108,7 +108,7 @@ _TANH_SERIES = tuple(
 
 @intrinsic
 def sigmoid(typing: Any, x: Any) -> Any:
-    """Return 1 / (1 + e^-x) of every lane."""
+    """Return 1 / (1 + e^-x) of every element."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _Expression(builder, arguments[0].type).sigmoid(arguments[0])
@@ -118,7 +118,7 @@ def sigmoid(typing: Any, x: Any) -> Any:
 
 @intrinsic
 def tanh(typing: Any, x: Any) -> Any:
-    """Return the hyperbolic tangent of every lane."""
+    """Return the hyperbolic tangent of every element."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return _Expression(builder, arguments[0].type).tanh(arguments[0])

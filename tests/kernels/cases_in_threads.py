@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rnnsparse.kernels import gru, lstm, matrix, recurrence, sliced, threads
+from rnnsparse.kernels import gru, lstm, matrix, products, recurrence, sliced, threads
 
 SECONDS = 30
 # Two threads share these tiles and meet at every step; three take one each.
-K, T, H, B, N = 3, 4, 7, 2 * matrix.lanes(torch.float64), 60
+K, T, H, B, N = 3, 4, 7, 2 * products.vector_width(torch.float64), 60
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -50,8 +50,10 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     for name, kernel, structure in (("lstm", lstm, LSTM), ("gru", gru, GRU)):
         rows, own = structure.row_count, 2 if name == "lstm" else 1
         sources = {
-            "symbols": recurrence.Input(BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]),
-            "sequence": recurrence.Input(BIAS[:rows], structure, VALUES, X[: tiles * T]),
+            "symbols": recurrence.LayerInput(
+                BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]
+            ),
+            "sequence": recurrence.LayerInput(BIAS[:rows], structure, VALUES, X[: tiles * T]),
         }
         for kind, source in sources.items():
             h, dstates = STATES[0, :tiles].clone(), DSTATES[:own, :tiles].clone()
@@ -74,11 +76,11 @@ def results(tiles: int = K) -> dict[str, Tensor]:
             }  # fmt: skip
     g = last.flatten(0, 1)
     found |= {"sampled": torch.zeros_like(VALUES), "product": g.clone(), "transposed": X[: tiles * T].clone()}
-    matrix.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
-    matrix.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
-    matrix.add_transposed_product(LSTM, VALUES, g, found["transposed"])
+    products.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
+    products.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
+    products.add_transposed_product(LSTM, VALUES, g, found["transposed"])
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
-    matrix.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
+    products.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
     sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
     return found
 

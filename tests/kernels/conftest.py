@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnsparse.kernels import gru, lstm, matrix, recurrence, rnn, sliced
+from rnnsparse.kernels import gru, lstm, matrix, products, recurrence, rnn, sliced
 
 
 @pytest.fixture(scope="session")
 def kernels() -> Any:
-    return SimpleNamespace(
-        **vars(matrix), gru=gru, lstm=lstm, rnn=rnn, Input=recurrence.Input, VectorProduct=sliced.VectorProduct
-    )
+    others = {"gru": gru, "lstm": lstm, "rnn": rnn, "LayerInput": recurrence.LayerInput}
+    return SimpleNamespace(**vars(matrix) | vars(products) | others, VectorProduct=sliced.VectorProduct)
 
 
 class Weight:

@@ -10,8 +10,9 @@ import pytest
 from numba import njit
 from numpy.typing import NDArray
 
+from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.functions import sigmoid, tanh
-from rnnsparse.kernels.vector import VECTOR_BYTES, load, store
+from rnnsparse.kernels.vector import load, store
 
 Function = Callable[[NDArray[np.floating], NDArray[np.floating]], None]
 TOLERANCE: dict[Any, float] = {np.float32: 4e-7, np.float64: 1e-15}
