@@ -73,3 +73,31 @@ def add_connections(
 
     arguments = row, adds, reads, values, neighbours, offset, offset, x, offset, y, offset
     return types.void(*arguments), generate
+
+
+@intrinsic
+def add_blocks(typing: Any, adds: Any, values: Any, neighbours: Any, start: Any, stop: Any, x: Any, y: Any, y_0: Any) -> Any:
+    """Add to `adds` numbers of y, from y_0 on, the sum over connections of their values * the neighbour's number of x."""
+    offset, height = types.int64, len(adds)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emit(context, builder, signature, arguments, y.dtype)
+        start, stop = arguments[3:5]
+        place, together = emit.start(6, arguments[7]), 4
+
+        def add(k: Any, sums: list[Any]) -> list[Any]:
+            for i, neighbour in enumerate(emit.integers(emit.move(emit.start(2), k), len(sums))):
+                own = emit.read(emit.move(emit.start(1), builder.mul(builder.add(k, number(i)), number(height))), height)
+                x_part = emit.everywhere(builder.load(emit.start(5, neighbour)), height)
+                sums[i] = emit.multiply_add(own, x_part, sums[i])
+            return sums
+
+        whole = builder.add(start, builder.and_(builder.sub(stop, start), number(-together)))
+        sums = [emit.read(place, height)] + [emit.constant(0.0, height)] * (together - 1)
+        sums = emit.loop(start, whole, together, sums, add)
+        total = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
+        (total,) = emit.loop(whole, stop, 1, [total], add)
+        emit.write(place, total)
+        return context.get_dummy_value()
+
+    return types.void(adds, values, neighbours, offset, offset, x, y, offset), generate

@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 from rnnsparse.kernels.emit import REGISTERS, Emit, number
 
 MANY = REGISTERS // 2  # dot products whose sums are held in registers
+MOMENTS = 4  # over which they go
 
 
 def _sums(emit: Emit, vectors: list[Any]) -> list[Any]:
@@ -35,46 +36,60 @@ def _sums(emit: Emit, vectors: list[Any]) -> list[Any]:
     return vectors
 
 
-def _make_add_dots(count: int) -> Any:
+def _make_add_dots(sums_at_once: int) -> Any:
     @intrinsic
     def add_dots(
-        typing: Any, row: Any, g: Any, g_0: Any, g_next: Any, x: Any, x_0: Any, x_next: Any, share: Any, neighbours: Any,
-        k: Any, out: Any,
+        typing: Any, row: Any, adds: Any, g: Any, g_0: Any, g_step: Any, x: Any, x_0: Any, x_step: Any, moments: Any,
+        neighbours: Any, k: Any, out: Any,
     ) -> Any:  # fmt: skip
-        """Add to each of `count` elements of out, from k on, the dot product of a row of g and its neighbour, one of x.
+        """Add to the gradients of connections from k on the dot products of their rows of g and neighbours, rows of x.
 
-        This is at one moment, and `share` times the same at a second one, so much further on.
+        There are `sums_at_once` dot products, of so many connections as that makes, or of one. Each is over `moments`
+        moments, at least one and MOMENTS at most, which lie a step apart.
         """
-        offset = types.int64
+        offset, height = types.int64, len(adds)
+        count, together = max(1, sums_at_once // height), min(height, sums_at_once)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             emit = Emit(context, builder, signature, arguments, g.dtype)
+            g_0, g_step, _, x_0, x_step, moments, _, k = arguments[3:11]
             batch = len(row) * emit.width
-            g_rows, x_rows = ([emit.start(i, arguments[i + 1])] for i in (1, 4))
-            g_rows.append(emit.move(g_rows[0], arguments[3]))
-            x_rows.append(emit.move(x_rows[0], arguments[6]))
-            second = emit.everywhere(arguments[7])
-            parts: list[tuple[Any, Any]] = []
-            for moment, (g_row, x_row) in enumerate(zip(g_rows, x_rows, strict=True)):
-                for v in range(0, batch, emit.width):
-                    g_part = emit.read(emit.move(g_row, v))
-                    parts.append((builder.fmul(g_part, second) if moment else g_part, emit.move(x_row, v)))
-            sums = []
-            for neighbour in emit.integers(emit.start(8, arguments[9]), count):
-                place, total = builder.mul(neighbour, number(batch)), None
-                for g_part, x_part in parts:
-                    x_vector = emit.read(emit.move(x_part, place))
-                    total = emit.multiply_add(g_part, x_vector, total) if total else builder.fmul(g_part, x_vector)
-                sums.append(total)
-            for i, dots in enumerate(_sums(emit, sums)):
-                target = emit.start(10, builder.add(arguments[9], number(i * emit.width)))
-                emit.write(target, builder.fadd(emit.read(target, dots.type.count), dots))
+            # What is beyond the last moment is the first again, times zero.
+            inside = [builder.icmp_signed("<", number(moment), moments) for moment in range(MOMENTS)]
+            which = [builder.select(is_in, number(moment), number(0)) for moment, is_in in enumerate(inside)]
+            weights = [
+                emit.everywhere(builder.select(is_in, emit.scalar(1.0), emit.scalar(0.0))) for is_in in inside
+            ]
+            g_rows = [emit.start(2, builder.add(g_0, builder.mul(moment, g_step))) for moment in which]
+            x_rows = [emit.start(5, builder.add(x_0, builder.mul(moment, x_step))) for moment in which]
+            places = [builder.mul(n, number(batch)) for n in emit.integers(emit.start(9, k), count)]
+            for first in range(0, height, together):
+                sums: list[Any] = [None] * (count * together)
+                for moment in range(MOMENTS):
+                    for v in range(0, batch, emit.width):
+                        g_parts = [
+                            emit.read(emit.move(g_rows[moment], i * batch + v))
+                            for i in range(first, first + together)
+                        ]
+                        if moment:
+                            g_parts = [builder.fmul(part, weights[moment]) for part in g_parts]
+                        for i, place in enumerate(places):
+                            x_part = emit.read(emit.move(x_rows[moment], v, place))
+                            for j, g_part in enumerate(g_parts, i * together):
+                                total = sums[j]
+                                sums[j] = (
+                                    emit.multiply_add(g_part, x_part, total) if total else builder.fmul(g_part, x_part)
+                                )
+                target = emit.start(11, builder.add(builder.mul(k, number(height)), number(first)))
+                for i, dots in enumerate(_sums(emit, sums)):
+                    part = emit.move(target, i * emit.width)
+                    emit.write(part, builder.fadd(emit.read(part, dots.type.count), dots))
             return context.get_dummy_value()
 
-        arguments = row, g, offset, offset, x, offset, offset, g.dtype, neighbours, offset, out
+        arguments = row, adds, g, offset, offset, x, offset, offset, offset, neighbours, offset, out
         return types.void(*arguments), generate
 
     return add_dots
 
 
-add_many_dots, add_half_dots, add_quarter_dots, add_two_dots = map(_make_add_dots, (MANY, MANY // 2, MANY // 4, 2))
+add_many_dots, add_half_dots, add_quarter_dots, add_few_dots = map(_make_add_dots, (MANY, MANY // 2, MANY // 4, 2))

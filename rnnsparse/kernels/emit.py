@@ -41,8 +41,12 @@ class Emit:
         self.dtype, self.width = dtype, width_of(dtype)
         self.zero = self.constant(0.0)
 
-    def constant(self, value: float) -> ir.Constant:
-        return ir.Constant(vector_type(self.dtype), [value] * self.width)
+    def scalar(self, value: float) -> ir.Constant:
+        return ir.Constant(vector_type(self.dtype).element, value)
+
+    def constant(self, value: float, width: int | None = None) -> ir.Constant:
+        kind = vector_type(self.dtype, width)
+        return ir.Constant(kind, [value] * kind.count)
 
     def start(self, array: int, offset: Any = 0) -> Any:
         """Return the address of an element of an array argument."""
@@ -68,11 +72,11 @@ class Emit:
             self.dtype.bitwidth // 8
         )
 
-    def everywhere(self, scalar: Any) -> Any:
+    def everywhere(self, scalar: Any, width: int | None = None) -> Any:
         """Return a vector with one number in every element."""
-        undefined = ir.Constant(vector_type(self.dtype), ir.Undefined)
+        undefined = ir.Constant(vector_type(self.dtype, width), ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
-        return self.shuffle(first, undefined, [0] * self.width)
+        return self.shuffle(first, undefined, [0] * undefined.type.count)
 
     def shuffle(self, a: Any, b: Any, places: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))

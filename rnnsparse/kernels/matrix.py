@@ -144,8 +144,8 @@ def _index_type(size: int) -> type[np.unsignedinteger]:
 
 
 def _order(
-    row_starts: NDArray[np.int64], columns: NDArray[np.unsignedinteger], numbers: NDArray[np.signedinteger], column_count: int,
-    gates: int, adds: tuple[int, ...], reads: tuple[int, ...],
+    row_starts: NDArray[np.int64], columns: NDArray[np.unsignedinteger], numbers: NDArray[np.signedinteger],
+    column_count: int, gates: int, adds: tuple[int, ...], reads: tuple[int, ...],
 ) -> Order:  # fmt: skip
     """Return the order of connections given by row and column; the k-th of them is connection numbers[k]."""
     row_count, count, pad = len(row_starts) - 1, len(columns), padding(len(adds) * len(reads))

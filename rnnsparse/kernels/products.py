@@ -2,7 +2,7 @@
 
 Everything is batch-innermost: at each moment a matrix [features, batch], so that one connection is one number times
 one contiguous row. Shape suffixes: T time, R rows of the matrix, C its columns, B batch (whole vectors), N
-connections, S slots of an order.
+connections.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from torch import Tensor
 from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
 from rnnsparse.kernels.connections import add_connections
-from rnnsparse.kernels.dots import MANY, add_half_dots, add_many_dots, add_quarter_dots, add_two_dots
+from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
-from rnnsparse.kernels.vector import at
+from rnnsparse.kernels.vector import at, prefetch
 
-# Connections whose gradients stay in the second-level cache while the moments go by, some bytes for each.
-GRADIENT_CONNECTIONS = 1 << 16
 SYMBOL_ROWS = 64
+# Rows of a group come in no order that a processor could guess, so they are asked for some runs ahead.
+AHEAD = 8
+LINE_BYTES = 64
 NO_TURN = 1 << 62, 0
 
 
@@ -50,7 +51,11 @@ def add_group(row, order, values, group, x, x_0, y, y_0, turn=NO_TURN):
     """Add to the rows of y in one group the products with x; rows from turn[0] on lie turn[1] numbers further back."""
     height = len(order.adds)
     size = height * len(row) * (VECTOR_BYTES // y.itemsize)
-    for run in range(at(order.groups, group), at(order.groups, group + 1)):
+    stop = at(order.groups, group + 1)
+    for run in range(at(order.groups, group), stop):
+        ahead = y_0 + np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
+        for b in range(0, size, LINE_BYTES // y.itemsize):
+            prefetch(y, ahead + b)
         first = np.int64(at(order.rows, run))
         place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
         add_connections(
@@ -71,32 +76,30 @@ def _product(thread, threads, row, order, values, x, x_step, y, y_step, times):
 def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, out):
     first, last = share(thread, threads, order)
     batch = len(row) * (VECTOR_BYTES // out.itemsize)
-    while first < last:
-        stop = first + 1
-        limit = order.starts[order.groups[first]] + GRADIENT_CONNECTIONS
-        while stop < last and order.starts[order.groups[stop + 1]] <= limit:
-            stop += 1
-        for t in range(0, times, 2):
-            # Two moments together; a last single one is its own second, which does not count.
-            is_pair = t + 1 < times
-            g_next, x_next = (g_step, x_step) if is_pair else (0, 0)
-            share_of_second = out.dtype.type(1) if is_pair else out.dtype.type(0)
-            for run in range(order.groups[first], order.groups[stop]):
-                k, end = at(order.starts, run), at(order.starts, run + 1)
-                g_0, x_0 = t * g_step + np.int64(at(order.rows, run)) * batch, t * x_step
-                while k + MANY <= end:
-                    add_many_dots(row, g, g_0, g_next, x, x_0, x_next, share_of_second, order.neighbours, k, out)
-                    k += MANY
-                if k + MANY // 2 <= end:
-                    add_half_dots(row, g, g_0, g_next, x, x_0, x_next, share_of_second, order.neighbours, k, out)
-                    k += MANY // 2
-                if k + MANY // 4 <= end:
-                    add_quarter_dots(row, g, g_0, g_next, x, x_0, x_next, share_of_second, order.neighbours, k, out)
-                    k += MANY // 4
-                while k < end:
-                    add_two_dots(row, g, g_0, g_next, x, x_0, x_next, share_of_second, order.neighbours, k, out)
-                    k += 2
-        first = stop
+    height, last_run = len(order.adds), order.groups[last] - 1
+    many, half = max(1, MANY // height), max(1, MANY // 2 // height)
+    quarter, few = max(1, MANY // 4 // height), max(1, 2 // height)
+    for t in range(0, times, MOMENTS):
+        x_0, moments = t * x_step, min(times - t, MOMENTS)
+        for run in range(order.groups[first], last_run + 1):
+            ahead = t * g_step + np.int64(at(order.rows, min(run + AHEAD, last_run))) * height * batch
+            for moment in range(MOMENTS):
+                for b in range(0, height * batch, LINE_BYTES // out.itemsize):
+                    prefetch(g, ahead + moment * g_step + b)
+            k, end = at(order.starts, run), at(order.starts, run + 1)
+            g_0 = t * g_step + np.int64(at(order.rows, run)) * height * batch
+            while k + many <= end:
+                add_many_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += many
+            if k + half <= end:
+                add_half_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += half
+            if k + quarter <= end:
+                add_quarter_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += quarter
+            while k < end:
+                add_few_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += few
 
 
 @kernel
@@ -145,12 +148,12 @@ def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Ten
     if out_N.numel() == 0:
         return
     order = matrix.by_row_anyhow()
-    sums_S = memory.zeros((int(order.starts[-1]),), out_N.dtype).numpy()
+    sums = memory.zeros((int(order.starts[-1]) * order.height,), out_N.dtype).numpy()
     threads.run(
         _sampled_product, row_of(x_TCB), order, flat(g_TRB), g_TRB.stride(0), flat(x_TCB), x_TCB.stride(0), len(x_TCB),
-        sums_S,
+        sums,
     )  # fmt: skip
-    order.add_back(sums_S, out_N)
+    order.add_back(sums, out_N)
 
 
 def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:

@@ -91,6 +91,40 @@ def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
 
 
 @intrinsic
+def add_elements(typing: Any, vector: Any, array: Any, places: Any, start: Any, stop: Any) -> Any:
+    """Add the elements of a vector, one each, to those of `array` at places[start], ..., places[stop - 1]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        room = cgutils.alloca_once_value(builder, arguments[0])
+        first = builder.bitcast(room, vector_type(array.dtype).element.as_pointer())
+        with cgutils.for_range(builder, builder.sub(arguments[4], arguments[3])) as element:
+            place = emit.start(1, builder.load(emit.start(2, builder.add(arguments[3], element.index))))
+            value = builder.load(emit.move(first, element.index))
+            builder.store(builder.fadd(builder.load(place), value), place)
+        return context.get_dummy_value()
+
+    return types.void(vector, array, places, types.int64, types.int64), generate
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, offset: Any) -> Any:
+    """Ask for the part of the memory around element `offset`, which is soon read; it may lie outside the array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        place = builder.bitcast(emit.start(0, arguments[1]), ir.IntType(8).as_pointer())
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32]), "llvm.prefetch.p0"
+        )
+        # For reading, into the nearest cache, of data.
+        builder.call(function, [place, *(ir.Constant(I32, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
 def fill(typing: Any, number: Any) -> Any:
     """Return a vector with `number` in every element."""
 
