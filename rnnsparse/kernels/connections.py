@@ -76,7 +76,9 @@ def add_connections(
 
 
 @intrinsic
-def add_blocks(typing: Any, adds: Any, values: Any, neighbours: Any, start: Any, stop: Any, x: Any, y: Any, y_0: Any) -> Any:
+def add_blocks(
+    typing: Any, adds: Any, values: Any, neighbours: Any, start: Any, stop: Any, x: Any, y: Any, y_0: Any
+) -> Any:
     """Add to `adds` numbers of y, from y_0 on, the sum over connections of their values * the neighbour's number of x."""
     offset, height = types.int64, len(adds)
 
@@ -87,7 +89,9 @@ def add_blocks(typing: Any, adds: Any, values: Any, neighbours: Any, start: Any,
 
         def add(k: Any, sums: list[Any]) -> list[Any]:
             for i, neighbour in enumerate(emit.integers(emit.move(emit.start(2), k), len(sums))):
-                own = emit.read(emit.move(emit.start(1), builder.mul(builder.add(k, number(i)), number(height))), height)
+                own = emit.read(
+                    emit.move(emit.start(1), builder.mul(builder.add(k, number(i)), number(height))), height
+                )
                 x_part = emit.everywhere(builder.load(emit.start(5, neighbour)), height)
                 sums[i] = emit.multiply_add(own, x_part, sums[i])
             return sums

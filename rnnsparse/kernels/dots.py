@@ -57,9 +57,7 @@ def _make_add_dots(sums_at_once: int) -> Any:
             # What is beyond the last moment is the first again, times zero.
             inside = [builder.icmp_signed("<", number(moment), moments) for moment in range(MOMENTS)]
             which = [builder.select(is_in, number(moment), number(0)) for moment, is_in in enumerate(inside)]
-            weights = [
-                emit.everywhere(builder.select(is_in, emit.scalar(1.0), emit.scalar(0.0))) for is_in in inside
-            ]
+            weights = [emit.everywhere(builder.select(is_in, emit.scalar(1.0), emit.scalar(0.0))) for is_in in inside]
             g_rows = [emit.start(2, builder.add(g_0, builder.mul(moment, g_step))) for moment in which]
             x_rows = [emit.start(5, builder.add(x_0, builder.mul(moment, x_step))) for moment in which]
             places = [builder.mul(n, number(batch)) for n in emit.integers(emit.start(9, k), count)]
@@ -68,8 +66,7 @@ def _make_add_dots(sums_at_once: int) -> Any:
                 for moment in range(MOMENTS):
                     for v in range(0, batch, emit.width):
                         g_parts = [
-                            emit.read(emit.move(g_rows[moment], i * batch + v))
-                            for i in range(first, first + together)
+                            emit.read(emit.move(g_rows[moment], i * batch + v)) for i in range(first, first + together)
                         ]
                         if moment:
                             g_parts = [builder.fmul(part, weights[moment]) for part in g_parts]

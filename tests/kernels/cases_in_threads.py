@@ -39,7 +39,11 @@ def connections(rows: int) -> matrix.Matrix:
 
 
 LSTM, GRU = connections(4 * H), connections(3 * H)
+# 64 rows, 16 of which are a group: threads share several. More numbers than that PyTorch would copy with its own threads,
+# which do not survive a fork.
+BLOCKS = matrix.build_matrix(torch.randperm(16 * H, generator=GENERATOR)[:N].sort().values, 16, H, block_rows=4)
 VALUES, BIAS, STATES, X = normal(N), normal(4 * H), normal(2, K, T + 1, H, B), normal(K * T, H, B)
+BLOCK_VALUES, BLOCK_Y = normal(N, 4), normal(K * T, 64, B)
 DY, DSTATES = normal(K, T, H, B), normal(2, K, H, B)
 TABLE, TOKENS = normal(4 * H, B), torch.randint(B, (K * T, B), generator=GENERATOR, dtype=torch.int32)
 
@@ -79,6 +83,14 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     products.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
     products.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
     products.add_transposed_product(LSTM, VALUES, g, found["transposed"])
+    found |= {
+        "blocks": BLOCK_Y[: tiles * T].clone(),
+        "blocks transposed": X[: tiles * T].clone(),
+        "blocks sampled": BLOCK_VALUES * 0,
+    }
+    products.add_sampled_product(BLOCKS, found["blocks"], X[: tiles * T], found["blocks sampled"])
+    products.add_transposed_product(BLOCKS, BLOCK_VALUES, found["blocks"], found["blocks transposed"])
+    products.add_product(BLOCKS, BLOCK_VALUES, X[: tiles * T], found["blocks"])
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
     products.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
     sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])

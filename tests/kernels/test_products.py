@@ -110,6 +110,32 @@ def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
     assert_close(y_R, expected)
 
 
+@pytest.mark.parametrize(("dtype", "vectors"), [(F32, 2), (F64, 1)])
+@pytest.mark.parametrize("block_rows", [2, 4, 8, 16])
+@given(
+    rows=SHAPES["rows"], cols=SHAPES["cols"], density=SHAPES["density"], times=st.integers(1, 9), seed=SHAPES["seed"]
+)
+def test_blocks_of_rows_are_those_of_the_dense_matrix(
+    kernels: Any, make_weight: Any, block_rows: int, dtype: torch.dtype, vectors: int, rows: int, cols: int,
+    density: float, times: int, seed: int,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed, block_rows)
+    batch, dense = vectors * kernels.vector_width(dtype), weight.dense()
+    x, x_around = guarded(weight.normal(times, cols, batch))
+    g, g_around = guarded(weight.normal(times, rows * block_rows, batch))
+    y, dx, out, y_R = g.clone(), x.clone(), torch.zeros_like(weight.values), g[0, :, 0].contiguous()
+    kernels.add_product(weight.matrix, weight.values, x, y)
+    assert_close(y, g + dense @ x)
+    kernels.add_transposed_product(weight.matrix, weight.values, g, dx)
+    assert_close(dx, x + dense.T @ g)
+    kernels.add_sampled_product(weight.matrix, g, x, out)
+    assert_close(out, weight.at_connections(torch.einsum("trb,tcb->rc", g, x)))
+    kernels.VectorProduct(weight.matrix, weight.values).add(x[0, :, 0].contiguous(), y_R)
+    assert_close(y_R, g[0, :, 0] + dense @ x[0, :, 0])
+    assert_untouched(x_around)
+    assert_untouched(g_around)
+
+
 @given(**SHAPES)
 def test_gradients_are_summed_by_symbol(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,

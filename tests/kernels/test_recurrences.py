@@ -28,11 +28,15 @@ class Pass:
     def __init__(
         self, kernels: Any, make_weight: Any, cell: str, hidden: int = 6, times: int = 4, vectors: int = 1,
         tiles: int = 1, density: float = 0.4, is_table: bool = False, dtype: torch.dtype = F64, seed: int = 0,
+        block_rows: int = 1,
     ) -> None:  # fmt: skip
         self.kernels, self.cell, self.hidden, self.is_table = kernels, cell, hidden, is_table
         rows, inputs, batch = GATES[cell] * hidden, 5, vectors * kernels.vector_width(dtype)
-        self.weight = weight = make_weight(kernels, rows, hidden, round(density * rows * hidden), dtype, seed)
-        self.input = make_weight(kernels, rows, inputs, round(density * rows * inputs), dtype, seed + 1)
+        blocks = rows // block_rows
+        self.weight = weight = make_weight(
+            kernels, blocks, hidden, round(density * blocks * hidden), dtype, seed, block_rows
+        )
+        self.input = make_weight(kernels, blocks, inputs, round(density * blocks * inputs), dtype, seed + 1, block_rows)
         self.x_KTIB, self.bias_R, self.q_bias_H = (
             weight.normal(tiles, times, inputs, batch), weight.normal(rows), weight.normal(hidden)
         )  # fmt: skip
@@ -159,6 +163,15 @@ def test_wide_layers_whose_matrices_are_cut_into_ranges_are_right(
         for order in (one.weight.matrix.by_row(GATES[cell]), one.weight.matrix.by_column):
             runs = np.diff(order.groups)
             assert runs.max() > order.units * GATES[cell], "several runs of a row"
+    assert_equal(one.computed(), one.textbook(), 1e-12)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("block_rows", "hidden"), [(8, 24), (8, 200), (16, 16)])
+def test_a_recurrence_over_blocks_is_the_textbook_cell(
+    kernels: Any, make_weight: Any, cell: str, block_rows: int, hidden: int
+) -> None:
+    one = Pass(kernels, make_weight, cell, hidden, tiles=2, density=0.3, block_rows=block_rows)
     assert_equal(one.computed(), one.textbook(), 1e-12)
 
 
