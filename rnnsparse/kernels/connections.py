@@ -7,6 +7,7 @@ when a kernel is compiled: these are tuples, and their lengths say it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from numba import types
@@ -65,7 +66,7 @@ def add_connections(
                 end = stop
                 if count > pad:
                     end = builder.add(at, builder.and_(builder.sub(stop, at), number(-count)))
-                sums = emit.loop(at, end, count, sums, lambda k, sums, c=count, f=first: add(k, sums, c, f))
+                sums = emit.loop(at, end, count, sums, partial(add, count=count, first=first))
                 at = end
             for i, place in enumerate(places):
                 emit.write(place, sums[i] if sets == 1 else builder.fadd(sums[i], sums[len(places) + i]))
@@ -79,7 +80,7 @@ def add_connections(
 def add_blocks(
     typing: Any, adds: Any, values: Any, neighbours: Any, start: Any, stop: Any, x: Any, y: Any, y_0: Any
 ) -> Any:
-    """Add to `adds` numbers of y, from y_0 on, the sum over connections of their values * the neighbour's number of x."""
+    """Add to `adds` numbers of y, from y_0 on, the sum over connections of values * the neighbour's x."""
     offset, height = types.int64, len(adds)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -39,8 +39,8 @@ def connections(rows: int) -> matrix.Matrix:
 
 
 LSTM, GRU = connections(4 * H), connections(3 * H)
-# 64 rows, 16 of which are a group: threads share several. More numbers than that PyTorch would copy with its own threads,
-# which do not survive a fork.
+# 64 rows, 16 of which are a group: threads share several. PyTorch would copy many more with threads of its own, which do
+# not survive a fork.
 BLOCKS = matrix.build_matrix(torch.randperm(16 * H, generator=GENERATOR)[:N].sort().values, 16, H, block_rows=4)
 VALUES, BIAS, STATES, X = normal(N), normal(4 * H), normal(2, K, T + 1, H, B), normal(K * T, H, B)
 BLOCK_VALUES, BLOCK_Y = normal(N, 4), normal(K * T, 64, B)
