@@ -426,9 +426,9 @@ def as_text(report: dict[str, Any]) -> str:
     lines += ["", "targets"]
     for row in report["targets"]:
         mark, unit = "met" if row["met"] else "NOT MET", row["unit"]
-        by_processor = f" ({row['processor']:.2f}{unit} of processor time)" if "processor" in row else ""
+        by_processor = f" (processor time {row['processor']:.2f}{unit})" if "processor" in row else ""
         lines.append(
-            f"{row['target']}: wanted {row['wanted']:g}{unit}, measured {row['measured']:.2f}{unit}{by_processor}: {mark}"
+            f"{row['target']}: wanted {row['wanted']:g}{unit}, got {row['measured']:.2f}{unit}{by_processor}: {mark}"
         )
     return "\n".join(lines)
 
