@@ -39,7 +39,7 @@ def connections(rows: int) -> matrix.Matrix:
 
 
 LSTM, GRU = connections(4 * H), connections(3 * H)
-# 64 rows, 16 of which are a group: threads share several. PyTorch would copy many more with threads of its own, which do
+# 64 rows, 16 of which are a group: threads share several. PyTorch would copy many more with its own threads, which do
 # not survive a fork.
 BLOCKS = matrix.build_matrix(torch.randperm(16 * H, generator=GENERATOR)[:N].sort().values, 16, H, block_rows=4)
 VALUES, BIAS, STATES, X = normal(N), normal(4 * H), normal(2, K, T + 1, H, B), normal(K * T, H, B)
