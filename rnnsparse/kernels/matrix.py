@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnnsparse.kernels import threads
+from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
 from rnnsparse.kernels.connections import padding
 
@@ -66,7 +66,7 @@ class Order(NamedTuple):
     def arranged(self, values: Tensor) -> NDArray[np.floating]:
         """Return values [N] or [N, b] in this order [S * b]; what fills up runs is zero."""
         numbers = values.detach().numpy()
-        arranged = np.zeros(int(self.starts[-1]) * self.height, numbers.dtype)
+        arranged: NDArray[np.floating] = memory.zeros((int(self.starts[-1]) * self.height,), values.dtype).numpy()
         threads.run(_arrange, self.slots, self.height, numbers.reshape(-1), arranged)
         return arranged
 
