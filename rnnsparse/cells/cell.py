@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from rnnsparse.kernels.matrix import Matrix
-    from rnnsparse.kernels.recurrence import Input, OutputGradient
+    from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
 
 
 class FrozenProduct(Protocol):
@@ -85,7 +85,7 @@ class Cell(ABC):
     @staticmethod
     @abstractmethod
     def forward(
-        matrix: Matrix, values_N: Tensor, source: Input, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
+        matrix: Matrix, values_N: Tensor, source: LayerInput, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
         state_SKHB: Tensor,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Run all steps over the recurrent connections; h [K, T + 1, H, B] begins with the initial output.

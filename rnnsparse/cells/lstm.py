@@ -11,7 +11,7 @@ from rnnsparse.cells.cell import Cell, FrozenProduct, packed_gradients, packed_r
 
 if TYPE_CHECKING:
     from rnnsparse.kernels.matrix import Matrix
-    from rnnsparse.kernels.recurrence import Input, OutputGradient
+    from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
 
 
 class _Packed(torch.autograd.Function):
@@ -86,7 +86,7 @@ class LSTMCell(Cell):
 
     @staticmethod
     def forward(
-        matrix: Matrix, values_N: Tensor, source: Input, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
+        matrix: Matrix, values_N: Tensor, source: LayerInput, bias_hh: Tensor, kept_KTGB: Tensor, h_KTHB: Tensor,
         state_SKHB: Tensor,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         from rnnsparse.kernels import lstm

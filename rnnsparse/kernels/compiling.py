@@ -1,4 +1,8 @@
-"""How kernels are compiled: once per machine, kept on disk, without Python's lock."""
+"""How kernels are compiled: once per machine, kept on disk, without Python's lock.
+
+They allocate nothing. Without numba's runtime, which would count references to every array that is handed on, helpers
+cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from typing import Any
 import numba
 from llvmlite import binding
 from numba import njit
+
+_OPTIONS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def vector_bytes() -> int:
@@ -34,14 +40,14 @@ def kernel(function: Callable[..., Any]) -> Any:
         folder = _cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         numba.config.CACHE_DIR = str(folder)
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
+        return njit(cache=True, **_OPTIONS)(function)
     except (OSError, RuntimeError):
         # No place to write: compile at every start, which takes seconds.
-        return njit(nogil=True, error_model="numpy")(function)
+        return njit(**_OPTIONS)(function)
     finally:
         numba.config.CACHE_DIR = previous
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """Compile a function for use inside kernels, where it becomes part of its caller."""
-    return njit(nogil=True, forceinline=True, error_model="numpy")(function)
+    return njit(forceinline=True, **_OPTIONS)(function)

@@ -4,96 +4,89 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from rnnsparse.kernels.vector import I32, I64, Vector, ir_type
+from rnnsparse.kernels.emit import REGISTERS, Emit, number
+
+MANY = REGISTERS // 2  # dot products whose sums are held in registers
+MOMENTS = 4  # over which they go
 
 
-def _sums(builder: Any, vectors: list[Any]) -> Any:
-    """Return one vector whose lane i is the sum over the lanes of `vectors[i]`; there are as many as lanes.
-
-    A tree of shuffles and additions: each of its log2(lanes) levels halves the number of vectors.
-    """
-    lanes = len(vectors)
-    width = 1
+def _sums(emit: Emit, vectors: list[Any]) -> list[Any]:
+    """Return vectors whose elements, one after another, are the sums over the elements of each of `vectors`."""
+    if len(vectors) > emit.width:
+        return _sums(emit, vectors[: emit.width]) + _sums(emit, vectors[emit.width :])
+    count, add = len(vectors), emit.builder.fadd
+    # Halves are added until a vector has as many elements as there are vectors.
+    for half in (1 << i for i in reversed(range((emit.width // count).bit_length() - 1))):
+        size = half * count
+        vectors = [add(emit.shuffle(v, v, range(size)), emit.shuffle(v, v, range(size, 2 * size))) for v in vectors]
+    # Then a tree: each of its levels halves the number of vectors. In each pair, groups of `size` elements of both are
+    # laid side by side and added.
+    size = 1
     while len(vectors) > 1:
-        # In each pair, groups of `width` lanes of both members are laid side by side and added.
-        low = [side + base + j for base in range(0, lanes, 2 * width) for side in (0, lanes) for j in range(width)]
-        masks = [ir.Constant(ir.VectorType(I32, lanes), mask) for mask in (low, [lane + width for lane in low])]
+        low = [side + base + j for base in range(0, count, 2 * size) for side in (0, count) for j in range(size)]
+        high = [place + size for place in low]
         vectors = [
-            builder.fadd(*(builder.shuffle_vector(a, b, mask) for mask in masks))
+            add(emit.shuffle(a, b, low), emit.shuffle(a, b, high))
             for a, b in zip(vectors[::2], vectors[1::2], strict=True)
         ]
-        width *= 2
-    return vectors[0]
+        size *= 2
+    return vectors
 
 
-def _make_add_dots(together: int | None) -> Any:
+def _make_add_dots(sums_at_once: int) -> Any:
     @intrinsic
     def add_dots(
-        typing: Any, g: Any, g_0: Any, g_step: Any, x: Any, x_0: Any, x_step: Any, batch: Any, times: Any, columns: Any,
-        k: Any, count: Any, out: Any,
+        typing: Any, row: Any, adds: Any, g: Any, g_0: Any, g_step: Any, x: Any, x_0: Any, x_step: Any, moments: Any,
+        neighbours: Any, k: Any, out: Any,
     ) -> Any:  # fmt: skip
-        """For the `count` connections from k on, add to out[k] the dot product of a row of g and row columns[k] of x.
+        """Add to the gradients of connections from k on the dot products of their rows of g and neighbours, rows of x.
 
-        A row is `batch` numbers (whole vectors) at each of `times` moments, `g_step` and `x_step` apart.
+        There are `sums_at_once` dot products, of so many connections as that makes, or of one. Each is over `moments`
+        moments, at least one and MOMENTS at most, which lie a step apart.
         """
-        vector = Vector(g.dtype)
-        lanes = vector.lanes
-        many = together or lanes
-        offset = types.int64
+        offset, height = types.int64, len(adds)
+        count, together = max(1, sums_at_once // height), min(height, sums_at_once)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            kind = ir_type(vector)
-
-            def start(i: int) -> Any:
-                return context.make_array(signature.args[i])(context, builder, arguments[i]).data
-
-            def read(pointer: Any) -> Any:
-                value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-                value.align = g.dtype.bitwidth // 8
-                return value
-
-            def number(value: int) -> Any:
-                return ir.Constant(I64, value)
-
-            _, g_0, g_step, _, x_0, x_step, batch, times, _, k, count, _ = arguments
-            g_row, x_all = builder.gep(start(0), [g_0]), builder.gep(start(3), [x_0])
-            out_k, columns_k = builder.gep(start(11), [k]), builder.gep(start(8), [k])
-            rows = []
-            for i in range(many):
-                # Beyond the last connection the first stands in; its sum is not stored.
-                inside = builder.icmp_signed("<", number(i), count)
-                column = builder.load(builder.gep(columns_k, [builder.select(inside, number(i), number(0))]))
-                column = builder.zext(column, I64) if column.type.width < 64 else column
-                rows.append(builder.gep(x_all, [builder.mul(column, batch)]))
-            zero = ir.Constant(kind, [0.0] * lanes)
-            totals = [cgutils.alloca_once_value(builder, zero) for _ in range(many)]
-            with cgutils.for_range(builder, times) as moment:
-                g_t, x_t = builder.mul(moment.index, g_step), builder.mul(moment.index, x_step)
-                with cgutils.for_range_slice(builder, number(0), batch, number(lanes), I64) as (b, _):
-                    g_b = read(builder.gep(g_row, [builder.add(g_t, b)]))
-                    for row, total in zip(rows, totals, strict=True):
-                        x_b = read(builder.gep(row, [builder.add(x_t, b)]))
-                        product = builder.fmul(g_b, x_b, flags=("contract",))
-                        builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
-            result = _sums(builder, [builder.load(total) for total in totals] + [zero] * (lanes - many))
-            place = cgutils.alloca_once_value(builder, result)
-            first = builder.bitcast(place, kind.element.as_pointer())
-            with cgutils.for_range(builder, count) as connection:
-                target = builder.gep(out_k, [connection.index])
-                dot = builder.load(builder.gep(first, [connection.index]))
-                builder.store(builder.fadd(builder.load(target), dot), target)
+            emit = Emit(context, builder, signature, arguments, g.dtype)
+            g_0, g_step, _, x_0, x_step, moments, _, k = arguments[3:11]
+            batch = len(row) * emit.width
+            # What is beyond the last moment is the first again, times zero.
+            inside = [builder.icmp_signed("<", number(moment), moments) for moment in range(MOMENTS)]
+            which = [builder.select(is_in, number(moment), number(0)) for moment, is_in in enumerate(inside)]
+            weights = [emit.everywhere(builder.select(is_in, emit.scalar(1.0), emit.scalar(0.0))) for is_in in inside]
+            g_rows = [emit.start(2, builder.add(g_0, builder.mul(moment, g_step))) for moment in which]
+            x_rows = [emit.start(5, builder.add(x_0, builder.mul(moment, x_step))) for moment in which]
+            places = [builder.mul(n, number(batch)) for n in emit.integers(emit.start(9, k), count)]
+            for first in range(0, height, together):
+                sums: list[Any] = [None] * (count * together)
+                for moment in range(MOMENTS):
+                    for v in range(0, batch, emit.width):
+                        g_parts = [
+                            emit.read(emit.move(g_rows[moment], i * batch + v)) for i in range(first, first + together)
+                        ]
+                        if moment:
+                            g_parts = [builder.fmul(part, weights[moment]) for part in g_parts]
+                        for i, place in enumerate(places):
+                            x_part = emit.read(emit.move(x_rows[moment], v, place))
+                            for j, g_part in enumerate(g_parts, i * together):
+                                total = sums[j]
+                                sums[j] = (
+                                    emit.multiply_add(g_part, x_part, total) if total else builder.fmul(g_part, x_part)
+                                )
+                target = emit.start(11, builder.add(builder.mul(k, number(height)), number(first)))
+                for i, dots in enumerate(_sums(emit, sums)):
+                    part = emit.move(target, i * emit.width)
+                    emit.write(part, builder.fadd(emit.read(part, dots.type.count), dots))
             return context.get_dummy_value()
 
-        signature = types.void(g, offset, offset, x, offset, offset, offset, offset, columns, offset, offset, out)
-        return signature, generate
+        arguments = row, adds, g, offset, offset, x, offset, offset, offset, neighbours, offset, out
+        return types.void(*arguments), generate
 
     return add_dots
 
 
-add_dots = _make_add_dots(None)  # up to as many connections as a vector has lanes
-add_few_dots = _make_add_dots(4)
+add_many_dots, add_half_dots, add_quarter_dots, add_few_dots = map(_make_add_dots, (MANY, MANY // 2, MANY // 4, 2))

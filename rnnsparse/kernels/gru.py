@@ -15,48 +15,47 @@ from torch import Tensor
 
 from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import inlined, kernel
+from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.functions import sigmoid, tanh
-from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
-from rnnsparse.kernels.recurrence import UNITS, Input, OutputGradient, begin_row, parts_backwards, share, sums_buffer
-from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, meet, multiply_add, store
+from rnnsparse.kernels.matrix import Matrix
+from rnnsparse.kernels.products import add_group, row_of, vector_width
+from rnnsparse.kernels.recurrence import (
+    LayerInput,
+    OutputGradient,
+    begin_rows,
+    parts_backwards,
+    share_tiles,
+    sums_buffer,
+)
+from rnnsparse.kernels.vector import fill, load, meet, multiply_add, store
 
 
 @kernel
 def _forward(
-    thread, threads, values, pointers, columns, q_bias, gates, h, tiles, times, hidden, batch, counter,
-    is_table, table, tokens, bias, in_values, in_pointers, in_columns, x, x_step,
+    thread, threads, row, order, values, q_bias, gates, h, tiles, times, hidden, counter,
+    is_table, table, tokens, bias, in_order, in_values, x, x_step,
 ):  # fmt: skip
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // h.itemsize, hidden * batch, 0
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings = VECTOR_BYTES // h.itemsize, 0
+    batch = len(row) * width
+    size = hidden * batch
     for tile in range(first_tile, last_tile):
         for t in range(times):
             moment = tile * times + t
             step = moment * 4 * size
             before = (tile * (times + 1) + t) * size
             # Few units at a time, so that their gates stay in the cache from the first sum to the last.
-            for low in range(start, stop, UNITS):
-                high = min(low + UNITS, stop)
+            for group in range(first_group, last_group):
+                low, high = group * order.units, min((group + 1) * order.units, hidden)
+                # The input's r z n go to places 1 2 0, the recurrent ones to 1 2 3.
                 for gate in range(3):
-                    # The input's r z n go to places 1 2 0, the recurrent ones to 1 2 3.
-                    shift = step + ((gate + 1) % 3 - gate) * size
-                    for row in range(gate * hidden + low, gate * hidden + high):
-                        begin_row(gates, shift + row * batch, row, moment, batch, is_table, table, tokens, bias)
-                for unit in range(low, high):
-                    for b in range(unit * batch, (unit + 1) * batch, width):
-                        store(gates, step + 3 * size + b, fill(at(q_bias, unit)))
-                for part in range(in_pointers.shape[1] - 1):
-                    for gate in range(3):
-                        shift = step + ((gate + 1) % 3 - gate) * size
-                        for row in range(gate * hidden + low, gate * hidden + high):
-                            k, end = in_pointers[row, part], in_pointers[row, part + 1]
-                            accumulate(
-                                in_values, in_columns, k, end, x, moment * x_step, batch, gates, shift + row * batch
-                            )
-                for part in range(pointers.shape[1] - 1):
-                    for gate in range(3):
-                        for row in range(gate * hidden + low, gate * hidden + high):
-                            k, end = pointers[row, part], pointers[row, part + 1]
-                            accumulate(values, columns, k, end, h, before, batch, gates, step + size + row * batch)
+                    rows, place = (gate * hidden + low, gate * hidden + high), (gate + 1) % 3 * size
+                    begin_rows(gates, step + place + low * batch, rows, moment, batch, is_table, table, tokens, bias)
+                begin_rows(gates, step + 3 * size + low * batch, (low, high), 0, batch, False, table, tokens, q_bias)
+                if not is_table:
+                    turn = 2 * hidden, 3 * size
+                    add_group(row, in_order, in_values, group, x, moment * x_step, gates, step + size, turn)
+                add_group(row, order, values, group, h, before, gates, step + size)
                 for b in range(low * batch, high * batch, width):
                     place, old = step + b, before + b
                     r, z = sigmoid(load(gates, place + size)), sigmoid(load(gates, place + 2 * size))
@@ -72,11 +71,13 @@ def _forward(
 
 @kernel
 def _backward(
-    thread, threads, values, pointers, rows, gates, h, dy, dh, sums, tiles, times, first, last, hidden, batch, counter
-):
+    thread, threads, row, order, values, gates, h, dy, dh, sums, tiles, times, first, last, hidden, counter
+):  # fmt: skip
     """Go back from moment `last` to `first`."""
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings = VECTOR_BYTES // dh.itemsize, 0
+    batch = len(row) * width
+    size, start, stop = hidden * batch, first_group * order.units, min(last_group * order.units, hidden)
     one = fill(dh.dtype.type(1))
     for tile in range(first_tile, last_tile):
         state = tile * size
@@ -107,21 +108,18 @@ def _backward(
             if tiles % threads != 0:
                 meetings += threads
                 meet(counter, meetings)
-            for part in range(pointers.shape[0]):
-                for unit in range(start, stop):
-                    k, end = pointers[part, unit], pointers[part, unit + 1]
-                    accumulate(values, rows, k, end, gates, step + size, batch, dh, state + unit * batch)
+            for group in range(first_group, last_group):
+                add_group(row, order, values, group, gates, step + size, dh, state)
 
 
 def forward(
-    matrix: Matrix, values: Tensor, source: Input, q_bias_H: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor
+    matrix: Matrix, values: Tensor, source: LayerInput, q_bias_H: Tensor, gates_KTGB: Tensor, h_KTHB: Tensor
 ) -> None:
     """Run all steps; h [K, T + 1, H, B] holds the initial state at moment 0 and gets all others."""
-    tiles, times, _, batch = gates_KTGB.shape
+    (tiles, times, _, _), order = gates_KTGB.shape, matrix.by_row(3)
     threads.run(
-        _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns, q_bias_H.detach().numpy(),
-        gates_KTGB.view(-1).numpy(), h_KTHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2], batch,
-        np.zeros(1, np.int64), *source.arguments(),
+        _forward, row_of(h_KTHB), order, order.arranged(values), q_bias_H.detach().numpy(), gates_KTGB.view(-1).numpy(),
+        h_KTHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2], np.zeros(1, np.int64), *source.arguments(3, order),
     )  # fmt: skip
 
 
@@ -132,34 +130,34 @@ def backward(
 
     Returns the sum of each of n r z q's gradients [4H].
     """
-    (tiles, times, _, batch), hidden = gates_KTGB.shape, dh_KHB.shape[1]
-    sums, values_by_column = sums_buffer(tiles, 4 * hidden, dh_KHB), by_column(matrix, values)
+    (tiles, times, _, _), hidden, order = gates_KTGB.shape, dh_KHB.shape[1], matrix.by_column
+    sums, arranged = sums_buffer(tiles, 4 * hidden, dh_KHB), order.arranged(values)
     for first, last in parts_backwards(times):
         threads.run(
-            _backward, values_by_column, matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
-            h_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(),
-            tiles, times, first, last, hidden, batch, np.zeros(1, np.int64),
+            _backward, row_of(dh_KHB), order, arranged, gates_KTGB.view(-1).numpy(), h_KTHB.view(-1).numpy(),
+            dy(first, last).view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last,
+            hidden, np.zeros(1, np.int64),
         )  # fmt: skip
     return sums.sum((0, 2))
 
 
 def step(input_R: Tensor, recurrent_R: Tensor, state_SH: Tensor) -> Tensor:
     """Return the next state [1, H] for both products [3H], r z n, with their biases, of one moment of one text."""
-    new_SH = torch.empty(state_SH.shape, dtype=state_SH.dtype)
-    _step(input_R.numpy(), recurrent_R.numpy(), state_SH[0].numpy(), new_SH.view(-1).numpy(), state_SH.shape[1])
+    new_SH, hidden = torch.empty(state_SH.shape, dtype=state_SH.dtype), state_SH.shape[1]
+    # For the last units, which may be no whole vector.
+    room = np.zeros(8 * vector_width(new_SH.dtype), new_SH.numpy().dtype)
+    _step(input_R.numpy(), recurrent_R.numpy(), state_SH[0].numpy(), new_SH.view(-1).numpy(), hidden, room)
     return new_SH
 
 
 @kernel
-def _step(inputs, recurrent, h, new, hidden):
+def _step(inputs, recurrent, h, new, hidden, room):
     width = VECTOR_BYTES // h.itemsize
     whole = hidden // width * width
     for u in range(0, whole, width):
         _step_units(inputs, u, recurrent, u, hidden, h, u, new, u)
     rest = hidden - whole
     if rest > 0:
-        # The last units in vectors of their own.
-        room = np.zeros(8 * width, h.dtype)
         for j in range(rest):
             for gate in range(3):
                 room[gate * width + j] = inputs[gate * hidden + whole + j]

@@ -14,52 +14,47 @@ from torch import Tensor
 
 from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
+from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.functions import sigmoid, tanh
-from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
+from rnnsparse.kernels.matrix import Matrix
+from rnnsparse.kernels.products import add_group, row_of, vector_width
 from rnnsparse.kernels.recurrence import (
     PART,
-    UNITS,
-    Input,
+    LayerInput,
     OutputGradient,
-    begin_row,
+    begin_rows,
     parts_backwards,
-    share,
+    share_tiles,
     sums_buffer,
 )
-from rnnsparse.kernels.vector import VECTOR_BYTES, fill, load, meet, multiply_add, store
+from rnnsparse.kernels.vector import fill, load, meet, multiply_add, store
 
 
 @kernel
 def _forward(
-    thread, threads, values, pointers, columns, gates, h, c, kept, tiles, times, hidden, batch, counter,
-    is_table, table, tokens, bias, in_values, in_pointers, in_columns, x, x_step,
+    thread, threads, row, order, values, gates, h, c, kept, tiles, times, hidden, counter,
+    is_table, table, tokens, bias, in_order, in_values, x, x_step,
 ):  # fmt: skip
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // h.itemsize, hidden * batch, 0
-    parts = (times + PART - 1) // PART
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings, parts = VECTOR_BYTES // h.itemsize, 0, (times + PART - 1) // PART
+    batch = len(row) * width
+    size = hidden * batch
     for tile in range(first_tile, last_tile):
         for t in range(times):
             moment = tile * times + t
             step = moment * 4 * size
             before = (tile * (times + 1) + t) * size
             # Few units at a time, so that their gates stay in the cache from the first sum to the last.
-            for low in range(start, stop, UNITS):
-                high = min(low + UNITS, stop)
+            for group in range(first_group, last_group):
+                low, high = group * order.units, min((group + 1) * order.units, hidden)
                 for gate in range(4):
-                    for row in range(gate * hidden + low, gate * hidden + high):
-                        begin_row(gates, step + row * batch, row, moment, batch, is_table, table, tokens, bias)
-                for part in range(in_pointers.shape[1] - 1):
-                    for gate in range(4):
-                        for row in range(gate * hidden + low, gate * hidden + high):
-                            k, end = in_pointers[row, part], in_pointers[row, part + 1]
-                            accumulate(
-                                in_values, in_columns, k, end, x, moment * x_step, batch, gates, step + row * batch
-                            )
-                for part in range(pointers.shape[1] - 1):
-                    for gate in range(4):
-                        for row in range(gate * hidden + low, gate * hidden + high):
-                            k, end = pointers[row, part], pointers[row, part + 1]
-                            accumulate(values, columns, k, end, h, before, batch, gates, step + row * batch)
+                    rows = gate * hidden + low, gate * hidden + high
+                    begin_rows(
+                        gates, step + gate * size + low * batch, rows, moment, batch, is_table, table, tokens, bias
+                    )
+                if not is_table:
+                    add_group(row, in_order, in_values, group, x, moment * x_step, gates, step)
+                add_group(row, order, values, group, h, before, gates, step)
                 for b in range(low * batch, high * batch, width):
                     place, old = step + b, before + b
                     i, f = sigmoid(load(gates, place)), sigmoid(load(gates, place + size))
@@ -81,12 +76,13 @@ def _forward(
 
 @kernel
 def _backward(
-    thread, threads, values, pointers, rows, gates, kept, c, dy, dh, dc, sums, tiles, times, first, last, hidden, batch,
-    counter,
+    thread, threads, row, order, values, gates, kept, c, dy, dh, dc, sums, tiles, times, first, last, hidden, counter
 ):  # fmt: skip
     """Go back from moment `last` to `first`; `c` is room for the cell states of PART moments and the one before."""
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings = VECTOR_BYTES // dh.itemsize, 0
+    batch = len(row) * width
+    size, start, stop = hidden * batch, first_group * order.units, min(last_group * order.units, hidden)
     one = fill(dh.dtype.type(1))
     parts = (times + PART - 1) // PART
     for tile in range(first_tile, last_tile):
@@ -127,23 +123,23 @@ def _backward(
             if tiles % threads != 0:
                 meetings += threads
                 meet(counter, meetings)
-            for part in range(pointers.shape[0]):
-                for unit in range(start, stop):
-                    k, end = pointers[part, unit], pointers[part, unit + 1]
-                    accumulate(values, rows, k, end, gates, step, batch, dh, state + unit * batch)
+            for group in range(first_group, last_group):
+                add_group(row, order, values, group, gates, step, dh, state)
 
 
-def forward(matrix: Matrix, values: Tensor, source: Input, gates_KTGB: Tensor, h_KTHB: Tensor, c_KHB: Tensor) -> Tensor:
+def forward(
+    matrix: Matrix, values: Tensor, source: LayerInput, gates_KTGB: Tensor, h_KTHB: Tensor, c_KHB: Tensor
+) -> Tensor:
     """Run all steps; h [K, T + 1, H, B] holds the initial state at moment 0 and gets all others, c becomes the last.
 
     Returns the cell states [K, P, H, B] that `backward` starts from.
     """
-    tiles, times, _, batch = gates_KTGB.shape
+    (tiles, times, _, _), order = gates_KTGB.shape, matrix.by_row(4)
     kept_KPHB = memory.empty((tiles, -(-times // PART), *c_KHB.shape[1:]), c_KHB.dtype)
     threads.run(
-        _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns, gates_KTGB.view(-1).numpy(),
-        h_KTHB.view(-1).numpy(), c_KHB.view(-1).numpy(), kept_KPHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2],
-        batch, np.zeros(1, np.int64), *source.arguments(),
+        _forward, row_of(h_KTHB), order, order.arranged(values), gates_KTGB.view(-1).numpy(), h_KTHB.view(-1).numpy(),
+        c_KHB.view(-1).numpy(), kept_KPHB.view(-1).numpy(), tiles, times, h_KTHB.shape[2], np.zeros(1, np.int64),
+        *source.arguments(4, order),
     )  # fmt: skip
     return kept_KPHB
 
@@ -156,36 +152,35 @@ def backward(
 
     Returns the sum of each gate's gradients [4H].
     """
-    (tiles, times, _, batch), hidden = gates_KTGB.shape, dh_KHB.shape[1]
-    sums, values_by_column = sums_buffer(tiles, 4 * hidden, dh_KHB), by_column(matrix, values)
+    (tiles, times, _, batch), hidden, order = gates_KTGB.shape, dh_KHB.shape[1], matrix.by_column
+    sums, arranged = sums_buffer(tiles, 4 * hidden, dh_KHB), order.arranged(values)
     c_KTHB = memory.empty((tiles, PART + 1, hidden, batch), dh_KHB.dtype)
     for first, last in parts_backwards(times):
         threads.run(
-            _backward, values_by_column, matrix.column_pointers, matrix.rows, gates_KTGB.view(-1).numpy(),
-            kept_KPHB.view(-1).numpy(), c_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(),
-            dh_KHB.view(-1).numpy(), dc_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last, hidden,
-            batch, np.zeros(1, np.int64),
+            _backward, row_of(dh_KHB), order, arranged, gates_KTGB.view(-1).numpy(), kept_KPHB.view(-1).numpy(),
+            c_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(), dh_KHB.view(-1).numpy(),
+            dc_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last, hidden, np.zeros(1, np.int64),
         )  # fmt: skip
     return sums.sum((0, 2))
 
 
 def step(gates_G: Tensor, state_SH: Tensor) -> Tensor:
     """Return the next state [2, H] for the sums [4H] that go into the gates i f g o, of one moment of one text."""
-    new_SH = torch.empty(state_SH.shape, dtype=state_SH.dtype)
-    _step(gates_G.numpy(), state_SH[1].numpy(), new_SH.view(-1).numpy(), state_SH.shape[1])
+    new_SH, hidden = torch.empty(state_SH.shape, dtype=state_SH.dtype), state_SH.shape[1]
+    # For the last units, which may be no whole vector.
+    room = np.zeros(7 * vector_width(new_SH.dtype), new_SH.numpy().dtype)
+    _step(gates_G.numpy(), state_SH[1].numpy(), new_SH.view(-1).numpy(), hidden, room)
     return new_SH
 
 
 @kernel
-def _step(gates, c, new, hidden):
+def _step(gates, c, new, hidden, room):
     width = VECTOR_BYTES // c.itemsize
     whole = hidden // width * width
     for u in range(0, whole, width):
         _step_units(gates, u, hidden, c, u, new, u, hidden)
     rest = hidden - whole
     if rest > 0:
-        # The last units in vectors of their own.
-        room = np.zeros(7 * width, c.dtype)
         for j in range(rest):
             for gate in range(4):
                 room[gate * width + j] = gates[gate * hidden + whole + j]

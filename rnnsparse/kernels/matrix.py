@@ -1,274 +1,268 @@
-"""Products of a sparse matrix with sequences of batches, and their gradients.
+"""Where the connections of a weight lie in memory: in the order in which the kernels come to them.
 
-Everything is batch-innermost: at each moment a matrix [features, batch], so that one connection is one number times
-one contiguous row. Shape suffixes: T time, R rows of the matrix, C its columns, B batch (whole vectors), N
-connections.
+A product adds up one run of connections after the other: those of one row of the matrix in one range of its columns.
+The runs of a group of rows (the same units of every gate) in one range come one after the other, the longest first: a
+processor that predicts branches is then nearly always right. Range by range their activations stay in the first-level
+cache. A group goes from the first sum to the last before the next, and threads share a matrix by groups, so that the
+sum of a row is the same for any number of threads. The transposed product has an order of its own, by column.
+
+Shape suffixes: N connections, b rows of a block, R rows and C columns of connections (a matrix has R * b rows), S slots
+of an order (connections and padding), Q runs, P groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnnsparse.kernels import threads
+from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
-from rnnsparse.kernels.dots import add_dots, add_few_dots
-from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, load, multiply_add, store, zero
+from rnnsparse.kernels.connections import padding
 
-TILE_BYTES = 128  # of batch: two AVX-512 registers; a wider batch is several tiles
+ROW_BYTES = 128  # of activations: two AVX-512 registers; a wider batch is several tiles
 # A range of activations that is read again and again should stay in the first-level cache, unless that leaves too few
 # connections of a row in it.
 FIRST_CACHE_BYTES = 32 * 1024
-FEWEST_CONNECTIONS = 16
-SECOND_CACHE_BYTES = 768 * 1024
-SYMBOL_ROWS = 64
-OUTPUT_ROWS = 128
+FEWEST_CONNECTIONS = 10
+GROUP_ROWS = 128
+FEWEST_GROUPS = 8  # for threads to share, as long as a group is not smaller than the tallest block
+TALLEST_BLOCK = 16
+READ_BEYOND = 16  # places behind the last slot that kernels may read
+GROUP_COST = 10 * GROUP_ROWS  # what a group costs beside its connections, in connections
 
 
-def lanes(dtype: torch.dtype) -> int:
-    """Return how many numbers one vector holds."""
-    return VECTOR_BYTES // dtype.itemsize
+class Order(NamedTuple):
+    """One order of connections, as kernels take it.
 
+    Attributes:
+        adds, reads: tuples of as many zeros as a connection adds to rows, and reads rows: its block's, or one.
+        groups: runs groups[p] to groups[p + 1] are those of group p [P + 1].
+        rows: which row (of connections) a run adds to [Q].
+        starts: the slots of run q are starts[q] to starts[q + 1] [Q + 1].
+        neighbours: the other end of the connection in each slot, and READ_BEYOND more places [S].
+        slots: where connection n is [N].
+        units: a group adds to so many consecutive rows of each gate.
+    """
 
-def tile_width(dtype: torch.dtype, batch: int) -> int:
-    """Return the width of batch tiles: two vectors, or one where that is enough for the whole batch."""
-    tile = TILE_BYTES // dtype.itemsize
-    return min(tile, -(-batch // lanes(dtype)) * lanes(dtype))
+    adds: tuple[int, ...]
+    reads: tuple[int, ...]
+    groups: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    neighbours: NDArray[np.unsignedinteger]
+    slots: NDArray[np.signedinteger]
+    units: int
+
+    @property
+    def height(self) -> int:
+        """b, how many values a connection has."""
+        return len(self.adds) * len(self.reads)
+
+    def arranged(self, values: Tensor) -> NDArray[np.floating]:
+        """Return values [N] or [N, b] in this order [S * b]; what fills up runs is zero."""
+        numbers = values.detach().numpy()
+        arranged: NDArray[np.floating] = memory.zeros((int(self.starts[-1]) * self.height,), values.dtype).numpy()
+        threads.run(_arrange, self.slots, self.height, numbers.reshape(-1), arranged)
+        return arranged
+
+    def add_back(self, arranged: NDArray[np.floating], values: Tensor) -> None:
+        """Add numbers in this order [S * b] to values [N] or [N, b]."""
+        threads.run(_add_back, self.slots, self.height, arranged, values.view(-1).numpy())
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Where the connections of one weight are, by row and by column, each cut into ranges that fit a cache.
+    """The connections of one weight, and the orders in which kernels want them; made when they are first asked for.
 
-    Connections are numbered by row. `row_pointers` [R, Q + 1]: connections row_pointers[r, q] to [r, q + 1] of row r
-    lie in the q-th range of columns; `columns` [N]. `column_pointers` [P, C + 1] cuts the transpose likewise: `rows`
-    [N] of the connections in the order (range of rows, column, row), and `order` [N] their numbers.
+    Attributes:
+        row_starts: connections row_starts[r] to row_starts[r + 1] are those of row r [R + 1].
+        columns: of each connection [N].
     """
 
-    row_count: int
     column_count: int
-    row_pointers: NDArray[np.int64]
-    columns: NDArray[np.integer]
-    column_pointers: NDArray[np.int64]
-    rows: NDArray[np.integer]
-    order: NDArray[Any]
+    row_starts: NDArray[np.int64]
+    columns: NDArray[np.unsignedinteger]
+    block_rows: int
+    _by_row: dict[int, Order] = field(default_factory=dict)
+
+    @property
+    def row_count(self) -> int:
+        """R, rows of connections."""
+        return len(self.row_starts) - 1
+
+    def by_row(self, gates: int) -> Order:
+        """Return the order for a product whose rows are those of `gates` gates, one below the other."""
+        if gates not in self._by_row:
+            numbers = np.arange(len(self.columns), dtype=self._number_type)
+            self._by_row[gates] = _order(
+                self.row_starts, self.columns, numbers, self.column_count, gates, (0,) * self.block_rows, (0,)
+            )
+        return self._by_row[gates]
+
+    def by_row_anyhow(self) -> Order:
+        """Return the order for any number of gates: one that is there already, if any."""
+        return next(iter(self._by_row.values()), None) or self.by_row(1)
+
+    @cached_property
+    def by_column(self) -> Order:
+        starts = np.zeros(self.column_count + 1, np.int64)
+        rows = np.empty(len(self.columns), _index_type(self.row_count))
+        numbers = np.empty(len(rows), self._number_type)
+        _transpose(self.row_starts, self.columns, starts, starts.copy(), rows, numbers)
+        return _order(starts, rows, numbers, self.row_count, 1, (0,), (0,) * self.block_rows)
+
+    @property
+    def _number_type(self) -> type[np.signedinteger]:
+        return np.int32 if len(self.columns) < 1 << 30 else np.int64
 
 
-def build_matrix(indices: Tensor, row_count: int, column_count: int) -> Matrix:
-    """Return the structure of a weight [R, C] with connections at sorted flat positions [N]; O(N) time and memory."""
-    flat = indices.numpy()
-    columns = np.empty(len(flat), _index_type(column_count))
-    rows = np.empty(len(flat), _index_type(row_count))
-    # What fits into the first cache, or as much as holds enough connections of one row.
-    density = max(len(flat), 1) / (row_count * column_count)
-    width = max(FIRST_CACHE_BYTES // TILE_BYTES, int(FEWEST_CONNECTIONS / density))
-    row_pointers = np.empty((row_count, -(-column_count // width) + 1), np.int64)
-    column_pointers = np.zeros((-(-row_count // width), column_count + 1), np.int64)
-    order = np.empty(len(flat), np.int32 if len(flat) < 1 << 31 else np.int64)
-    _build(flat, width, row_pointers, columns, column_pointers, rows, order)
-    return Matrix(row_count, column_count, row_pointers, columns, column_pointers, rows, order)
+def build_matrix(positions: Tensor, row_count: int, column_count: int, block_rows: int = 1) -> Matrix:
+    """Return the structure of a weight with connections at sorted flat positions [N] in [R, C]; O(N) time and memory.
+
+    Each connection is a block of `block_rows` rows of the weight.
+    """
+    flat = positions.numpy()
+    row_starts, columns = np.empty(row_count + 1, np.int64), np.empty(len(flat), _index_type(column_count))
+    _split(flat, column_count, row_starts, columns)
+    return Matrix(column_count, row_starts, columns, block_rows)
+
+
+def _group_units(unit_count: int, gates: int) -> int:
+    """Return how many of the units a group has."""
+    fair = -(-unit_count // (FEWEST_GROUPS * TALLEST_BLOCK)) * TALLEST_BLOCK
+    largest = GROUP_ROWS // gates // TALLEST_BLOCK * TALLEST_BLOCK
+    return max(TALLEST_BLOCK, min(fair, largest))
 
 
 def _index_type(size: int) -> type[np.unsignedinteger]:
     return np.uint16 if size <= 1 << 16 else np.uint32
 
 
+def _order(
+    row_starts: NDArray[np.int64], columns: NDArray[np.unsignedinteger], numbers: NDArray[np.signedinteger],
+    column_count: int, gates: int, adds: tuple[int, ...], reads: tuple[int, ...],
+) -> Order:  # fmt: skip
+    """Return the order of connections given by row and column; the k-th of them is connection numbers[k]."""
+    row_count, count, pad = len(row_starts) - 1, len(columns), padding(len(adds) * len(reads))
+    density = max(count, 1) / (row_count * column_count)
+    width = max(FIRST_CACHE_BYTES // ROW_BYTES // len(reads), int(FEWEST_CONNECTIONS / density))
+    units = _group_units(row_count // gates * len(adds), gates)
+    group_rows = units // len(adds)
+    runs = min(count, row_count * -(-column_count // width))
+    groups = np.zeros(-(-(row_count // gates) // group_rows) + 1, np.int64)
+    rows, starts = np.empty(runs, np.int32), np.zeros(runs + 1, np.int64)
+    neighbours, slots = np.zeros(count + runs * (pad - 1) + READ_BEYOND, columns.dtype), np.empty_like(numbers)
+    room = np.empty((2, gates * group_rows), np.int64)
+    _fill(
+        row_starts, row_starts.copy(), columns, numbers, column_count, width, row_count // gates, group_rows, pad, room,
+        groups, rows, starts, neighbours, slots,
+    )  # fmt: skip
+    runs = groups[-1]
+    used = starts[runs] + READ_BEYOND
+    return Order(adds, reads, groups, rows[:runs].copy(), starts[: runs + 1].copy(), neighbours[:used], slots, units)
+
+
 @kernel
-def _build(flat, width, row_pointers, columns, column_pointers, rows, order):
-    """Two passes: count by (range of rows, column), then a counting sort, in which rows come in order."""
-    row_count, ranges, column_count = row_pointers.shape[0], row_pointers.shape[1] - 1, column_pointers.shape[1] - 1
+def _split(flat, column_count, row_starts, columns):
     k = 0
-    for row in range(row_count):
-        row_pointers[row, 0] = k
-        for part in range(ranges):
-            last = row * column_count + min((part + 1) * width, column_count)
-            while k < flat.size and flat[k] < last:
-                column = flat[k] - row * column_count
-                columns[k] = column
-                column_pointers[row // width, column + 1] += 1
-                k += 1
-            row_pointers[row, part + 1] = k
-    total = 0
-    for part in range(column_pointers.shape[0]):
-        column_pointers[part, 0] = total
-        for column in range(column_count):
-            column_pointers[part, column + 1] += column_pointers[part, column]
-        total = column_pointers[part, column_count]
-    place = column_pointers[:, :-1].copy()
-    for row in range(row_count):
-        part = row // width
-        for k in range(row_pointers[row, 0], row_pointers[row, ranges]):
+    for row in range(row_starts.size - 1):
+        row_starts[row] = k
+        first = row * column_count
+        while k < flat.size and flat[k] < first + column_count:
+            columns[k] = flat[k] - first
+            k += 1
+    row_starts[-1] = k
+
+
+@kernel
+def _transpose(row_starts, columns, starts, place, rows, numbers):
+    """A counting sort by column, in which rows come in order."""
+    for k in range(columns.size):
+        starts[np.int64(columns[k]) + 1] += 1
+    for column in range(starts.size - 1):
+        starts[column + 1] += starts[column]
+        place[column] = starts[column]
+    for row in range(row_starts.size - 1):
+        for k in range(row_starts[row], row_starts[row + 1]):
             column = columns[k]
-            rows[place[part, column]] = row
-            order[place[part, column]] = k
-            place[part, column] += 1
+            rows[place[column]], numbers[place[column]] = row, k
+            place[column] += 1
+
+
+@kernel
+def _fill(
+    row_starts, cursor, columns, numbers, column_count, width, gate_rows, group_rows, pad, room, groups, rows, starts,
+    neighbours, slots,
+):  # fmt: skip
+    """`cursor` [R] starts where rows start; `room` [2, rows of a group] is for the runs of a group in one range."""
+    run, slot = 0, 0
+    for group in range(groups.size - 1):
+        low, high = group * group_rows, min((group + 1) * group_rows, gate_rows)
+        for first in range(0, column_count, width):
+            found = 0
+            for gate in range((row_starts.size - 1) // gate_rows):
+                for row in range(gate * gate_rows + low, gate * gate_rows + high):
+                    k = cursor[row]
+                    while k < row_starts[row + 1] and columns[k] < first + width:
+                        k += 1
+                    count = k - cursor[row]
+                    if count == 0:
+                        continue
+                    # An insertion sort, the longest first and rows of equal length in order.
+                    place = found
+                    while place > 0 and room[1, place - 1] < count:
+                        room[0, place], room[1, place] = room[0, place - 1], room[1, place - 1]
+                        place -= 1
+                    room[0, place], room[1, place] = row, count
+                    found += 1
+            for place in range(found):
+                row, count = room[0, place], room[1, place]
+                rows[run], starts[run] = row, slot
+                begin = cursor[row]
+                for k in range(begin, begin + count):
+                    neighbours[slot], slots[numbers[k]] = columns[k], slot
+                    slot += 1
+                # What fills up a run is its first connection again, times zero.
+                while slot % pad != 0:
+                    neighbours[slot] = columns[begin]
+                    slot += 1
+                cursor[row] = begin + count
+                run += 1
+        groups[group + 1] = run
+    starts[run] = slot
+
+
+@kernel
+def _arrange(thread, threads, slots, height, values, arranged):
+    for k in range(slots.size * thread // threads, slots.size * (thread + 1) // threads):
+        place = np.int64(slots[k]) * height
+        for i in range(height):
+            arranged[place + i] = values[k * height + i]
+
+
+@kernel
+def _add_back(thread, threads, slots, height, arranged, values):
+    for k in range(slots.size * thread // threads, slots.size * (thread + 1) // threads):
+        place = np.int64(slots[k]) * height
+        for i in range(height):
+            values[k * height + i] += arranged[place + i]
 
 
 @inlined
-def accumulate(values, neighbours, start, stop, x, x_0, batch, y, y_0):
-    """y[y_0 :] += sum over connections `start` to `stop` of value * row of x, each row `batch` numbers.
-
-    Several sums at a time keep a processor busy that starts two multiply-adds a cycle and needs four cycles for each.
-    The last one to three connections are done without a branch, which would be mispredicted every other time: what is
-    not there is the last connection again, times zero.
-    """
-    if start == stop:
-        return
-    width, number = VECTOR_BYTES // y.itemsize, y.dtype.type
-    last = stop - 1
-    whole = start + (stop - start) // 4 * 4
-    k_0, k_1, k_2 = min(whole, last), min(whole + 1, last), min(whole + 2, last)
-    is_0, is_1, is_2 = number(whole < stop), number(whole + 1 < stop), number(whole + 2 < stop)
-    b = 0
-    while b + 2 * width <= batch:
-        p_0, p_1 = load(y, y_0 + b), load(y, y_0 + b + width)
-        q_0, q_1, r_0, r_1 = zero(y), zero(y), zero(y), zero(y)
-        for k in range(start, whole, 4):
-            v, place = fill(at(values, k)), x_0 + np.int64(at(neighbours, k)) * batch + b
-            p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
-            v, place = fill(at(values, k + 1)), x_0 + np.int64(at(neighbours, k + 1)) * batch + b
-            q_0, q_1 = multiply_add(v, load(x, place), q_0), multiply_add(v, load(x, place + width), q_1)
-            v, place = fill(at(values, k + 2)), x_0 + np.int64(at(neighbours, k + 2)) * batch + b
-            r_0, r_1 = multiply_add(v, load(x, place), r_0), multiply_add(v, load(x, place + width), r_1)
-            v, place = fill(at(values, k + 3)), x_0 + np.int64(at(neighbours, k + 3)) * batch + b
-            p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
-        v, place = fill(at(values, k_0) * is_0), x_0 + np.int64(at(neighbours, k_0)) * batch + b
-        q_0, q_1 = multiply_add(v, load(x, place), q_0), multiply_add(v, load(x, place + width), q_1)
-        v, place = fill(at(values, k_1) * is_1), x_0 + np.int64(at(neighbours, k_1)) * batch + b
-        r_0, r_1 = multiply_add(v, load(x, place), r_0), multiply_add(v, load(x, place + width), r_1)
-        v, place = fill(at(values, k_2) * is_2), x_0 + np.int64(at(neighbours, k_2)) * batch + b
-        p_0, p_1 = multiply_add(v, load(x, place), p_0), multiply_add(v, load(x, place + width), p_1)
-        store(y, y_0 + b, (p_0 + q_0) + r_0)
-        store(y, y_0 + b + width, (p_1 + q_1) + r_1)
-        b += 2 * width
-    if b < batch:
-        p_0, q_0, r_0 = load(y, y_0 + b), zero(y), zero(y)
-        for k in range(start, whole, 4):
-            p_0 = multiply_add(fill(at(values, k)), load(x, x_0 + np.int64(at(neighbours, k)) * batch + b), p_0)
-            q_0 = multiply_add(fill(at(values, k + 1)), load(x, x_0 + np.int64(at(neighbours, k + 1)) * batch + b), q_0)
-            r_0 = multiply_add(fill(at(values, k + 2)), load(x, x_0 + np.int64(at(neighbours, k + 2)) * batch + b), r_0)
-            p_0 = multiply_add(fill(at(values, k + 3)), load(x, x_0 + np.int64(at(neighbours, k + 3)) * batch + b), p_0)
-        q_0 = multiply_add(fill(at(values, k_0) * is_0), load(x, x_0 + np.int64(at(neighbours, k_0)) * batch + b), q_0)
-        r_0 = multiply_add(fill(at(values, k_1) * is_1), load(x, x_0 + np.int64(at(neighbours, k_1)) * batch + b), r_0)
-        p_0 = multiply_add(fill(at(values, k_2) * is_2), load(x, x_0 + np.int64(at(neighbours, k_2)) * batch + b), p_0)
-        store(y, y_0 + b, (p_0 + q_0) + r_0)
-
-
-@kernel
-def _product(thread, threads, values, pointers, columns, x, x_step, y, y_step, times, batch):
-    row_count = pointers.shape[0]
-    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
-    for t in range(times):
-        for low in range(start, stop, OUTPUT_ROWS):
-            for part in range(pointers.shape[1] - 1):
-                for row in range(low, min(low + OUTPUT_ROWS, stop)):
-                    k, end = pointers[row, part], pointers[row, part + 1]
-                    accumulate(values, columns, k, end, x, t * x_step, batch, y, t * y_step + row * batch)
-
-
-@kernel
-def _transposed_product(thread, threads, values, pointers, rows, g, g_step, x, x_step, times, batch):
-    column_count = pointers.shape[1] - 1
-    start, stop = column_count * thread // threads, column_count * (thread + 1) // threads
-    for t in range(times):
-        for low in range(start, stop, OUTPUT_ROWS):
-            for part in range(pointers.shape[0]):
-                for column in range(low, min(low + OUTPUT_ROWS, stop)):
-                    k, end = pointers[part, column], pointers[part, column + 1]
-                    accumulate(values, rows, k, end, g, t * g_step, batch, x, t * x_step + column * batch)
-
-
-@kernel
-def _sampled_product(thread, threads, pointers, columns, g, g_step, x, x_step, times, batch, parts, tile_times, out):
-    # Rows are shared out by connections, so that threads finish together whatever the densities.
-    start = np.searchsorted(pointers[:, 0], out.size * thread // threads)
-    stop = pointers.shape[0]
-    if thread < threads - 1:
-        stop = np.searchsorted(pointers[:, 0], out.size * (thread + 1) // threads)
-    width = VECTOR_BYTES // out.itemsize
-    ranges = pointers.shape[1] - 1
-    for t in range(0, times, tile_times):
-        some = min(tile_times, times - t)
-        for part in range(0, ranges, parts):
-            for row in range(start, stop):
-                k, end = pointers[row, part], pointers[row, min(part + parts, ranges)]
-                g_0 = t * g_step + row * batch
-                while k < end:
-                    count = min(end - k, width)
-                    if count > 4:
-                        add_dots(g, g_0, g_step, x, t * x_step, x_step, batch, some, columns, k, count, out)
-                    else:
-                        add_few_dots(g, g_0, g_step, x, t * x_step, x_step, batch, some, columns, k, count, out)
-                    k += count
-
-
-@kernel
-def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch):
-    row_count = table.shape[0]
-    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
-    # A few rows of the table at a time, so that they stay in the cache while the text goes by.
-    for low in range(start, stop, SYMBOL_ROWS):
-        for t in range(tokens.shape[0]):
-            for row in range(low, min(low + SYMBOL_ROWS, stop)):
-                g_0 = t * g_step + row * batch
-                for b in range(batch):
-                    table[row, tokens[t, b]] += g[g_0 + b]
-
-
-def flat(x_TFB: Tensor) -> NDArray[np.floating]:
-    """Return the memory of a tensor whose last two dimensions are contiguous, from its first element on."""
-    times, features, batch = x_TFB.shape
-    # Where there is only one, a stride means nothing.
-    if (batch != 1 and x_TFB.stride(2) != 1) or (features != 1 and x_TFB.stride(1) != batch):
-        raise ValueError("activations must be batch-innermost")
-    size = (times - 1) * x_TFB.stride(0) + features * batch
-    return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
-
-
-def add_product(matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor) -> None:
-    """y += W x at every moment."""
-    threads.run(
-        _product, values.detach().numpy(), matrix.row_pointers, matrix.columns,
-        flat(x_TCB), x_TCB.stride(0), flat(y_TRB), y_TRB.stride(0), len(x_TCB), x_TCB.shape[2],
-    )  # fmt: skip
-
-
-def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB: Tensor) -> None:
-    """x += W^T g at every moment."""
-    threads.run(
-        _transposed_product, by_column(matrix, values), matrix.column_pointers, matrix.rows,
-        flat(g_TRB), g_TRB.stride(0), flat(x_TCB), x_TCB.stride(0), len(g_TRB), g_TRB.shape[2],
-    )  # fmt: skip
-
-
-def by_column(matrix: Matrix, values: Tensor) -> NDArray[np.floating]:
-    """Return the values in the order of `matrix.rows`."""
-    # PyTorch takes positions of 32 bits as they are; NumPy would make a copy of 64.
-    numbers: NDArray[np.floating] = values.detach().index_select(0, torch.from_numpy(matrix.order)).numpy()
-    return numbers
-
-
-def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor) -> None:
-    """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
-    if out_N.numel() == 0:
-        return
-    batch = x_TCB.shape[2]
-    ranges = matrix.row_pointers.shape[1] - 1
-    range_bytes = -(-matrix.column_count // ranges) * batch * x_TCB.element_size()
-    # As wide as the second cache allows, so that a row's connections come in long runs; then as many moments as fit.
-    parts = max(1, min(ranges, SECOND_CACHE_BYTES // range_bytes))
-    tile_times = max(1, SECOND_CACHE_BYTES // (parts * range_bytes))
-    threads.run(
-        _sampled_product, matrix.row_pointers, matrix.columns, flat(g_TRB), g_TRB.stride(0),
-        flat(x_TCB), x_TCB.stride(0), len(x_TCB), batch, parts, tile_times, out_N.numpy(),
-    )  # fmt: skip
-
-
-def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
-    """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
-    threads.run(_sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2])
+def share(thread, threads, order):
+    """Return the first and the last group of a thread: groups are shared out by connections."""
+    count = order.groups.size - 1
+    first, last = count, count
+    whole = order.starts[order.groups[count]] + count * GROUP_COST
+    for group in range(count - 1, -1, -1):
+        before = order.starts[order.groups[group]] + group * GROUP_COST
+        if before * threads >= whole * thread:
+            first = group
+        if before * threads >= whole * (thread + 1):
+            last = group
+    return first, last

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rnnsparse.kernels.compiling import inlined
-from rnnsparse.kernels.matrix import Matrix, flat
-from rnnsparse.kernels.vector import VECTOR_BYTES, at, fill, store
+from rnnsparse.kernels.emit import VECTOR_BYTES
+from rnnsparse.kernels.matrix import Matrix, Order, share
+from rnnsparse.kernels.products import flat
+from rnnsparse.kernels.vector import at, fill, store
 
-UNITS = 32
 # A pass backward through time takes so many moments at a time: what it needs of them exists only as long.
 PART = 8
 
@@ -33,7 +34,7 @@ def parts_backwards(times: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Input:
+class LayerInput:
     """What a layer adds to its gates at each moment: either W x + b, or the column of a table for a symbol.
 
     `x` [M, I, B] goes through `matrix` and `values`; with `table` [R, V], which includes the bias, and `tokens` [M, B]
@@ -47,47 +48,49 @@ class Input:
     table_RV: Tensor | None = None
     tokens_MB: Tensor | None = None
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the arguments of `begin_rows` and `add_inputs`, the same types in either case."""
+    def arguments(self, gates: int, recurrent: Order) -> tuple[Any, ...]:
+        """Return (whether there is a table, table, tokens, bias, order, values, x, its step), of the same types always.
+
+        The order of the recurrent connections stands in for one that there is not.
+        """
         bias = self.bias_R.detach().numpy()
         if self.table_RV is not None:
             assert self.tokens_MB is not None
-            nothing = np.zeros((0, 1), np.int64)
-            no_columns, no_values = np.zeros(0, np.uint16), np.zeros(0, bias.dtype)
-            table, tokens = self.table_RV.numpy(), self.tokens_MB.numpy()
-            return True, table, tokens, bias, no_values, nothing, no_columns, no_values, 0
+            return True, self.table_RV.numpy(), self.tokens_MB.numpy(), bias, recurrent, bias, bias, 0
         assert self.matrix is not None
         assert self.values is not None
         assert self.x_MIB is not None
         no_table, no_tokens = np.zeros((0, 0), bias.dtype), np.zeros((0, 0), np.int32)
-        return (
-            False, no_table, no_tokens, bias, self.values.detach().numpy(), self.matrix.row_pointers,
-            self.matrix.columns, flat(self.x_MIB), self.x_MIB.stride(0),
-        )  # fmt: skip
+        order = self.matrix.by_row(gates)
+        values = order.arranged(self.values)
+        return False, no_table, no_tokens, bias, order, values, flat(self.x_MIB), self.x_MIB.stride(0)
 
 
 @inlined
-def begin_row(gates, place, row, moment, batch, is_table, table, tokens, bias):
-    """Set a row of gates to what the table or the bias says."""
-    if is_table:
-        for b in range(batch):
-            gates[place + b] = table[row, tokens[moment, b]]
-    else:
-        width = VECTOR_BYTES // gates.itemsize
-        for b in range(0, batch, width):
-            store(gates, place + b, fill(at(bias, row)))
+def begin_rows(gates, place, rows, moment, batch, is_table, table, tokens, bias):
+    """Set rows of gates, from `place` on, to what the table or the bias says of rows[0] to rows[1]."""
+    width = VECTOR_BYTES // gates.itemsize
+    for row in range(rows[0], rows[1]):
+        if is_table:
+            for b in range(batch):
+                gates[place + b] = table[row, tokens[moment, b]]
+        else:
+            for b in range(0, batch, width):
+                store(gates, place + b, fill(at(bias, row)))
+        place += batch
 
 
 @inlined
-def share(thread, threads, tiles, units):
-    """Return (first tile, last tile, first unit, last unit) of a thread.
+def share_tiles(thread, threads, tiles, order):
+    """Return (first tile, last tile, first group, last group) of a thread.
 
     Tiles do not depend on each other. Where they come out even, each thread takes whole ones and never waits; else
     all threads work on one tile together and meet at each step.
     """
     if tiles % threads == 0:
-        return tiles * thread // threads, tiles * (thread + 1) // threads, 0, units
-    return 0, tiles, units * thread // threads, units * (thread + 1) // threads
+        return tiles * thread // threads, tiles * (thread + 1) // threads, 0, order.groups.size - 1
+    first, last = share(thread, threads, order)
+    return 0, tiles, first, last
 
 
 def sums_buffer(tiles: int, rows: int, like: Tensor) -> Tensor:

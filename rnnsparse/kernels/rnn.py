@@ -12,37 +12,42 @@ from torch import Tensor
 
 from rnnsparse.kernels import threads
 from rnnsparse.kernels.compiling import kernel
+from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.functions import tanh
-from rnnsparse.kernels.matrix import Matrix, accumulate, by_column
-from rnnsparse.kernels.recurrence import UNITS, Input, OutputGradient, begin_row, parts_backwards, share, sums_buffer
-from rnnsparse.kernels.vector import VECTOR_BYTES, fill, load, meet, store
+from rnnsparse.kernels.matrix import Matrix
+from rnnsparse.kernels.products import add_group, row_of
+from rnnsparse.kernels.recurrence import (
+    LayerInput,
+    OutputGradient,
+    begin_rows,
+    parts_backwards,
+    share_tiles,
+    sums_buffer,
+)
+from rnnsparse.kernels.vector import fill, load, meet, store
 
 
 @kernel
 def _forward(
-    thread, threads, values, pointers, columns, gates, h, tiles, times, hidden, batch, counter,
-    is_table, table, tokens, bias, in_values, in_pointers, in_columns, x, x_step,
+    thread, threads, row, order, values, gates, h, tiles, times, hidden, counter,
+    is_table, table, tokens, bias, in_order, in_values, x, x_step,
 ):  # fmt: skip
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // h.itemsize, hidden * batch, 0
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings = VECTOR_BYTES // h.itemsize, 0
+    batch = len(row) * width
+    size = hidden * batch
     for tile in range(first_tile, last_tile):
         for t in range(times):
             moment = tile * times + t
             step = moment * size
             before = (tile * (times + 1) + t) * size
             # Few units at a time, so that they stay in the cache from the first sum to the last.
-            for low in range(start, stop, UNITS):
-                high = min(low + UNITS, stop)
-                for row in range(low, high):
-                    begin_row(gates, step + row * batch, row, moment, batch, is_table, table, tokens, bias)
-                for part in range(in_pointers.shape[1] - 1):
-                    for row in range(low, high):
-                        k, end = in_pointers[row, part], in_pointers[row, part + 1]
-                        accumulate(in_values, in_columns, k, end, x, moment * x_step, batch, gates, step + row * batch)
-                for part in range(pointers.shape[1] - 1):
-                    for row in range(low, high):
-                        k, end = pointers[row, part], pointers[row, part + 1]
-                        accumulate(values, columns, k, end, h, before, batch, gates, step + row * batch)
+            for group in range(first_group, last_group):
+                low, high = group * order.units, min((group + 1) * order.units, hidden)
+                begin_rows(gates, step + low * batch, (low, high), moment, batch, is_table, table, tokens, bias)
+                if not is_table:
+                    add_group(row, in_order, in_values, group, x, moment * x_step, gates, step)
+                add_group(row, order, values, group, h, before, gates, step)
                 for b in range(low * batch, high * batch, width):
                     new = tanh(load(gates, step + b))
                     store(gates, step + b, new)
@@ -54,11 +59,13 @@ def _forward(
 
 @kernel
 def _backward(
-    thread, threads, values, pointers, rows, gates, dy, dh, sums, tiles, times, first, last, hidden, batch, counter
-):
+    thread, threads, row, order, values, gates, dy, dh, sums, tiles, times, first, last, hidden, counter
+):  # fmt: skip
     """Go back from moment `last` to `first`."""
-    first_tile, last_tile, start, stop = share(thread, threads, tiles, hidden)
-    width, size, meetings = VECTOR_BYTES // dh.itemsize, hidden * batch, 0
+    first_tile, last_tile, first_group, last_group = share_tiles(thread, threads, tiles, order)
+    width, meetings = VECTOR_BYTES // dh.itemsize, 0
+    batch = len(row) * width
+    size, start, stop = hidden * batch, first_group * order.units, min(last_group * order.units, hidden)
     one = fill(dh.dtype.type(1))
     for tile in range(first_tile, last_tile):
         state = tile * size
@@ -77,18 +84,16 @@ def _backward(
             if tiles % threads != 0:
                 meetings += threads
                 meet(counter, meetings)
-            for part in range(pointers.shape[0]):
-                for unit in range(start, stop):
-                    k, end = pointers[part, unit], pointers[part, unit + 1]
-                    accumulate(values, rows, k, end, gates, step, batch, dh, state + unit * batch)
+            for group in range(first_group, last_group):
+                add_group(row, order, values, group, gates, step, dh, state)
 
 
-def forward(matrix: Matrix, values: Tensor, source: Input, gates_KTHB: Tensor, h_KTHB: Tensor) -> None:
+def forward(matrix: Matrix, values: Tensor, source: LayerInput, gates_KTHB: Tensor, h_KTHB: Tensor) -> None:
     """Run all steps; h [K, T + 1, H, B] holds the initial state at moment 0 and gets all others."""
-    tiles, times, hidden, batch = gates_KTHB.shape
+    (tiles, times, hidden, _), order = gates_KTHB.shape, matrix.by_row(1)
     threads.run(
-        _forward, values.detach().numpy(), matrix.row_pointers, matrix.columns, gates_KTHB.view(-1).numpy(),
-        h_KTHB.view(-1).numpy(), tiles, times, hidden, batch, np.zeros(1, np.int64), *source.arguments(),
+        _forward, row_of(h_KTHB), order, order.arranged(values), gates_KTHB.view(-1).numpy(), h_KTHB.view(-1).numpy(),
+        tiles, times, hidden, np.zeros(1, np.int64), *source.arguments(1, order),
     )  # fmt: skip
 
 
@@ -97,12 +102,11 @@ def backward(matrix: Matrix, values: Tensor, gates_KTHB: Tensor, dy: OutputGradi
 
     Returns the sum of each unit's gradients [H].
     """
-    tiles, times, hidden, batch = gates_KTHB.shape
-    sums, values_by_column = sums_buffer(tiles, hidden, dh_KHB), by_column(matrix, values)
+    (tiles, times, hidden, _), order = gates_KTHB.shape, matrix.by_column
+    sums, arranged = sums_buffer(tiles, hidden, dh_KHB), order.arranged(values)
     for first, last in parts_backwards(times):
         threads.run(
-            _backward, values_by_column, matrix.column_pointers, matrix.rows, gates_KTHB.view(-1).numpy(),
-            dy(first, last).view(-1).numpy(), dh_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last,
-            hidden, batch, np.zeros(1, np.int64),
+            _backward, row_of(dh_KHB), order, arranged, gates_KTHB.view(-1).numpy(), dy(first, last).view(-1).numpy(),
+            dh_KHB.view(-1).numpy(), sums.view(-1).numpy(), tiles, times, first, last, hidden, np.zeros(1, np.int64),
         )  # fmt: skip
     return sums.sum((0, 2))

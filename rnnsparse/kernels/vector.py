@@ -1,9 +1,4 @@
-"""Short vectors as values in numba code: one register of float32 or float64.
-
-Numba alone turns `y[b] += v * x[c, b]` into loads and stores of y for every connection, which costs five to ten times
-the arithmetic. These few intrinsics let a kernel hold its sums in registers. LLVM splits a vector where the processor
-has narrower ones, so the code is right everywhere.
-"""
+"""Short vectors as values in numba code: one register of float32 or float64."""
 
 from __future__ import annotations
 
@@ -16,48 +11,32 @@ from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic, overload
 
-from rnnsparse.kernels.compiling import vector_bytes
-
-VECTOR_BYTES = vector_bytes()
-I32, I64 = ir.IntType(32), ir.IntType(64)
+from rnnsparse.kernels.emit import I32, I64, Emit, vector_type, width_of
 
 
 class Vector(types.Type):
-    """The numba type of VECTOR_BYTES of one floating-point type."""
+    """The numba type of one vector of numbers of one floating-point type."""
 
     def __init__(self, dtype: types.Float) -> None:
-        self.dtype = dtype
-        self.lanes = VECTOR_BYTES * 8 // dtype.bitwidth
+        self.dtype, self.width = dtype, width_of(dtype)
         super().__init__(name=f"Vector({dtype})")
 
 
 @register_default(Vector)
 class _VectorModel(PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:
-        super().__init__(manager, kind, ir_type(kind))
-
-
-def ir_type(kind: Vector) -> ir.VectorType:
-    return ir.VectorType(ir.FloatType() if kind.dtype.bitwidth == 32 else ir.DoubleType(), kind.lanes)
-
-
-def _address(context: Any, builder: Any, kind: Any, array: Any, offset: Any, target: ir.Type) -> Any:
-    start = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(start, [offset]), target.as_pointer())
+        super().__init__(manager, kind, vector_type(kind.dtype))
 
 
 @intrinsic
 def load(typing: Any, array: Any, offset: Any) -> Any:
     """Return the vector that starts at element `offset` of a one-dimensional array; any alignment, no bounds check."""
-    vector = Vector(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _address(context, builder, signature.args[0], arguments[0], arguments[1], ir_type(vector))
-        value = builder.load(place)
-        value.align = array.dtype.bitwidth // 8
-        return value
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        return emit.read(emit.start(0, arguments[1]))
 
-    return vector(array, types.int64), generate
+    return Vector(array.dtype)(array, types.int64), generate
 
 
 @intrinsic
@@ -69,29 +48,30 @@ def gather(typing: Any, array: Any, places: Any, offset: Any) -> Any:
         def start(i: int) -> Any:
             return context.make_array(signature.args[i])(context, builder, arguments[i]).data
 
-        def lanes(element: ir.Type) -> ir.VectorType:
-            return ir.VectorType(element, vector.lanes)
+        def several(element: ir.Type) -> ir.VectorType:
+            return ir.VectorType(element, vector.width)
 
         bits, size = signature.args[1].dtype.bitwidth, array.dtype.bitwidth // 8
-        several = lanes(ir.IntType(bits)).as_pointer()
-        numbers = builder.load(builder.bitcast(builder.gep(start(1), [arguments[2]]), several))
+        numbers = builder.load(
+            builder.bitcast(builder.gep(start(1), [arguments[2]]), several(ir.IntType(bits)).as_pointer())
+        )
         numbers.align = bits // 8
         # Pointers are made by hand, because llvmlite has no vectors of offsets from one.
-        wide = lanes(I64)
+        wide = several(I64)
         offsets = builder.mul(
-            builder.zext(numbers, wide) if bits < 64 else numbers, ir.Constant(wide, [size] * vector.lanes)
+            builder.zext(numbers, wide) if bits < 64 else numbers, ir.Constant(wide, [size] * vector.width)
         )
         undefined = ir.Constant(wide, ir.Undefined)
         first = builder.insert_element(undefined, builder.ptrtoint(start(0), I64), ir.Constant(I32, 0))
-        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(lanes(I32), [0] * vector.lanes))
-        kind, pointers = ir_type(vector), lanes(ir_type(vector).element.as_pointer())
-        masks = lanes(ir.IntType(1))
+        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(several(I32), [0] * vector.width))
+        kind, pointers = vector_type(vector.dtype), several(vector_type(vector.dtype).element.as_pointer())
+        masks = several(ir.IntType(1))
         read = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(kind, [pointers, I32, masks, kind]),
-            f"llvm.masked.gather.v{vector.lanes}f{size * 8}.v{vector.lanes}p0",
+            f"llvm.masked.gather.v{vector.width}f{size * 8}.v{vector.width}p0",
         )
-        all_of_them = ir.Constant(masks, [1] * vector.lanes)
+        all_of_them = ir.Constant(masks, [1] * vector.width)
         where = builder.inttoptr(builder.add(everywhere, offsets), pointers)
         return builder.call(read, [where, ir.Constant(I32, size), all_of_them, ir.Constant(kind, ir.Undefined)])
 
@@ -103,36 +83,65 @@ def store(typing: Any, array: Any, offset: Any, value: Any) -> Any:
     """Write a vector to a one-dimensional array from element `offset` on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _address(context, builder, signature.args[0], arguments[0], arguments[1], arguments[2].type)
-        builder.store(arguments[2], place).align = array.dtype.bitwidth // 8
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        emit.write(emit.start(0, arguments[1]), arguments[2])
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), generate
 
 
 @intrinsic
-def fill(typing: Any, number: Any) -> Any:
-    """Return a vector with `number` in every lane."""
-    vector = Vector(number)
+def add_elements(typing: Any, vector: Any, array: Any, places: Any, start: Any, stop: Any) -> Any:
+    """Add the elements of a vector, one each, to those of `array` at places[start], ..., places[stop - 1]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        undefined = ir.Constant(ir_type(vector), ir.Undefined)
-        first = builder.insert_element(undefined, arguments[0], ir.Constant(I32, 0))
-        everywhere = ir.Constant(ir.VectorType(I32, vector.lanes), [0] * vector.lanes)
-        return builder.shuffle_vector(first, undefined, everywhere)
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        room = cgutils.alloca_once_value(builder, arguments[0])
+        first = builder.bitcast(room, vector_type(array.dtype).element.as_pointer())
+        with cgutils.for_range(builder, builder.sub(arguments[4], arguments[3])) as element:
+            place = emit.start(1, builder.load(emit.start(2, builder.add(arguments[3], element.index))))
+            value = builder.load(emit.move(first, element.index))
+            builder.store(builder.fadd(builder.load(place), value), place)
+        return context.get_dummy_value()
 
-    return vector(number), generate
+    return types.void(vector, array, places, types.int64, types.int64), generate
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, offset: Any) -> Any:
+    """Ask for the part of the memory around element `offset`, which is soon read; it may lie outside the array."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emit(context, builder, signature, arguments, array.dtype)
+        place = builder.bitcast(emit.start(0, arguments[1]), ir.IntType(8).as_pointer())
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [place.type, I32, I32, I32]), "llvm.prefetch.p0"
+        )
+        # For reading, into the nearest cache, of data.
+        builder.call(function, [place, *(ir.Constant(I32, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+@intrinsic
+def fill(typing: Any, number: Any) -> Any:
+    """Return a vector with `number` in every element."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return Emit(context, builder, signature, arguments, number).everywhere(arguments[0])
+
+    return Vector(number)(number), generate
 
 
 @intrinsic
 def zero(typing: Any, array: Any) -> Any:
     """Return a vector of zeros of an array's type."""
-    vector = Vector(array.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(ir_type(vector), [0.0] * vector.lanes)
+        return Emit(context, builder, signature, arguments, array.dtype).zero
 
-    return vector(array), generate
+    return Vector(array.dtype)(array), generate
 
 
 @intrinsic
@@ -140,8 +149,7 @@ def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """Return a * b + c, with one rounding where the processor can."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        product = builder.fmul(arguments[0], arguments[1], flags=("contract",))
-        return builder.fadd(product, arguments[2], flags=("contract",))
+        return Emit(context, builder, signature, arguments, a.dtype).multiply_add(*arguments)
 
     return a(a, b, c), generate
 

@@ -128,7 +128,7 @@ class CharLM(nn.Module):
             from rnnsparse.nn import sparse_stepper
 
             activation = ACTIVATIONS[self.config.readout_activation]
-            return sparse_stepper.Stepper(self.embedding, self.recurrent_layers, self.linears(), activation)
+            return sparse_stepper.SparseStepper(self.embedding, self.recurrent_layers, self.linears(), activation)
         return Stepper(self)
 
 

@@ -21,15 +21,15 @@ from torch.autograd.function import once_differentiable
 
 from rnnsparse.cells.cell import Cell
 from rnnsparse.kernels import memory
-from rnnsparse.kernels.matrix import (
-    Matrix,
+from rnnsparse.kernels.matrix import Matrix
+from rnnsparse.kernels.products import (
     add_product,
     add_sampled_product,
     add_transposed_product,
     sum_by_symbol,
     tile_width,
 )
-from rnnsparse.kernels.recurrence import Input, OutputGradient
+from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
 from rnnsparse.nn.topology import Topology
 from rnnsparse.nn.weight import SparseWeight
 
@@ -120,11 +120,11 @@ class _Recurrence(torch.autograd.Function):
         times = len(x if tokens_MB is None else tokens_MB) // tiles
         bias_R = layer.cell.input_bias(bias_ih, bias_hh)
         if tokens_MB is None:
-            source = Input(bias_R, layer.input.matrix(), values_ih, x_MIB=x)
+            source = LayerInput(bias_R, layer.input.matrix(), values_ih, x_MIB=x)
         else:
             table_RV = bias_R[:, None].repeat(1, x.shape[2])
             add_product(layer.input.matrix(), values_ih, x, table_RV[None])
-            source = Input(bias_R, table_RV=table_RV, tokens_MB=tokens_MB)
+            source = LayerInput(bias_R, table_RV=table_RV, tokens_MB=tokens_MB)
         kept_KTGB = memory.empty((tiles, times, layer.cell.kept_rows * hidden, batch), x.dtype)
         h_KTHB = memory.empty((tiles, times + 1, hidden, batch), x.dtype)
         h_KTHB[:, 0] = state_SKHB[0]
@@ -249,7 +249,7 @@ def linear(weight: SparseWeight, bias_R: Tensor, x: Tensor) -> Tensor:
 
 
 class Tiles:
-    """How a batch is cut into tiles: from [..., batch] to [K, ..., B], zeros behind the last lane, and back."""
+    """How a batch is cut into tiles: from [..., batch] to [K, ..., B], zeros behind the last, and back."""
 
     def __init__(self, batch: int, dtype: torch.dtype) -> None:
         self.batch, self.width = batch, tile_width(dtype, batch)
@@ -257,8 +257,8 @@ class Tiles:
 
     def cut(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (0, -self.batch % self.width))
-        lanes: Tensor = padded.unflatten(-1, (-1, self.width))
-        return lanes.movedim(-2, 0).contiguous()
+        tiles: Tensor = padded.unflatten(-1, (-1, self.width))
+        return tiles.movedim(-2, 0).contiguous()
 
     def join(self, x: Tensor) -> Tensor:
         joined: Tensor = x.movedim(0, -2).flatten(-2)[..., : self.batch]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnsparse.kernels.matrix import add_product, tile_width
+from rnnsparse.kernels.products import add_product, tile_width
 from rnnsparse.kernels.sliced import VectorProduct
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.sparse import Layer
@@ -20,7 +20,7 @@ from rnnsparse.nn.weight import SparseWeight
 LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol
 
 
-class Stepper:
+class SparseStepper:
     """A language model at one moment that reads one symbol per call, at the cost of its connections.
 
     Args:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rnnsparse.kernels import gru, lstm, matrix, recurrence, sliced, threads
+from rnnsparse.kernels import gru, lstm, matrix, products, recurrence, sliced, threads
 
 SECONDS = 30
 # Two threads share these tiles and meet at every step; three take one each.
-K, T, H, B, N = 3, 4, 7, 2 * matrix.lanes(torch.float64), 60
+K, T, H, B, N = 3, 4, 7, 2 * products.vector_width(torch.float64), 60
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -39,7 +39,11 @@ def connections(rows: int) -> matrix.Matrix:
 
 
 LSTM, GRU = connections(4 * H), connections(3 * H)
+# 64 rows, 16 of which are a group: threads share several. PyTorch would copy many more with its own threads, which do
+# not survive a fork.
+BLOCKS = matrix.build_matrix(torch.randperm(16 * H, generator=GENERATOR)[:N].sort().values, 16, H, block_rows=4)
 VALUES, BIAS, STATES, X = normal(N), normal(4 * H), normal(2, K, T + 1, H, B), normal(K * T, H, B)
+BLOCK_VALUES, BLOCK_Y = normal(N, 4), normal(K * T, 64, B)
 DY, DSTATES = normal(K, T, H, B), normal(2, K, H, B)
 TABLE, TOKENS = normal(4 * H, B), torch.randint(B, (K * T, B), generator=GENERATOR, dtype=torch.int32)
 
@@ -50,8 +54,10 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     for name, kernel, structure in (("lstm", lstm, LSTM), ("gru", gru, GRU)):
         rows, own = structure.row_count, 2 if name == "lstm" else 1
         sources = {
-            "symbols": recurrence.Input(BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]),
-            "sequence": recurrence.Input(BIAS[:rows], structure, VALUES, X[: tiles * T]),
+            "symbols": recurrence.LayerInput(
+                BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]
+            ),
+            "sequence": recurrence.LayerInput(BIAS[:rows], structure, VALUES, X[: tiles * T]),
         }
         for kind, source in sources.items():
             h, dstates = STATES[0, :tiles].clone(), DSTATES[:own, :tiles].clone()
@@ -74,11 +80,19 @@ def results(tiles: int = K) -> dict[str, Tensor]:
             }  # fmt: skip
     g = last.flatten(0, 1)
     found |= {"sampled": torch.zeros_like(VALUES), "product": g.clone(), "transposed": X[: tiles * T].clone()}
-    matrix.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
-    matrix.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
-    matrix.add_transposed_product(LSTM, VALUES, g, found["transposed"])
+    products.add_sampled_product(LSTM, g, X[: tiles * T], found["sampled"])
+    products.add_product(LSTM, VALUES, X[: tiles * T], found["product"])
+    products.add_transposed_product(LSTM, VALUES, g, found["transposed"])
+    found |= {
+        "blocks": BLOCK_Y[: tiles * T].clone(),
+        "blocks transposed": X[: tiles * T].clone(),
+        "blocks sampled": BLOCK_VALUES * 0,
+    }
+    products.add_sampled_product(BLOCKS, found["blocks"], X[: tiles * T], found["blocks sampled"])
+    products.add_transposed_product(BLOCKS, BLOCK_VALUES, found["blocks"], found["blocks transposed"])
+    products.add_product(BLOCKS, BLOCK_VALUES, X[: tiles * T], found["blocks"])
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
-    matrix.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
+    products.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
     sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
     return found
 

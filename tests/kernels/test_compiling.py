@@ -14,9 +14,10 @@ AVX2 = "+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+f16c,+fma,+lzcnt,+mmx,+movbe,+popcnt,
 # A small part of all kernels, in one precision each: compiling is most of the time.
 PROGRAM = """
 import json, torch
-from rnnsparse.kernels import gru, matrix as connections, recurrence
-from rnnsparse.kernels.matrix import lanes
-from rnnsparse.kernels.vector import VECTOR_BYTES
+from rnnsparse.kernels import gru, products, recurrence
+from rnnsparse.kernels.emit import VECTOR_BYTES
+from rnnsparse.kernels.matrix import build_matrix
+from rnnsparse.kernels.products import vector_width
 from rnnsparse.nn import reference
 
 torch.set_num_threads(2)
@@ -27,23 +28,23 @@ errors = {}
 def compare(name, found, expected):
     errors[name] = float((found - expected).norm() / expected.norm())
 
-K, T, H, B = 1, 3, 9, 3 * lanes(torch.float64)
+K, T, H, B = 1, 3, 9, 3 * vector_width(torch.float64)
 indices = torch.randperm(3 * H * H, generator=generator)[:90].sort().values
-values, matrix = normal(90), connections.build_matrix(indices, 3 * H, H)
+values, matrix = normal(90), build_matrix(indices, 3 * H, H)
 dense = torch.zeros(3 * H * H, dtype=torch.float64).index_copy_(0, indices, values).view(3 * H, H)
 
 x, g = normal(T, H, B), normal(T, 3 * H, B)
 y, out = g.clone(), torch.zeros(90, dtype=torch.float64)
-connections.add_product(matrix, values, x, y)
+products.add_product(matrix, values, x, y)
 compare("product", y, g + dense @ x)
-connections.add_sampled_product(matrix, g, x, out)
+products.add_sampled_product(matrix, g, x, out)
 compare("sampled product", out, torch.einsum("trb,tcb->rc", g, x).flatten()[indices])
 
 bias, q_bias, table = normal(3 * H), normal(H), normal(3 * H, 7)
 tokens = torch.randint(7, (T, B), generator=generator, dtype=torch.int32)
 gates, h, dy, dh = normal(K, T, 4 * H, B), normal(K, T + 1, H, B), normal(K, T, H, B), normal(K, H, B)
 h_0, dh_T = h[:, 0].clone(), dh.clone()
-gru.forward(matrix, values, recurrence.Input(bias, table_RV=table, tokens_MB=tokens), q_bias, gates, h)
+gru.forward(matrix, values, recurrence.LayerInput(bias, table_RV=table, tokens_MB=tokens), q_bias, gates, h)
 gru.backward(matrix, values, gates, h, lambda first, last: dy[:, first:last].contiguous(), dh)
 b_hh = torch.cat([torch.zeros(2 * H, dtype=torch.float64), q_bias])
 state = h_0.transpose(1, 2).clone().requires_grad_()

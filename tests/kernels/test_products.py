@@ -21,7 +21,7 @@ SHAPES: dict[str, Any] = {
     "cols": st.integers(1, 40),
     "density": st.sampled_from([0, 0.05, 0.3, 0.8, 1]),
     "times": st.integers(1, 3),
-    "vectors": st.integers(1, 5),
+    "vectors": st.integers(1, 2),
     "dtype": st.sampled_from([F64, F32]),
     "seed": st.integers(0, 999),
 }
@@ -54,7 +54,7 @@ def test_the_product_adds_that_of_the_dense_matrix(
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
-    batch = vectors * kernels.lanes(dtype)
+    batch = vectors * kernels.vector_width(dtype)
     x, x_around = guarded(weight.normal(times, cols, batch))
     y, y_around = guarded(weight.normal(times, rows, batch))
     expected = y + weight.dense() @ x
@@ -70,7 +70,7 @@ def test_the_transposed_product_adds_that_of_the_dense_matrix(
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
-    batch = vectors * kernels.lanes(dtype)
+    batch = vectors * kernels.vector_width(dtype)
     g, g_around = guarded(weight.normal(times, rows, batch))
     x, x_around = guarded(weight.normal(times, cols, batch))
     expected = x + weight.dense().T @ g
@@ -86,7 +86,7 @@ def test_the_sampled_product_adds_the_gradient_of_the_connections(
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed)
-    batch = vectors * kernels.lanes(dtype)
+    batch = vectors * kernels.vector_width(dtype)
     x, x_around = guarded(weight.normal(times, cols, batch))
     g, g_around = guarded(weight.normal(times, rows, batch))
     out = weight.normal(weight.indices.numel())
@@ -110,13 +110,39 @@ def test_the_product_with_a_vector_adds_that_of_the_dense_matrix(
     assert_close(y_R, expected)
 
 
+@pytest.mark.parametrize(("dtype", "vectors"), [(F32, 2), (F64, 1)])
+@pytest.mark.parametrize("block_rows", [2, 4, 8, 16])
+@given(
+    rows=SHAPES["rows"], cols=SHAPES["cols"], density=SHAPES["density"], times=st.integers(1, 9), seed=SHAPES["seed"]
+)
+def test_blocks_of_rows_are_those_of_the_dense_matrix(
+    kernels: Any, make_weight: Any, block_rows: int, dtype: torch.dtype, vectors: int, rows: int, cols: int,
+    density: float, times: int, seed: int,
+) -> None:  # fmt: skip
+    weight = make_weight(kernels, rows, cols, round(density * rows * cols), dtype, seed, block_rows)
+    batch, dense = vectors * kernels.vector_width(dtype), weight.dense()
+    x, x_around = guarded(weight.normal(times, cols, batch))
+    g, g_around = guarded(weight.normal(times, rows * block_rows, batch))
+    y, dx, out, y_R = g.clone(), x.clone(), torch.zeros_like(weight.values), g[0, :, 0].contiguous()
+    kernels.add_product(weight.matrix, weight.values, x, y)
+    assert_close(y, g + dense @ x)
+    kernels.add_transposed_product(weight.matrix, weight.values, g, dx)
+    assert_close(dx, x + dense.T @ g)
+    kernels.add_sampled_product(weight.matrix, g, x, out)
+    assert_close(out, weight.at_connections(torch.einsum("trb,tcb->rc", g, x)))
+    kernels.VectorProduct(weight.matrix, weight.values).add(x[0, :, 0].contiguous(), y_R)
+    assert_close(y_R, g[0, :, 0] + dense @ x[0, :, 0])
+    assert_untouched(x_around)
+    assert_untouched(g_around)
+
+
 @given(**SHAPES)
 def test_gradients_are_summed_by_symbol(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
     dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(cols, (times, vectors * kernels.lanes(dtype)), generator=generator, dtype=torch.int32)
+    tokens = torch.randint(cols, (times, vectors * kernels.vector_width(dtype)), generator=generator, dtype=torch.int32)
     g, g_around = guarded(torch.randn(times, rows, tokens.shape[1], dtype=dtype, generator=generator))
     table = torch.randn(rows, cols, dtype=dtype, generator=generator)
     one_hot = torch.nn.functional.one_hot(tokens.long(), cols).to(dtype)
@@ -152,7 +178,7 @@ def test_products_are_right_for_long_sides(kernels: Any, make_weight: Any, rows:
     weight.values = weight.normal(weight.indices.numel())
     weight.matrix = kernels.build_matrix(weight.indices, rows, cols)
     row, col = weight.indices // cols, weight.indices % cols
-    batch = kernels.lanes(F64)
+    batch = kernels.vector_width(F64)
     x, g = weight.normal(2, cols, batch), weight.normal(2, rows, batch)
 
     y = torch.zeros_like(g)
@@ -172,7 +198,7 @@ def test_products_are_right_for_long_sides(kernels: Any, make_weight: Any, rows:
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_the_sampled_product_is_right_over_many_tiles(kernels: Any, make_weight: Any, dtype: torch.dtype) -> None:
     # Wide and long enough for several ranges of columns and several of time steps.
-    times, rows, cols, batch = 5, 6, 5000, 64
+    times, rows, cols, batch = 5, 6, 5000, 16
     weight = make_weight(kernels, rows, cols, 900, dtype, seed=1)
     x, g = weight.normal(times, cols, batch), weight.normal(times, rows, batch)
     out = torch.zeros_like(weight.values)
@@ -183,7 +209,7 @@ def test_the_sampled_product_is_right_over_many_tiles(kernels: Any, make_weight:
 
 def test_moments_may_lie_anywhere_in_memory(kernels: Any, make_weight: Any) -> None:
     weight = make_weight(kernels, 4, 5, 9, F64, seed=2)
-    batch = kernels.lanes(F64)
+    batch = kernels.vector_width(F64)
     x, g = weight.normal(6, 5, batch), weight.normal(3, 4, batch)
     every_other, same = x[::2], x[:1].expand(3, -1, -1)
     for view in (every_other, same, x[3:]):
@@ -197,8 +223,8 @@ def test_moments_may_lie_anywhere_in_memory(kernels: Any, make_weight: Any) -> N
 def test_values_may_be_a_parameter(kernels: Any, make_weight: Any) -> None:
     weight = make_weight(kernels, 4, 5, 9, F64, seed=3)
     parameter = torch.nn.Parameter(weight.values)
-    x = weight.normal(2, 5, kernels.lanes(F64))
-    y = torch.zeros(2, 4, kernels.lanes(F64), dtype=F64)
+    x = weight.normal(2, 5, kernels.vector_width(F64))
+    y = torch.zeros(2, 4, kernels.vector_width(F64), dtype=F64)
     kernels.add_product(weight.matrix, parameter, x, y)
     kernels.add_transposed_product(weight.matrix, parameter, y, x)
     assert not y.requires_grad

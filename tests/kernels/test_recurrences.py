@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -27,11 +28,15 @@ class Pass:
     def __init__(
         self, kernels: Any, make_weight: Any, cell: str, hidden: int = 6, times: int = 4, vectors: int = 1,
         tiles: int = 1, density: float = 0.4, is_table: bool = False, dtype: torch.dtype = F64, seed: int = 0,
+        block_rows: int = 1,
     ) -> None:  # fmt: skip
         self.kernels, self.cell, self.hidden, self.is_table = kernels, cell, hidden, is_table
-        rows, inputs, batch = GATES[cell] * hidden, 5, vectors * kernels.lanes(dtype)
-        self.weight = weight = make_weight(kernels, rows, hidden, round(density * rows * hidden), dtype, seed)
-        self.input = make_weight(kernels, rows, inputs, round(density * rows * inputs), dtype, seed + 1)
+        rows, inputs, batch = GATES[cell] * hidden, 5, vectors * kernels.vector_width(dtype)
+        blocks = rows // block_rows
+        self.weight = weight = make_weight(
+            kernels, blocks, hidden, round(density * blocks * hidden), dtype, seed, block_rows
+        )
+        self.input = make_weight(kernels, blocks, inputs, round(density * blocks * inputs), dtype, seed + 1, block_rows)
         self.x_KTIB, self.bias_R, self.q_bias_H = (
             weight.normal(tiles, times, inputs, batch), weight.normal(rows), weight.normal(hidden)
         )  # fmt: skip
@@ -43,8 +48,8 @@ class Pass:
 
     def source(self) -> Any:
         if self.is_table:
-            return self.kernels.Input(self.bias_R, table_RV=self.table_RV, tokens_MB=self.tokens_KTB.flatten(0, 1))
-        return self.kernels.Input(self.bias_R, self.input.matrix, self.input.values, self.x_KTIB.flatten(0, 1))
+            return self.kernels.LayerInput(self.bias_R, table_RV=self.table_RV, tokens_MB=self.tokens_KTB.flatten(0, 1))
+        return self.kernels.LayerInput(self.bias_R, self.input.matrix, self.input.values, self.x_KTIB.flatten(0, 1))
 
     def dy(self, first: int, last: int) -> Tensor:
         return self.dy_KTHB[:, first:last].contiguous()
@@ -124,7 +129,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 @given(
     hidden=st.integers(1, 12),
     times=st.sampled_from([1, 2, 5, 16, 17, 33]),  # also several parts of a pass backward
-    vectors=st.integers(1, 3),
+    vectors=st.integers(1, 2),
     tiles=st.integers(1, 3),
     density=st.sampled_from([0, 0.05, 0.4, 1]),
     is_table=st.booleans(),
@@ -154,9 +159,19 @@ def test_wide_layers_whose_matrices_are_cut_into_ranges_are_right(
     kernels: Any, make_weight: Any, cell: str, hidden: int, density: float
 ) -> None:
     one = Pass(kernels, make_weight, cell, hidden, times=2, density=density)
-    if kernels.lanes(F64) > 1:
-        assert one.weight.matrix.row_pointers.shape[1] > 2
-        assert len(one.weight.matrix.column_pointers) > 1
+    if kernels.vector_width(F64) > 1:
+        for order in (one.weight.matrix.by_row(GATES[cell]), one.weight.matrix.by_column):
+            runs = np.diff(order.groups)
+            assert runs.max() > order.units * GATES[cell], "several runs of a row"
+    assert_equal(one.computed(), one.textbook(), 1e-12)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("block_rows", "hidden"), [(8, 24), (8, 200), (16, 16)])
+def test_a_recurrence_over_blocks_is_the_textbook_cell(
+    kernels: Any, make_weight: Any, cell: str, block_rows: int, hidden: int
+) -> None:
+    one = Pass(kernels, make_weight, cell, hidden, tiles=2, density=0.3, block_rows=block_rows)
     assert_equal(one.computed(), one.textbook(), 1e-12)
 
 

@@ -1,0 +1,161 @@
+"""Products of a sparse matrix with sequences of batches, and their gradients.
+
+Everything is batch-innermost: at each moment a matrix [features, batch], so that one connection is one number times
+one contiguous row. Shape suffixes: T time, R rows of the matrix, C its columns, B batch (whole vectors), N
+connections.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rnnsparse.kernels import memory, threads
+from rnnsparse.kernels.compiling import inlined, kernel
+from rnnsparse.kernels.connections import add_connections
+from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
+from rnnsparse.kernels.emit import VECTOR_BYTES
+from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
+from rnnsparse.kernels.vector import at, prefetch
+
+SYMBOL_ROWS = 64
+# Rows of a group come in no order that a processor could guess, so they are asked for some runs ahead.
+AHEAD = 8
+LINE_BYTES = 64
+NO_TURN = 1 << 62, 0
+
+
+def vector_width(dtype: torch.dtype) -> int:
+    """Return how many numbers one vector holds."""
+    return VECTOR_BYTES // dtype.itemsize
+
+
+def tile_width(dtype: torch.dtype, batch: int) -> int:
+    """Return the width of batch tiles: ROW_BYTES, or whole vectors where fewer are enough for the whole batch."""
+    width = vector_width(dtype)
+    return min(ROW_BYTES // dtype.itemsize, -(-batch // width) * width)
+
+
+def row_of(x: Tensor) -> tuple[int, ...]:
+    """Return how wide a row of x is, as kernels want to know it: a tuple of as many zeros as vectors."""
+    vectors, rest = divmod(x.shape[-1], vector_width(x.dtype))
+    if rest:
+        raise ValueError(f"a batch of {x.shape[-1]} is not whole vectors")
+    return (0,) * vectors
+
+
+@inlined
+def add_group(row, order, values, group, x, x_0, y, y_0, turn=NO_TURN):
+    """Add to the rows of y in one group the products with x; rows from turn[0] on lie turn[1] numbers further back."""
+    height = len(order.adds)
+    size = height * len(row) * (VECTOR_BYTES // y.itemsize)
+    stop = at(order.groups, group + 1)
+    for run in range(at(order.groups, group), stop):
+        ahead = y_0 + np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
+        for b in range(0, size, LINE_BYTES // y.itemsize):
+            prefetch(y, ahead + b)
+        first = np.int64(at(order.rows, run))
+        place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
+        add_connections(
+            row, order.adds, order.reads, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
+            x, x_0, y, place,
+        )  # fmt: skip
+
+
+@kernel
+def _product(thread, threads, row, order, values, x, x_step, y, y_step, times):
+    first, last = share(thread, threads, order)
+    for t in range(times):
+        for group in range(first, last):
+            add_group(row, order, values, group, x, t * x_step, y, t * y_step)
+
+
+@kernel
+def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, out):
+    first, last = share(thread, threads, order)
+    batch = len(row) * (VECTOR_BYTES // out.itemsize)
+    height, last_run = len(order.adds), order.groups[last] - 1
+    many, half = max(1, MANY // height), max(1, MANY // 2 // height)
+    quarter, few = max(1, MANY // 4 // height), max(1, 2 // height)
+    for t in range(0, times, MOMENTS):
+        x_0, moments = t * x_step, min(times - t, MOMENTS)
+        for run in range(order.groups[first], last_run + 1):
+            ahead = t * g_step + np.int64(at(order.rows, min(run + AHEAD, last_run))) * height * batch
+            for moment in range(MOMENTS):
+                for b in range(0, height * batch, LINE_BYTES // out.itemsize):
+                    prefetch(g, ahead + moment * g_step + b)
+            k, end = at(order.starts, run), at(order.starts, run + 1)
+            g_0 = t * g_step + np.int64(at(order.rows, run)) * height * batch
+            while k + many <= end:
+                add_many_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += many
+            if k + half <= end:
+                add_half_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += half
+            if k + quarter <= end:
+                add_quarter_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += quarter
+            while k < end:
+                add_few_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                k += few
+
+
+@kernel
+def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch):
+    row_count = table.shape[0]
+    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
+    # A few rows of the table at a time, so that they stay in the cache while the text goes by.
+    for low in range(start, stop, SYMBOL_ROWS):
+        for t in range(tokens.shape[0]):
+            for row in range(low, min(low + SYMBOL_ROWS, stop)):
+                g_0 = t * g_step + row * batch
+                for b in range(batch):
+                    table[row, tokens[t, b]] += g[g_0 + b]
+
+
+def flat(x_TFB: Tensor) -> NDArray[np.floating]:
+    """Return the memory of a tensor whose last two dimensions are contiguous, from its first element on."""
+    times, features, batch = x_TFB.shape
+    # Where there is only one, a stride means nothing.
+    if (batch != 1 and x_TFB.stride(2) != 1) or (features != 1 and x_TFB.stride(1) != batch):
+        raise ValueError("activations must be batch-innermost")
+    size = (times - 1) * x_TFB.stride(0) + features * batch
+    return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
+
+
+def add_product(matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor) -> None:
+    """y += W x at every moment."""
+    order = matrix.by_row_anyhow()
+    threads.run(
+        _product, row_of(x_TCB), order, order.arranged(values),
+        flat(x_TCB), x_TCB.stride(0), flat(y_TRB), y_TRB.stride(0), len(x_TCB),
+    )  # fmt: skip
+
+
+def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB: Tensor) -> None:
+    """x += W^T g at every moment."""
+    order = matrix.by_column
+    threads.run(
+        _product, row_of(x_TCB), order, order.arranged(values),
+        flat(g_TRB), g_TRB.stride(0), flat(x_TCB), x_TCB.stride(0), len(g_TRB),
+    )  # fmt: skip
+
+
+def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor) -> None:
+    """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
+    if out_N.numel() == 0:
+        return
+    order = matrix.by_row_anyhow()
+    sums = memory.zeros((int(order.starts[-1]) * order.height,), out_N.dtype).numpy()
+    threads.run(
+        _sampled_product, row_of(x_TCB), order, flat(g_TRB), g_TRB.stride(0), flat(x_TCB), x_TCB.stride(0), len(x_TCB),
+        sums,
+    )  # fmt: skip
+    order.add_back(sums, out_N)
+
+
+def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
+    """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
+    threads.run(_sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2])
