@@ -98,7 +98,7 @@ def _require_supported(called: str, layer: nn.Module) -> None:
 
 
 def _fill(weight: SparseWeight, matrix_RC: Tensor) -> None:
-    weight.connect(torch.arange(weight.positions), matrix_RC.detach().flatten())
+    weight.express(matrix_RC.detach(), None)
     weight.values.requires_grad_(matrix_RC.requires_grad)
 
 

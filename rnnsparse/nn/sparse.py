@@ -69,12 +69,41 @@ class ProductGradient:
 
     def add_at(self, places: Topology, out_P: Tensor) -> None:
         assert self._x_MCB is not None, "the backward pass comes before growth"
-        add_sampled_product(places.matrix, self._g_MRB, self._x_MCB, out_P)
+        if places.block_rows == 1:
+            add_sampled_product(places.matrix, self._g_MRB, self._x_MCB, out_P)
+        else:
+            entries = out_P.new_zeros(out_P.numel())
+            add_sampled_product(places.matrix, self._g_MRB, self._x_MCB, entries)
+            out_P += places.from_by_row(entries)
 
     def kept(self) -> ProductGradient:
         if self._g_is_overwritten and self._x_MCB is not None:
             return ProductGradient(self._g_MRB.clone(), self._x_MCB)
         return self
+
+
+class _ByRow(torch.autograd.Function):
+    """The values of blocks [N, b] -> those of their entries [N * b], sorted by row."""
+
+    @staticmethod
+    def forward(ctx: Any, topology: Topology, values: Tensor) -> Tensor:
+        ctx.topology = topology
+        ctx.save_for_backward(values)
+        return topology.by_row(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # fails if the topology has changed since
+        return None, ctx.topology.from_by_row(gradients[0])
+
+
+def kernel_values(weight: SparseWeight) -> Tensor:
+    """Return values as the kernels read them together with `weight.matrix()`: of single entries, sorted by row."""
+    if weight.block_rows == 1:
+        return weight.values
+    values: Tensor = _ByRow.apply(weight.topology, weight.values)
+    return values
 
 
 class LaterGradient:
@@ -190,8 +219,9 @@ def run_layers(
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
         later = LaterGradient()
         x_KTHB, state_SKHB = _Recurrence.apply(
-            layer, later, symbols_MB, x, layer.input.values, layer.recurrent.values, *layer.biases(), state_SKHB
-        )
+            layer, later, symbols_MB, x, kernel_values(layer.input), kernel_values(layer.recurrent), *layer.biases(),
+            state_SKHB,
+        )  # fmt: skip
         x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
     return x, torch.stack(states), later
@@ -236,7 +266,7 @@ class _Linear(torch.autograd.Function):
 
 def product(weight: SparseWeight, bias_R: Tensor, x_MCB: Tensor, later: LaterGradient | None = None) -> Tensor:
     """Return W x + b at every moment [M, R, B]; with `later`, the gradient of x is made where that is needed."""
-    y_MRB: Tensor = _Linear.apply(weight, later, weight.values, bias_R, x_MCB)
+    y_MRB: Tensor = _Linear.apply(weight, later, kernel_values(weight), bias_R, x_MCB)
     return y_MRB
 
 

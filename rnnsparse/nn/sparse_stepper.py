@@ -14,7 +14,7 @@ from torch import Tensor
 from rnnsparse.kernels.matrix import add_product, tile_width
 from rnnsparse.kernels.sliced import VectorProduct
 from rnnsparse.nn.materialise import materialise
-from rnnsparse.nn.sparse import Layer
+from rnnsparse.nn.sparse import Layer, kernel_values
 from rnnsparse.nn.weight import SparseWeight
 
 LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol
@@ -64,7 +64,7 @@ class _FrozenLinear:
     """x [C] -> W x + b [R], with copies of values and bias."""
 
     def __init__(self, weight: SparseWeight, bias_R: Tensor) -> None:
-        self._product = VectorProduct(weight.matrix(), weight.values.detach())
+        self._product = VectorProduct(weight.matrix(), kernel_values(weight).detach())
         self._bias_R = bias_R.detach().clone()
 
     def __call__(self, x_C: Tensor) -> Tensor:
@@ -111,5 +111,5 @@ def _input_table(weight: SparseWeight, bias_R: Tensor, embedding_VE: Tensor) -> 
     width = tile_width(embedding_VE.dtype, symbols)
     x_EV = F.pad(embedding_VE.T, (0, -symbols % width)).contiguous()
     table_RV = bias_R[:, None].repeat(1, x_EV.shape[1])
-    add_product(weight.matrix(), weight.values, x_EV[None], table_RV[None])
+    add_product(weight.matrix(), kernel_values(weight), x_EV[None], table_RV[None])
     return table_RV[:, :symbols].T.contiguous()

@@ -249,7 +249,7 @@ def _keep(initial: Initial, budgets: Sequence[Budget], optimizer: torch.optim.Op
         present = group.indices()
         count = budget.connections if budget.dense else initial(budget)
         if count <= present.numel():
-            wanted.append((group, keep_largest(present, group.values().abs(), count)))
+            wanted.append((group, keep_largest(present, group.magnitudes(), count)))
         else:
             numbers = generator_for(seed, "added", group.name)
             added = draw_absent(count - present.numel(), present, group.positions, numbers)

@@ -41,11 +41,11 @@ class LowRank(Method):
 
 
 def distance_from_corner(group: Group) -> Tensor:
-    """Return the row or column in its gate, whichever is larger, of each connection [n]: with less than r, rank r."""
+    """Return the (first) row or the column in its gate, whichever is larger, of each connection [n]: with less than r, rank r."""
     distances = []
     for part in group.parts:
         weight = part.weight
         indices = weight.indices[slice(*part.bounds)]
-        rows = indices // weight.cols % (weight.rows // len(weight.gates))
+        rows = indices // weight.cols * weight.block_rows % (weight.rows // len(weight.gates))
         distances.append(torch.maximum(rows, indices % weight.cols))
     return torch.cat(distances)

@@ -51,7 +51,7 @@ class SNFS(DropGrowByGradient):
 
     def momenta(self, group: Group, context: StepContext) -> Tensor:
         averages = [self._averages[part.weight.name].view(-1) for part in group.parts]
-        places = [part.weight.indices[slice(*part.bounds)] for part in group.parts]
+        places = [part.weight.topology.entries[slice(*part.bounds)] for part in group.parts]
         return torch.cat([average[place] for average, place in zip(averages, places, strict=True)])
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
