@@ -88,11 +88,18 @@ class Topology:
         """The shape of one number for each entry of the connections: [N], or [N, b] for blocks."""
         return (self.connections,) if self.block_rows == 1 else (self.connections, self.block_rows)
 
-    @cached_property
+    @property
     def entries(self) -> Tensor:
         """The flat position in the matrix of each entry of the connections, int64, of `values_shape`."""
         if self.block_rows == 1:
             return self.indices
+        return self._find_entries() if torch.compiler.is_compiling() else self._kept_entries  # which has a lock
+
+    @cached_property
+    def _kept_entries(self) -> Tensor:
+        return self._find_entries()
+
+    def _find_entries(self) -> Tensor:
         row_N = self.indices // self.cols * self.block_rows
         first_N = row_N * self.cols + self.indices % self.cols
         return first_N[:, None] + torch.arange(self.block_rows, device=self.indices.device) * self.cols

@@ -93,6 +93,8 @@ class SparseWeight(nn.Module):
     @property
     def topology(self) -> Topology:
         """Where the connections are; another object after every change."""
+        if torch.compiler.is_compiling():  # which knows no versions
+            return Topology(self.rows, self.cols, self.indices, self.block_rows)
         known, version = self._topology, self.indices._version
         # Others may change the buffer, by `to`, or in place, as averages of models do.
         if known is None or known.indices is not self.indices or version != self._version:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.nn import reference
+from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.settings.model import ModelConfig
@@ -154,7 +155,7 @@ def test_parameters_have_the_names_of_their_weights() -> None:
 def test_a_tied_embedding_gets_the_gradient_of_both_uses() -> None:
     model = build(readout_dims=(5,), tie_embeddings=True)
     embedding = model.sparse_weights()["embedding"]
-    embedding.start_dense_gradient(True)
+    embedding.dense_gradient = DenseGradient()
     unused = VOCAB - 1
     F.cross_entropy(model(torch.zeros(3, 2, dtype=torch.long))[0].flatten(0, 1), torch.ones(6).long()).backward()
     dense = embedding.dense_gradient.rows(0, embedding.rows)

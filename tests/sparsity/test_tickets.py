@@ -88,7 +88,7 @@ def test_each_round_begins_with_the_largest_of_the_trained_weights_as_they_were_
                 now, before = weight.to_dense(), trained[-1][weight.name]
                 kept = now != 0
                 assert torch.equal(now[kept], early["weights"][weight.name][kept])
-                for rows in [slice(block.start_row, block.stop_row) for block in weight.blocks]:
+                for rows in [slice(block.start_row, block.stop_row) for block in weight.gates]:
                     assert before[rows][kept[rows]].abs().min() >= before[rows][~kept[rows]].abs().max()
             assert torch.equal(model.norm.weight, early["norm"])
             state = optimizer.state[model.head.values]
