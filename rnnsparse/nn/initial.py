@@ -45,7 +45,7 @@ def draw_values(weight: SparseWeight, seed: int, scale: Scale = "neuron") -> Non
     They are uniform in +-1/sqrt(fan), as in PyTorch's LSTM, GRU and Linear. By `scale` the fan counts for as much of it
     as exists, so that sparse neurons start with the signal of dense ones: "neuron", of each row (Evci et al. 2022,
     section 4); "layer", of the row's gate on average. With "dense" all of it counts. The numbers drawn are the same for
-    each, up to these factors. They are drawn in order of entry, so that full matrices are the same whatever their blocks.
+    each, up to these factors, and in order of entry, so that full matrices are the same whatever their blocks.
     """
     # On the CPU: a GPU rounds quotients and roots in another way, and the first values would depend on it.
     count_R = weight.topology.row_pointers.diff().repeat_interleave(weight.block_rows)

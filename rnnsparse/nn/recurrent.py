@@ -97,8 +97,8 @@ class Recurrent(nn.ModuleList):
             float64), or "auto", which is sparse from a sparsity of the cell's `sparse_wins_from` on.
 
     Raises:
-        ValueError: bidirectional, proj_size or another nonlinearity is asked for; the sparsity is not in [0, 1); or blocks
-            do not divide the rows of a gate.
+        ValueError: bidirectional, proj_size or another nonlinearity is asked for; the sparsity is not in [0, 1); or
+            blocks do not divide the rows of a gate.
     """
 
     cell: ClassVar[type[Cell]]

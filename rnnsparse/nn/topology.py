@@ -149,7 +149,8 @@ class Topology:
         # Imported late: kernels take a second to load.
         from rnnsparse.kernels.matrix import build_matrix
 
-        return build_matrix(self.by_row(self.entries), self.rows, self.cols)
+        entries = self.indices if self.block_rows == 1 else self._find_entries()  # to be kept sorted, if at all
+        return build_matrix(self.by_row(entries), self.rows, self.cols)
 
 
 def column_type(cols: int) -> torch.dtype:

@@ -158,7 +158,8 @@ class SparseWeight(nn.Module):
     def connect(self, indices: Tensor, values: Tensor | None = None) -> None:
         """Replace the topology; without `values` all connections get the value zero.
 
-        Blocks have values [N, b], others [N]. The Parameter object stays the same, so its name and its place in an optimizer stay too.
+        Blocks have values [N, b], others [N]. The Parameter object stays the same, so its name and its place in an
+        optimizer stay too.
 
         Raises:
             ValueError: positions out of range, unsorted or repeated, or not as many values as positions.

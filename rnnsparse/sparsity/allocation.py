@@ -42,7 +42,8 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
     """Return a budget for every group, in order of the weights.
 
     The groups that are neither `dense` nor overridden share exactly N - floor(sparsity * N) connections, N being their
-    positions, both counted in the smallest blocks that one of them has; `er` and `erk` (which agree for matrices) follow Mocanu et al. 2018 and Evci et al. 2020, section 3.
+    positions, both counted in the smallest blocks that one of them has; `er` and `erk` (which agree for matrices)
+    follow Mocanu et al. 2018 and Evci et al. 2020, section 3.
 
     Raises:
         UserError: a name selects nothing or part of a group, or a group would get no connection at all.
@@ -141,7 +142,7 @@ def proportional(total: int, activity: Sequence[float | Fraction], limits: Seque
         for i in full or shares:
             result[i] = Fraction(limits[i]) if full else shares[i] * scale
         still_open = [i for i in still_open if full and i not in full]
-        left = total - sum(result)
+        left = total - sum(result, Fraction(0))
     return result
 
 

@@ -2,7 +2,8 @@
 
 Exact semantics: per group of n connections, every `interval` steps and only before `stop`, the d = int(n * share)
 connections with the smallest |w| are dropped, and d positions among all not kept are grown, the ones just dropped
-included. A block counts as one connection, by the Euclidean norms of its weights and of its gradients. A method may change n at an update, and redistribution moves what grows from group to group.
+included. A block counts as one connection, by the Euclidean norms of its weights and of its gradients. A method may
+change n at an update, and redistribution moves what grows from group to group.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class DropGrowByGradient(DropGrow):
             scores_RC = self.grow_score(gradient_RC)
             if group.block_rows == 1:
                 return scores_RC
-            return vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
+            blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
+            return blocks
 
         return best_absent(group.strips(self.growth_gradient), score, kept, count)

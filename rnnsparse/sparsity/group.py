@@ -170,7 +170,7 @@ def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group
     for name, members in parts.items():
         if len(heights := sorted({part.weight.block_rows for part in members})) > 1:
             raise UserError(
-                f"sparsity.block_rows: connections of {' and '.join(map(str, heights))} rows cannot share the budget of "
-                f"{name}; give its matrices the same, or use sparsity.granularity=matrix"
+                f"sparsity.block_rows: connections of {' and '.join(map(str, heights))} rows cannot share the budget "
+                f"of {name}; give its matrices the same, or use sparsity.granularity=matrix"
             )
     return [Group(name, tuple(members)) for name, members in parts.items()]

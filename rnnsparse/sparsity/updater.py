@@ -135,9 +135,7 @@ class Updater:
         topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
         for weight, indices in topologies:
             self.ever_active.add(weight, indices)
-        moved = sum(
-            rewire(weight, indices, self._optimizer) * weight.block_rows for weight, indices in topologies
-        )
+        moved = sum(rewire(weight, indices, self._optimizer) * weight.block_rows for weight, indices in topologies)
         for weight in self._weights:
             weight.pool = None
         self._due = None

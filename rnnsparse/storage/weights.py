@@ -196,7 +196,9 @@ class WeightsFile:
         shape, _ = self._shape_and_type(name)
         if len(shape) != min(weight.block_rows, 2) or shape[0] > _size(weight, gate):
             blocks = f" in blocks of {weight.block_rows} rows" if weight.block_rows > 1 else ""
-            raise self._of_another_model(f"{name!r} has shape {list(shape)}, its gate is {rows} x {weight.cols}{blocks}")
+            raise self._of_another_model(
+                f"{name!r} has shape {list(shape)}, its gate is {rows} x {weight.cols}{blocks}"
+            )
         return shape[0]
 
     def _positions(self, found: Mapping[str, Tensor], weight: SparseWeight, gate: Gate) -> Tensor:

@@ -28,17 +28,19 @@ def memory_bytes(
 
     What a run starts with, or one that a recipe makes before, may be more than it has in the end, and is what counts.
     """
+    weights = model.sparse_weights().values()
     most = [config.method.initial_connections(b) for b in budgets]
     for _, counts in config.method.earlier_runs(budgets, config.training.steps):
         most = [max(pair) for pair in zip(most, counts, strict=True)]
     groups = [(max(0, n - b.group.connections), b.group) for n, b in zip(most, budgets, strict=True) if not b.dense]
     more = sum(count for count, _ in groups)
     parameters = sum(p.numel() for p in model.parameters()) + sum(count * group.block_rows for count, group in groups)
+    in_blocks = sum(w.connections for w in weights if w.block_rows > 1)
+    in_blocks += sum(count * group.block_rows for count, group in groups if group.block_rows > 1)
     number = model.embedding.values.element_size()
     moments = OPTIMIZER_MOMENTS[config.training.optimizer]
     if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):
         moments += 1
-    weights = model.sparse_weights().values()
     if config.method.recipe and config.model.execution != "sparse":
         execution = "masked"  # of its first run, which has all connections
     if config.method.dense_gradient == "never":
@@ -54,7 +56,8 @@ def memory_bytes(
     computed = number if compute_type is None else compute_type.itemsize
     return {
         "parameters": parameters * number,
-        "indices": (sum(len(w.indices) for w in weights) + more) * 8,
+        # Of blocks also the place of each entry.
+        "indices": (sum(len(w.indices) for w in weights) + more + in_blocks) * 8,
         "optimizer": parameters * number * moments,
         "dense_buffers": _dense_numbers(model, execution, kept) * computed,
         "dense_gradients": gradients * number,

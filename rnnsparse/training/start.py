@@ -239,8 +239,9 @@ def _restrict(values: Restored, topology: Restored, optimizer: torch.optim.Optim
         new = rewire(weight, topology.model.sparse_weights()[name].indices, optimizer)
         if new:
             raise UserError(
-                f"start.topology: {topology.folder}: has {new * weight.block_rows:,} connections in {name} that {values.folder} has not, "
-                f"so they have no values to start with; take those of a run that has them, such as a dense one"
+                f"start.topology: {topology.folder}: has {new * weight.block_rows:,} connections in {name} that "
+                f"{values.folder} has not, so they have no values to start with; take those of a run that has them, "
+                "such as a dense one"
             )
 
 

@@ -547,7 +547,8 @@ def test_pools_have_the_gradients_of_the_matrix_at_their_places(block_rows: int)
             weight.start_pool(torch.arange(1, weight.topology.positions, 3))
         passed(model, text(model, 3, 5))
         for name, weight in model.sparse_weights().items():
-            assert weight.pool and weight.dense_gradient
+            assert weight.pool
+            assert weight.dense_gradient
             everywhere = weight.dense_gradient.rows(0, weight.rows).flatten()
             torch.testing.assert_close(weight.pool.gradient, everywhere[weight.pool.places.entries], msg=name)
 

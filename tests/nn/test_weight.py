@@ -311,7 +311,8 @@ def test_the_gradient_of_blocks_is_gathered_from_that_of_the_matrix(weight: Spar
     dense = by_hand(weight).requires_grad_()
     (dense @ x).sin().sum().backward()
     (materialise([weight])[0] @ x).sin().sum().backward()
-    assert weight.values.grad is not None and dense.grad is not None
+    assert weight.values.grad is not None
+    assert dense.grad is not None
     found = torch.zeros(weight.positions, dtype=torch.float64)
     found[weight.topology.entries.flatten()] = weight.values.grad.flatten()
     connected = torch.zeros(weight.positions, dtype=torch.float64)

@@ -408,5 +408,5 @@ def test_blocks_that_do_not_divide_a_gate_are_refused_with_the_numbers_that_do()
 
 
 def test_matrices_of_one_budget_have_blocks_of_one_height() -> None:
-    with pytest.raises(UserError, match="1 and 4 rows cannot share the budget of rnn.0"):
+    with pytest.raises(UserError, match=r"1 and 4 rows cannot share the budget of rnn\.0"):
         allocate(in_blocks_of({"rnn.0.input": 4}), BudgetConfig(granularity="cell"))

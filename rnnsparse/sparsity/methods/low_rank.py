@@ -41,7 +41,10 @@ class LowRank(Method):
 
 
 def distance_from_corner(group: Group) -> Tensor:
-    """Return the (first) row or the column in its gate, whichever is larger, of each connection [n]: with less than r, rank r."""
+    """Return the row or column in its gate, whichever is larger, of each connection [n]: with less than r, rank r.
+
+    The row of a block is its first.
+    """
     distances = []
     for part in group.parts:
         weight = part.weight
