@@ -366,3 +366,24 @@ def test_low_rank_keeps_the_corner_of_every_block(tiny_run: Any, granularity: An
     recurrent = run.weights["rnn.0.recurrent"]
     corner = [8 * row + col for gate in range(4) for row in range(8 * gate, 8 * gate + 4) for col in range(4)]
     assert recurrent.indices.tolist() == corner  # 16 of the 64 positions of each gate
+
+
+@pytest.mark.parametrize("redistribute", ["gradient", "momentum", "weight"])
+@pytest.mark.parametrize("name", [name for name in CONTRACT if issubclass(METHODS[name], DropGrow)])
+def test_blocks_and_single_connections_give_way_to_each_other_to_the_last_weight(
+    tiny_run: Any, name: str, redistribute: str
+) -> None:
+    run = tiny_run(make(name, redistribute=redistribute), total_steps=STEPS, block_rows=4)
+    first = [budget.group.connections for budget in run.budgets]
+    for step in range(1, STEPS + 1):
+        run.step(step)
+        if name != "granet" or step == STEPS:
+            assert sum(b.group.entries for b in run.budgets) == sum(b.entries for b in run.budgets), step
+    assert first != [budget.group.connections for budget in run.budgets]
+
+
+def test_blocks_that_compete_globally_keep_their_total(tiny_run: Any) -> None:
+    run = tiny_run(make("snip", scope="global"), total_steps=STEPS, block_rows=4)
+    run.step(1)
+    assert sum(b.group.entries for b in run.budgets) == sum(b.entries for b in run.budgets)
+    assert [b.group.connections for b in run.budgets] != [b.connections for b in run.budgets]
