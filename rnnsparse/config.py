@@ -284,13 +284,13 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _apply(sections: dict[str, dict[str, Any]], override: str) -> None:
-    """Set one `section.key=value`; everything behind `sparsity.overrides.` is a group, dots included."""
+    """Set one `section.key=value`; behind `sparsity.overrides.` and `.block_rows.` all is a group, dots included."""
     path, value = parse_override(override)
     section, _, key = path.partition(".")
-    if section == "sparsity" and key.startswith("overrides."):
-        groups = sections[section].setdefault("overrides", {})
-        if isinstance(groups, dict):
-            sections[section]["overrides"] = groups | {key.removeprefix("overrides."): value}
+    by_group, dot, group = key.partition(".")
+    if section == "sparsity" and dot and by_group in ("overrides", "block_rows"):
+        groups = sections[section].get(by_group)
+        sections[section][by_group] = (groups if isinstance(groups, dict) else {}) | {group: value}
     else:
         sections[section][key] = value
 

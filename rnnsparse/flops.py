@@ -115,7 +115,7 @@ def _product_flops(model: CharLM, budgets: Sequence[Budget], connections: Sequen
         # Groups lie within one weight or span several that are all multiplied, so their first part decides.
         weight = budget.group.parts[0].weight
         if weight in weights:
-            flops += 2 * (budget.group.positions if weight.basis else count)
+            flops += 2 * (budget.group.matrix_entries if weight.basis else count * budget.group.block_rows)
     return flops
 
 
@@ -126,7 +126,8 @@ def _pool_flops(method: Method, model: CharLM, budgets: Sequence[Budget]) -> flo
     for budget in budgets:
         weight = budget.group.parts[0].weight
         if weight in weights and not weight.basis:  # coefficients in a basis all have theirs
-            pooled += min(method.pool_size(budget), budget.group.positions - budget.connections)
+            room = budget.group.positions - budget.connections
+            pooled += min(method.pool_size(budget), room) * budget.group.block_rows
     return 2 * pooled * method.pool_share
 
 

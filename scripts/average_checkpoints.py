@@ -41,7 +41,8 @@ def average(found: list[Restored], out: Path) -> None:
                 raise UserError(
                     f"{other.folder}: its {name} is in another basis than that of {last.folder}; name runs in the same"
                 )
-            if not torch.equal(weight.indices, theirs[name].indices):
+            same_blocks = weight.block_rows == theirs[name].block_rows
+            if not same_blocks or not torch.equal(weight.indices, theirs[name].indices):
                 raise UserError(
                     f"{other.folder}: has other connections in {name} than {last.folder}; name runs with the same"
                 )

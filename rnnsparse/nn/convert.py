@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS
@@ -98,7 +97,7 @@ def _require_supported(called: str, layer: nn.Module) -> None:
 
 
 def _fill(weight: SparseWeight, matrix_RC: Tensor) -> None:
-    weight.connect(torch.arange(weight.positions), matrix_RC.detach().flatten())
+    weight.express(matrix_RC.detach(), None)
     weight.values.requires_grad_(matrix_RC.requires_grad)
 
 

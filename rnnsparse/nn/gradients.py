@@ -3,7 +3,7 @@
 A backward pass reports its gradient of a whole weight as a source (`SparseWeight.report`), which is either there as a
 matrix (masked execution) or made on demand (sparse execution).
 
-Shape suffixes: R rows, C columns, P positions in a pool.
+Shape suffixes: R rows, C columns, P positions in a pool, each with all gradients of a block there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GradientSource(Protocol):
         ...
 
     def add_at(self, places: Topology, out_P: Tensor) -> None:
-        """Add the gradient at some positions to `out`."""
+        """Add the gradient at some positions to `out`, of their `values_shape`."""
         ...
 
     def kept(self) -> GradientSource:
@@ -46,8 +46,7 @@ class MatrixGradient:
         return self.gradient_RC[start:stop]
 
     def add_at(self, places: Topology, out_P: Tensor) -> None:
-        flat = self.gradient_RC.reshape(-1)
-        out_P += flat if places.is_full else flat.index_select(0, places.indices)
+        out_P += places.gather(self.gradient_RC.reshape(-1))
 
     def kept(self) -> MatrixGradient:
         return MatrixGradient(self.gradient_RC.to(dtype=self.dtype, copy=True))
@@ -55,7 +54,7 @@ class MatrixGradient:
 
 @dataclass(frozen=True)
 class Strip:
-    """Some consecutive rows of a dense gradient; `start` is the flat position of its first entry."""
+    """Some consecutive rows of a dense gradient; `start` is the flat position of its first entry, or block."""
 
     start: int
     gradient_RC: Tensor
@@ -105,13 +104,13 @@ class Pool:
         like: a tensor on the device and of the type of the weight's values.
 
     Attributes:
-        gradient: the sum over the backward passes of one step [P].
-        total: the signed sum over all finished steps [P].
+        gradient: the sum over the backward passes of one step [P], or [P, b] for blocks of b rows.
+        total: the signed sum over all finished steps, of the same shape.
     """
 
     def __init__(self, places: Topology, like: Tensor) -> None:
         self.places = places
-        self.gradient = like.new_zeros(places.connections, requires_grad=False)
+        self.gradient = like.new_zeros(places.values_shape, requires_grad=False)
         self.total = self.gradient.clone()
 
     @property

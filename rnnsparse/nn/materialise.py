@@ -23,13 +23,13 @@ class _Materialise(torch.autograd.Function):
         buffer = torch.zeros(sum(sizes), dtype=dtype, device=parameters[0].device)
         pieces = list(buffer.split(sizes))
         ctx.weights = weights
-        ctx.indices = [w.indices for w in weights]
+        ctx.topologies = [w.topology for w in weights]
         ctx.dtypes = [p.dtype for p in parameters]
         for i, parameter in enumerate(parameters):
             if i < len(weights) and weights[i].basis:
                 pieces[i].copy_(weights[i].to_dense().view(-1))
-            elif i < len(weights) and not weights[i].is_full:
-                pieces[i].index_copy_(0, weights[i].indices, parameter.to(dtype))
+            elif i < len(weights):
+                weights[i].topology.scatter(parameter, pieces[i])
             else:
                 pieces[i].copy_(parameter)
             if i < len(weights):
@@ -41,15 +41,14 @@ class _Materialise(torch.autograd.Function):
         result: list[Tensor | None] = []
         for i, gradient in enumerate(gradients):
             if i < len(ctx.weights):
-                weight, indices = ctx.weights[i], ctx.indices[i]
-                if indices is not weight.indices:
+                weight, topology = ctx.weights[i], ctx.topologies[i]
+                if topology.indices is not weight.indices:
                     raise RuntimeError(f"{weight.name}: its connections have changed since this forward pass")
                 gradient = gradient.contiguous()  # a batched product leaves it transposed
                 if weight.basis:
                     gradient = weight.basis.to_coefficients(gradient.to(ctx.dtypes[i]))
                 weight.report(MatrixGradient(gradient, ctx.dtypes[i]))
-                flat = gradient.reshape(-1)
-                gradient = flat if weight.is_full else flat.index_select(0, indices)
+                gradient = topology.gather(gradient.reshape(-1))
             result.append(gradient.to(ctx.dtypes[i]))
         return (None, None, *result)
 

@@ -33,14 +33,17 @@ class RecurrentLayer(nn.Module):
     bias_ih: nn.Parameter | None
     bias_hh: nn.Parameter | None
 
-    def __init__(self, cell: type[Cell], name: str, input_size: int, hidden_size: int, bias: bool = True) -> None:
+    def __init__(
+        self, cell: type[Cell], name: str, input_size: int, hidden_size: int, bias: bool = True, block_rows: int = 1
+    ) -> None:
         super().__init__()
         self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
         rows = len(cell.gates) * hidden_size
 
         def weight(part: str, cols: int) -> SparseWeight:
             whole = f"{name}.{part}"
-            return SparseWeight(whole, rows, cols, [f"{whole}.{gate}" for gate in cell.gates], fan=hidden_size)
+            gates = [f"{whole}.{gate}" for gate in cell.gates]
+            return SparseWeight(whole, rows, cols, gates, fan=hidden_size, block_rows=block_rows)
 
         self.input, self.recurrent = weight("input", input_size), weight("recurrent", hidden_size)
         for which in ("bias_ih", "bias_hh"):
@@ -89,11 +92,13 @@ class Recurrent(nn.ModuleList):
         dropout: the share of outputs dropped between layers while training.
         sparsity: the share of positions without a connection in every gate, drawn at random; 0 for full matrices. None
             leaves the layers without connections, for whoever connects them.
+        block_rows: how many consecutive rows of a gate share the column of a connection: 1, 2, 4, 8 or 16.
         execution: "masked" by the fused dense kernels, "sparse" from the connections alone (CPU, float32 and
             float64), or "auto", which is sparse from a sparsity of the cell's `sparse_wins_from` on.
 
     Raises:
-        ValueError: bidirectional, proj_size or another nonlinearity is asked for; or the sparsity is not in [0, 1).
+        ValueError: bidirectional, proj_size or another nonlinearity is asked for; the sparsity is not in [0, 1); or
+            blocks do not divide the rows of a gate.
     """
 
     cell: ClassVar[type[Cell]]
@@ -108,6 +113,7 @@ class Recurrent(nn.ModuleList):
         dropout: float = 0.0,
         *,
         sparsity: float | None = 0.0,
+        block_rows: int = 1,
         execution: Execution = "auto",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -121,7 +127,9 @@ class Recurrent(nn.ModuleList):
                 f"dropout={dropout}: sizes must be at least 1, and dropout from 0 to 1"
             )
         widths = [input_size] + [hidden_size] * (num_layers - 1)
-        super().__init__(RecurrentLayer(self.cell, f"rnn.{i}", n, hidden_size, bias) for i, n in enumerate(widths))
+        super().__init__(
+            RecurrentLayer(self.cell, f"rnn.{i}", n, hidden_size, bias, block_rows) for i, n in enumerate(widths)
+        )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.execution = require_execution(execution)

@@ -190,8 +190,9 @@ def run_layers(
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
         later = LaterGradient()
         x_KTHB, state_SKHB = _Recurrence.apply(
-            layer, later, symbols_MB, x, layer.input.values, layer.recurrent.values, *layer.biases(), state_SKHB
-        )
+            layer, later, symbols_MB, x, layer.input.values, layer.recurrent.values, *layer.biases(),
+            state_SKHB,
+        )  # fmt: skip
         x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
     return x, torch.stack(states), later

@@ -1,6 +1,6 @@
 """A sparse matrix that is its connections: values [N] and their sorted flat positions [N].
 
-Shape suffixes: R rows, C columns, N connections.
+Shape suffixes: R rows, C columns, N connections, b rows of a block.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rnnsparse.kernels.matrix import Matrix
 
 MANY = 1 << 18
+BLOCK_ROWS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,36 @@ class SparseWeight(nn.Module):
     `connect`. With a `basis` the values are coefficients in it, and so are all gradients; else they are entries of the
     matrix.
 
+    A connection may be a block, `block_rows` b consecutive rows that share a column. Then `values` is [N, b], and
+    `indices` are positions in [R/b, C]. Its `positions` and `connections` are still entries of the matrix, b for each
+    block; those of its `topology` are blocks.
+
     Args:
         name: full name in the model, such as "rnn.0.input".
         rows, cols: shape of the matrix.
         gate_names: names of equally tall gates, from the top; by default all rows are one, with the weight's name.
         fan: the number of inputs that first values are scaled for, by default `cols`.
+        block_rows: 1, 2, 4, 8 or 16.
 
     Attributes:
         dense_gradient, pool: what growth has set up for the backward passes to come, each None for nothing.
+
+    Raises:
+        ValueError: gates of unequal height, or blocks that do not fit into them.
     """
 
     values: nn.Parameter
     indices: Tensor
 
-    def __init__(self, name: str, rows: int, cols: int, gate_names: Sequence[str] = (), fan: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        cols: int,
+        gate_names: Sequence[str] = (),
+        fan: int | None = None,
+        block_rows: int = 1,
+    ) -> None:
         super().__init__()
         names = list(gate_names) or [name]
         if rows % len(names):
@@ -63,6 +80,7 @@ class SparseWeight(nn.Module):
         self.name, self.rows, self.cols, self.fan = name, rows, cols, cols if fan is None else fan
         self.gates = tuple(Gate(n, i * height, (i + 1) * height) for i, n in enumerate(names))
         self.basis: Basis | None = None
+        self.block_rows = 1
         self.values = nn.Parameter(torch.empty(0))
         self.register_buffer("indices", torch.empty(0, dtype=torch.int64))
         self._drawn: Tensor | None = None  # some of the values as they were drawn at the start
@@ -70,14 +88,17 @@ class SparseWeight(nn.Module):
         self.pool: Pool | None = None
         self._topology: Topology | None = None
         self._version = -1  # of the buffer that it was made of
+        self.set_block_rows(block_rows)
 
     @property
     def topology(self) -> Topology:
         """Where the connections are; another object after every change."""
+        if torch.compiler.is_compiling():  # which knows no versions
+            return Topology(self.rows, self.cols, self.indices, self.block_rows)
         known, version = self._topology, self.indices._version
         # Others may change the buffer, by `to`, or in place, as averages of models do.
         if known is None or known.indices is not self.indices or version != self._version:
-            known = self._topology = Topology(self.rows, self.cols, self.indices)
+            known = self._topology = Topology(self.rows, self.cols, self.indices, self.block_rows)
             self._version = version
         return known
 
@@ -86,6 +107,40 @@ class SparseWeight(nn.Module):
         names = [name + gate.name.removeprefix(self.name) for gate in self.gates]
         self.gates = tuple(replace(gate, name=n) for gate, n in zip(self.gates, names, strict=True))
         self.name = name
+
+    def set_block_rows(self, block_rows: int) -> None:
+        """Let connections be blocks of another height; a full matrix stays what it is.
+
+        Raises:
+            ValueError: such blocks do not fit into the gates, or there are connections but not all.
+        """
+        if block_rows not in BLOCK_ROWS:
+            raise ValueError(f"{self.name}: block_rows={block_rows}: must be one of {', '.join(map(str, BLOCK_ROWS))}")
+        height = self.rows // len(self.gates)
+        if height % block_rows:
+            fitting = [str(b) for b in BLOCK_ROWS if height % b == 0]
+            raise ValueError(
+                f"{self.name}: block_rows={block_rows}: does not divide {height}, the rows of a gate; "
+                f"{' or '.join(filter(None, [', '.join(fitting[:-1]), fitting[-1]]))} would"
+            )
+        if block_rows == self.block_rows:
+            return
+        if self.connections and not self.is_full:
+            raise ValueError(
+                f"{self.name}: its connections are blocks of {self.block_rows} rows, and cannot become {block_rows}"
+            )
+        old, was_untrained = self.topology, self.is_untrained
+        self.block_rows, self._topology = block_rows, None
+        if old.connections:
+            new = Topology(self.rows, self.cols, torch.arange(self.positions // block_rows), block_rows)
+            matrix = self.values.detach().new_empty(self.positions)
+            old.scatter(self.values.detach(), matrix)
+            self.connect(new.indices, new.gather(matrix))
+            if was_untrained:
+                self.mark_untrained()
+        else:
+            empty = Topology(self.rows, self.cols, self.indices, block_rows)
+            self.values.data = self.values.detach().new_empty(empty.values_shape)
 
     @property
     def positions(self) -> int:
@@ -97,27 +152,30 @@ class SparseWeight(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """Whether every position is a connection; `indices` is then 0, 1, 2, ... and `values` is the matrix."""
+        """Whether every position is a connection; `indices` is then 0, 1, 2, ..."""
         return self.connections == self.positions
 
     def connect(self, indices: Tensor, values: Tensor | None = None) -> None:
         """Replace the topology; without `values` all connections get the value zero.
 
-        The Parameter object stays the same, so its name and its place in an optimizer stay too.
+        Blocks have values [N, b], others [N]. The Parameter object stays the same, so its name and its place in an
+        optimizer stay too.
 
         Raises:
             ValueError: positions out of range, unsorted or repeated, or not as many values as positions.
         """
         # Copies: whoever passed them may go on using theirs.
         indices = indices.to(device=self.values.device, dtype=torch.int64, copy=True)
+        topology = Topology(self.rows, self.cols, indices, self.block_rows)
         try:
-            Topology(self.rows, self.cols, indices).check()
+            topology.check()
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
         if values is None:
-            values = torch.zeros(indices.shape)
-        if values.shape != indices.shape:
-            raise ValueError(f"{self.name}: connections need one value each")
+            values = torch.zeros(topology.values_shape)
+        if values.shape != topology.values_shape:
+            each = "one value" if self.block_rows == 1 else f"{self.block_rows} values"
+            raise ValueError(f"{self.name}: connections need {each} each")
         self.indices = indices
         fresh = values.detach().to(self.values, copy=True)
         self.values.grad = None
@@ -137,12 +195,12 @@ class SparseWeight(nn.Module):
 
     def connections_in(self, gate: Gate) -> int:
         start, stop = self.bounds(gate.start_row, gate.stop_row)
-        return stop - start
+        return (stop - start) * self.block_rows
 
     def to_dense(self) -> Tensor:
         """Return the matrix [R, C] as a new tensor without gradient."""
         dense = self.values.detach().new_zeros(self.positions)
-        dense[self.indices] = self.values.detach()
+        self.topology.scatter(self.values.detach(), dense)
         dense = dense.view(self.rows, self.cols)
         return self.basis.to_matrix(dense) if self.basis else dense
 
@@ -150,7 +208,8 @@ class SparseWeight(nn.Module):
         """Become a matrix, written in a basis with every position as a connection."""
         self.basis = basis and basis.to(self.values)
         coefficients_RC = self.basis.to_coefficients(matrix_RC) if self.basis else matrix_RC
-        self.connect(torch.arange(self.positions), coefficients_RC.flatten())
+        full = Topology(self.rows, self.cols, torch.arange(self.positions // self.block_rows), self.block_rows)
+        self.connect(full.indices, full.gather(coefficients_RC.flatten()))
 
     def matrix(self) -> Matrix:
         """Return where the connections are, as kernels read it; made once per topology."""
@@ -160,7 +219,7 @@ class SparseWeight(nn.Module):
 
     def start_pool(self, positions: Tensor) -> Pool:
         """Sum the gradients at sorted flat positions [P] from now on."""
-        self.pool = Pool(Topology(self.rows, self.cols, positions.to(self.indices)), self.values)
+        self.pool = Pool(Topology(self.rows, self.cols, positions.to(self.indices), self.block_rows), self.values)
         return self.pool
 
     def report(self, gradient: GradientSource) -> None:
@@ -181,13 +240,15 @@ class SparseWeight(nn.Module):
         return torch.equal(self._drawn.to(self.values.dtype), self._some_values().to(self.values.dtype))
 
     def _some_values(self) -> Tensor:
-        return self.values.detach()[:: max(1, self.connections // 64)].to("cpu", torch.float64, copy=True)
+        return self.values.detach()[:: max(1, len(self.values) // 64)].to("cpu", torch.float64, copy=True)
 
     # ---- copies and files
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}shape"] = torch.tensor([self.rows, self.cols])
+        if self.block_rows > 1:
+            destination[f"{prefix}block_rows"] = torch.tensor(self.block_rows)
         if self.basis:
             destination[f"{prefix}left_basis"], destination[f"{prefix}right_basis"] = (
                 self.basis.left_KRR,
@@ -199,12 +260,18 @@ class SparseWeight(nn.Module):
         unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         indices, values = state_dict.get(f"{prefix}indices"), state_dict.get(f"{prefix}values")
-        left, right, shape = (state_dict.pop(prefix + key, None) for key in ("left_basis", "right_basis", "shape"))
+        left, right, shape, block_rows = (
+            state_dict.pop(prefix + key, None) for key in ("left_basis", "right_basis", "shape", "block_rows")
+        )
         if shape is not None and shape.tolist() != [self.rows, self.cols]:
             error_msgs.append(f"{self.name}: is {self.rows} x {self.cols}, not {' x '.join(map(str, shape.tolist()))}")
             return
         if indices is not None and values is not None:
             try:
+                height = 1 if block_rows is None else int(block_rows)
+                if height != self.block_rows:
+                    self.connect(self.indices[:0])
+                    self.set_block_rows(height)
                 self.connect(indices, values)
             except ValueError as error:
                 error_msgs.append(str(error))
@@ -224,4 +291,5 @@ class SparseWeight(nn.Module):
         return self.__dict__ | {"_topology": None, "dense_gradient": None}
 
     def extra_repr(self) -> str:
-        return f"{self.rows} x {self.cols}, {self.connections:,} connections"
+        blocks = f" in blocks of {self.block_rows} rows" if self.block_rows > 1 else ""
+        return f"{self.rows} x {self.cols}, {self.connections:,} connections{blocks}"

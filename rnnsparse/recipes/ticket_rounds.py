@@ -41,10 +41,15 @@ class Rounds:
 
     config: RunConfig
     counts: list[list[int]]
+    block_rows: list[int]  # of each group
 
     @property
     def last(self) -> int:
         return len(self.counts) - 1
+
+    def entries(self, number: int) -> int:
+        """Return how many numbers the connections of a round have."""
+        return sum(count * rows for count, rows in zip(self.counts[number], self.block_rows, strict=True))
 
     def folder(self, number: int) -> Path:
         return self.config.folder if number == self.last else self.config.folder / "rounds" / str(number)
@@ -119,7 +124,7 @@ def plan(config: RunConfig) -> Rounds:
             f"sparsity.sparsity: {config.budget.sparsity} leaves nothing to prune; raise it, or use "
             f"sparsity.method=dense"
         )
-    return Rounds(config, counts)
+    return Rounds(config, counts, [b.group.block_rows for b in budgets])
 
 
 def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], stream: TextIO | None) -> dict[str, Any]:
@@ -131,10 +136,9 @@ def _train_round(rounds: Rounds, number: int, tell: Callable[[str], None], strea
     trainer = prepare(
         rounds.run(number), resume=resume, stream=stream, recorded=rounds.config if number == rounds.last else None
     )
-    connections, positions = sum(rounds.counts[number]), sum(rounds.counts[0])
     tell(
-        f"round       {number} of {rounds.last} (0 is dense), method {rounds.config.method.name}: {connections:,} of "
-        f"{positions:,} connections"
+        f"round       {number} of {rounds.last} (0 is dense), method {rounds.config.method.name}: "
+        f"{rounds.entries(number):,} of {rounds.entries(0):,} connections"
     )
     tell("\n".join(banner(trainer)))
     return trainer.train()

@@ -102,7 +102,7 @@ def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
         rows = row_counts(weight).numpy()
         for block in weight.gates:
             start, stop = weight.bounds(block.start_row, block.stop_row)
-            columns = (weight.indices[start:stop] % weight.cols).bincount(minlength=weight.cols)
+            columns = (weight.indices[start:stop] % weight.cols).bincount(minlength=weight.cols) * weight.block_rows
             blocks.append(
                 BlockPicture(
                     name=block.name,

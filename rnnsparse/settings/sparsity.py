@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Lt
+from pydantic import PlainValidator
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
 from rnnsparse.settings.marks import OfSparse, OnlyWith, OtherRun, PathName
+
+
+def _block_rows(value: Any) -> int | dict[str, int]:
+    heights = list(value.values()) if isinstance(value, dict) else [value]
+    if not all(type(height) is int and height in (1, 2, 4, 8, 16) for height in heights):
+        raise ValueError("must be 1, 2, 4, 8 or 16, or such numbers by name, as in {rnn.0: 8, output: 4}")
+    return value  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +39,15 @@ class BudgetConfig:
     overrides: Annotated[
         dict[str, Annotated[float, Ge(0), Le(1)]], OfSparse, Doc("sparsity of single groups, by name, prefix or glob")
     ] = field(default_factory=dict)
+    block_rows: Annotated[
+        int | dict[str, int],
+        PlainValidator(_block_rows),
+        OfSparse,
+        Doc(
+            "rows of a gate that are connected together (a block shares a column): a number for the recurrent layers, "
+            "or by name, prefix or glob"
+        ),
+    ] = 1
     initial_scale: Annotated[
         Literal["neuron", "layer", "dense"],
         OfSparse,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -21,7 +21,7 @@ from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
 
 @dataclass(frozen=True)
 class Budget:
-    """The connections a group ends up with.
+    """The connections a group ends up with, each of which may be a block of rows.
 
     One that is `dense` by name keeps all and counts in no total; one that is `overridden` keeps its own number and
     neither gives to others nor takes from them.
@@ -32,12 +32,18 @@ class Budget:
     dense: bool = False
     overridden: bool = False
 
+    @property
+    def entries(self) -> int:
+        """How many numbers these connections have."""
+        return self.connections * self.group.block_rows
+
 
 def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budget]:
     """Return a budget for every group, in order of the weights.
 
     The groups that are neither `dense` nor overridden share exactly N - floor(sparsity * N) connections, N being their
-    positions; `er` and `erk` (which agree for matrices) follow Mocanu et al. 2018 and Evci et al. 2020, section 3.
+    positions, both counted in the smallest blocks that one of them has; `er` and `erk` (which agree for matrices)
+    follow Mocanu et al. 2018 and Evci et al. 2020, section 3.
 
     Raises:
         UserError: a name selects nothing or part of a group, or a group would get no connection at all.
@@ -66,11 +72,14 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
 
 def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> dict[str, int]:
     """Return exact numbers of connections by group name; no group gets more than its positions."""
-    positions = {g.name: g.positions for g in groups}
-    total = connections_at(sparsity, sum(positions.values()))
+    if not groups:
+        return {}
+    positions = {g.name: g.matrix_entries for g in groups}
+    smallest = min(g.block_rows for g in groups)
+    total = connections_at(sparsity, sum(positions.values()) // smallest) * smallest
     # The Erdos-Renyi rule gives a matrix a share proportional to rows + cols; uniform, proportional to rows * cols.
     sizes = {
-        g.name: sum(p.rows + p.weight.cols for p in g.parts) if distribution != "uniform" else g.positions
+        g.name: sum(p.rows + p.weight.cols for p in g.parts) if distribution != "uniform" else g.matrix_entries
         for g in groups
     }
     ideal: dict[str, Fraction] = {}
@@ -79,19 +88,62 @@ def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> di
         density = {name: scale * sizes[name] / positions[name] for name in open_names}
         highest = max(density.values())
         if highest <= 1:
-            return _rounded({name: scale * sizes[name] for name in open_names}, ideal)
+            ideal |= {name: scale * sizes[name] for name in open_names}
+            break
         # What would get more than all becomes full, and the rest shares what is left.
         ideal |= {name: Fraction(positions[name]) for name in open_names if density[name] == highest}
-    return _rounded({}, ideal)
+    counts = in_blocks([ideal[g.name] for g in groups], [g.positions for g in groups], [g.block_rows for g in groups])
+    return {g.name: count for g, count in zip(groups, counts, strict=True)}
 
 
-def _rounded(ideal: Mapping[str, Fraction], full: Mapping[str, Fraction]) -> dict[str, int]:
-    """Round by largest remainder, so that the total stays exact; equal remainders favour the first."""
-    counts = {name: floor(value) for name, value in ideal.items()}
-    missing = round(sum(ideal.values()) - sum(counts.values()))
-    for name in sorted(ideal, key=lambda n: counts[n] - ideal[n])[:missing]:
-        counts[name] += 1
-    return counts | {name: int(value) for name, value in full.items()}
+def in_blocks(shares: Sequence[Fraction], limits: Sequence[int], block_rows: Sequence[int]) -> list[int]:
+    """Return the whole blocks that are nearest to shares of entries, and add up to the same number of entries.
+
+    That is as near below as blocks allow. The largest blocks are rounded first, so that smaller ones, and at last
+    single entries, take up what these leave. Among blocks of one height the largest remainders are rounded up, the
+    first of equal ones.
+
+    Args:
+        limits: how many blocks there may be of each.
+    """
+    counts = [0] * len(shares)
+    left = round(sum(shares))
+    for height in sorted(set(block_rows), reverse=True):
+        own = [i for i, rows in enumerate(block_rows) if rows == height]
+        room_below = sum(n * rows for n, rows in zip(limits, block_rows, strict=True) if rows < height)
+        nearest = floor(sum(shares[i] for i in own) / height + Fraction(1, 2))
+        fewest, most = -((room_below - left) // height), min(left // height, sum(limits[i] for i in own))
+        total = min(max(nearest, fewest), most)
+        ideal = proportional(total, [shares[i] for i in own], [limits[i] for i in own])
+        whole = [floor(share) for share in ideal]
+        for k in sorted(range(len(own)), key=lambda k: whole[k] - ideal[k])[: total - sum(whole)]:
+            whole[k] += 1
+        for i, count in zip(own, whole, strict=True):
+            counts[i] = count
+        left -= total * height
+    return counts
+
+
+def proportional(total: int, activity: Sequence[float | Fraction], limits: Sequence[int]) -> list[Fraction]:
+    """Divide a total in proportion to `activity`, none taking more than its limit.
+
+    Those that would take too much take their limit, and the rest shares what is left; if none of the rest matters,
+    limits decide.
+    """
+    result = [Fraction(0)] * len(limits)
+    still_open = list(range(len(limits)))
+    left = Fraction(total)
+    while left and still_open:
+        shares = {i: Fraction(activity[i]) for i in still_open}
+        if not any(shares.values()):
+            shares = {i: Fraction(limits[i]) for i in still_open}
+        scale = left / sum(shares.values())
+        full = [i for i in still_open if shares[i] * scale > limits[i]]
+        for i in full or shares:
+            result[i] = Fraction(limits[i]) if full else shares[i] * scale
+        still_open = [i for i in still_open if full and i not in full]
+        left = total - sum(result, Fraction(0))
+    return result
 
 
 def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:

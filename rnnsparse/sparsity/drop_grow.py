@@ -2,7 +2,8 @@
 
 Exact semantics: per group of n connections, every `interval` steps and only before `stop`, the d = int(n * share)
 connections with the smallest |w| are dropped, and d positions among all not kept are grown, the ones just dropped
-included. A method may change n at an update, and redistribution moves what grows from group to group.
+included. A block counts as one connection, by the Euclidean norms of its weights and of its gradients. A method may
+change n at an update, and redistribution moves what grows from group to group.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, cat
+from torch.linalg import vector_norm
 from typing_extensions import Doc
 
 from rnnsparse.nn.gradients import DenseGradient
@@ -95,7 +97,9 @@ class DropGrow(Method):
             fewer = [min(drops[i], max(0, targets[i] - 1)) for i in free]
             fewer = fewer_drops([groups[i] for i in free], fewer, activity)
             room = [groups[i].positions - targets[i] + drop for i, drop in zip(free, fewer, strict=True)]
-            for i, drop, grow in zip(free, fewer, shared_out(sum(fewer), activity, room), strict=True):
+            rows = [groups[i].block_rows for i in free]
+            total = sum(drop * height for drop, height in zip(fewer, rows, strict=True))
+            for i, drop, grow in zip(free, fewer, shared_out(total, activity, room, rows), strict=True):
                 drops[i], grows[i] = drop, grow
         return [
             self._update_group(group, target - drop, grow, context)
@@ -111,11 +115,11 @@ class DropGrow(Method):
         return float(numbers.abs().mean()) if numbers.numel() else 0.0
 
     def momenta(self, group: Group, context: StepContext) -> Tensor:
-        """Return the running average of the gradient of each connection [n]."""
+        """Return the running average of the gradient of each value."""
         return context.momentum(group)
 
     def _update_group(self, group: Group, keep: int, grow: int, context: StepContext) -> Tensor:
-        kept = keep_largest(group.indices(), group.values().abs(), keep)
+        kept = keep_largest(group.indices(), group.magnitudes(), keep)
         chosen = cat([kept, self.grow(group, kept, grow, context)]).sort().values
         if chosen.numel() != keep + grow:
             raise ValueError(f"{group.name}: an update of method {self.name} lost count of the connections")
@@ -141,7 +145,7 @@ class DropGrowByGradient(DropGrow):
 
     @abstractmethod
     def grow_score(self, gradient_RC: Tensor) -> Tensor:
-        """Return how much each position of some rows deserves to grow [R, C], >= 0, by its gradient [R, C]."""
+        """Return how much each entry of some rows deserves to grow [R, C], >= 0, by its gradient [R, C]."""
 
     def growth_gradient(self, weight: SparseWeight) -> DenseGradient:
         """Return the gradient that is scored: the dense one of this step's batch."""
@@ -152,5 +156,13 @@ class DropGrowByGradient(DropGrow):
         return weight.dense_gradient
 
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
-        """Return the positions of the best scores above zero."""
-        return best_absent(group.strips(self.growth_gradient), self.grow_score, kept, count)
+        """Return the positions of the best scores above zero; that of a block is the norm of those of its entries."""
+
+        def score(gradient_RC: Tensor) -> Tensor:
+            scores_RC = self.grow_score(gradient_RC)
+            if group.block_rows == 1:
+                return scores_RC
+            blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
+            return blocks
+
+        return best_absent(group.strips(self.growth_gradient), score, kept, count)

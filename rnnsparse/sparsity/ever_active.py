@@ -35,7 +35,7 @@ class EverActive:
 
     def __init__(self, groups: Sequence[Group], seed: int) -> None:
         self._weights = list(dict.fromkeys(part.weight for group in groups for part in group.parts))
-        self._positions = sum(group.positions for group in groups)
+        self._positions = sum(group.matrix_entries for group in groups)
         self._seed = seed
         self._histories: dict[str, _History] = {}
 
@@ -57,7 +57,7 @@ class EverActive:
     def _count(self, weight: SparseWeight) -> int:
         history = self._histories.get(weight.name)
         # An estimate may exceed what is possible.
-        return min(history.count, weight.positions) if history else weight.connections
+        return min(history.count * weight.block_rows, weight.positions) if history else weight.connections
 
     def positions(self, weight: SparseWeight) -> Tensor:
         """Return the sorted flat positions of `weight` that were ever active, as far as they are followed (int64)."""
@@ -92,14 +92,15 @@ class _History:
     @classmethod
     def of(cls, weight: SparseWeight, seed: int) -> Self:
         """Begin with the connections that `weight` has."""
-        stride = -(-weight.positions // (FOLLOWED_PER_CONNECTION * max(1, weight.connections)))
+        topology = weight.topology
+        stride = -(-topology.positions // (FOLLOWED_PER_CONNECTION * max(1, topology.connections)))
         while gcd(stride, weight.cols) > 1:
             stride += 1
         start = int(torch.randint(stride, (), generator=generator_for(seed, "ever active", weight.name)))
-        followed = len(range(start, weight.positions, stride))
+        followed = len(range(start, topology.positions, stride))
         bits = np.zeros(-(-followed // 8), dtype=np.uint8)
-        history = cls(stride=stride, start=start, initial=weight.connections, grown=0, bits=bits)
-        history.add(weight.indices)
+        history = cls(stride=stride, start=start, initial=topology.connections, grown=0, bits=bits)
+        history.add(topology.indices)
         history.grown = 0
         return history
 

@@ -2,6 +2,7 @@
 
 With granularity `gate` a group is one gate's rows of one matrix, with `matrix` a whole matrix, with `cell` the input
 and recurrent matrices of one layer. Its positions are numbered through its parts, so that methods see one flat range.
+Where connections are blocks of rows, positions and connections are those of blocks; `entries` are numbers of a matrix.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rnnsparse.errors import UserError
 from rnnsparse.nn.gradients import DenseGradient, Strip
 from rnnsparse.nn.weight import SparseWeight
 
@@ -30,11 +32,11 @@ class Part:
 
     @property
     def positions(self) -> int:
-        return self.rows * self.weight.cols
+        return self.rows // self.weight.block_rows * self.weight.cols
 
     @property
     def first_position(self) -> int:
-        return self.start_row * self.weight.cols
+        return self.start_row // self.weight.block_rows * self.weight.cols
 
     def of(self, numbers_N: Tensor) -> Tensor:
         """Return what is of these rows in a tensor with an entry for each connection of the weight."""
@@ -56,6 +58,20 @@ class Group:
     def connections(self) -> int:
         return sum(part.of(part.weight.indices).numel() for part in self.parts)
 
+    @property
+    def block_rows(self) -> int:
+        return self.parts[0].weight.block_rows
+
+    @property
+    def entries(self) -> int:
+        """How many numbers the connections have."""
+        return self.connections * self.block_rows
+
+    @property
+    def matrix_entries(self) -> int:
+        """How many numbers there would be with all connections."""
+        return self.positions * self.block_rows
+
     def _offsets(self) -> Iterator[tuple[Part, int]]:
         """Yield each part with what turns a flat position of its weight into one of this group."""
         start = 0
@@ -68,11 +84,15 @@ class Group:
         return torch.cat([part.of(part.weight.indices) + shift for part, shift in self._offsets()])
 
     def values(self) -> Tensor:
-        """Return the values [n] of the connections, in the order of `indices`."""
+        """Return the values of the connections, in the order of `indices`: [n], or [n, b] for blocks of b rows."""
         return torch.cat([part.of(part.weight.values.detach()) for part in self.parts])
 
+    def magnitudes(self) -> Tensor:
+        """Return how large each connection is [n]: |w|, or the norm of a block."""
+        return magnitudes(self.values())
+
     def gradients(self) -> Tensor:
-        """Return the gradients [n] of the values; they must have been computed."""
+        """Return the gradients of the values, of the same shape; they must have been computed."""
         pieces = []
         for part in self.parts:
             if part.weight.values.grad is None:
@@ -81,7 +101,10 @@ class Group:
         return torch.cat(pieces)
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Return the sorted group positions [p] in the pools of its weights, and the sums of their gradients [p]."""
+        """Return the sorted group positions [p] in the pools of its weights, and the sums of their gradients.
+
+        These are [p], or [p, b] for blocks of b rows.
+        """
         positions, totals = [], []
         for part, shift in self._offsets():
             pool = part.weight.pool
@@ -97,7 +120,7 @@ class Group:
         """Yield the dense gradient of all parts, in order of group position, `start` counted in the group."""
         for part, shift in self._offsets():
             for strip in gradient_of(part.weight).strips(part.start_row, part.stop_row, part.weight.cols):
-                yield Strip(strip.start + shift, strip.gradient_RC)
+                yield Strip(strip.start // self.block_rows + shift, strip.gradient_RC)
 
     def split(self, indices: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Yield each part with its share of sorted group positions, as flat positions of its weight."""
@@ -106,6 +129,11 @@ class Group:
             edges = torch.tensor([first, first + part.positions], device=indices.device)
             start, stop = torch.searchsorted(indices, edges).tolist()
             yield part, indices[start:stop] - shift
+
+
+def magnitudes(numbers: Tensor) -> Tensor:
+    """Return the size of each of some numbers [n], or the Euclidean norm of those of each block [n, b]."""
+    return numbers.abs() if numbers.dim() == 1 else torch.linalg.vector_norm(numbers, dim=1)
 
 
 def weight_topologies(chosen: Iterable[tuple[Group, Tensor]]) -> list[tuple[SparseWeight, Tensor]]:
@@ -124,7 +152,11 @@ def weight_topologies(chosen: Iterable[tuple[Group, Tensor]]) -> list[tuple[Spar
 
 
 def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group]:
-    """Divide all rows of all weights into groups; `granularity` is "gate", "matrix" or "cell"."""
+    """Divide all rows of all weights into groups; `granularity` is "gate", "matrix" or "cell".
+
+    Raises:
+        UserError: matrices of one cell have blocks of different height.
+    """
     parts: dict[str, list[Part]] = {}
     for weight in weights:
         if granularity == "gate":
@@ -135,4 +167,10 @@ def make_groups(weights: Sequence[SparseWeight], granularity: str) -> list[Group
             recurrent = granularity == "cell" and weight.gates[0].name != weight.name
             name = weight.name.rpartition(".")[0] if recurrent else weight.name
             parts.setdefault(name, []).append(Part(weight, 0, weight.rows))
+    for name, members in parts.items():
+        if len(heights := sorted({part.weight.block_rows for part in members})) > 1:
+            raise UserError(
+                f"sparsity.block_rows: connections of {' and '.join(map(str, heights))} rows cannot share the budget "
+                f"of {name}; give its matrices the same, or use sparsity.granularity=matrix"
+            )
     return [Group(name, tuple(members)) for name, members in parts.items()]

@@ -38,7 +38,7 @@ class StepContext:
         return generator_for(self.seed, purpose, self.step, group.name)
 
     def momentum(self, group: Group) -> Tensor:
-        """Return the optimizer's running average of each connection's gradient [n]; zeros before its first step."""
+        """Return the optimizer's running average of each value's gradient; zeros before its first step."""
         if self.optimizer is None:
             raise ValueError("there is no optimizer, which keeps the momenta")
         settings = self.optimizer.defaults

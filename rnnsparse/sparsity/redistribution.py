@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import floor
 from typing import Literal
 
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, in_blocks, proportional
 from rnnsparse.sparsity.group import Group
 
 Redistribute = Literal["none", "gradient", "momentum", "weight"]
@@ -42,41 +41,24 @@ def with_fewer_in_all(budgets: Sequence[Budget], planned: Sequence[int]) -> list
     """
     counts = list(planned)
     free = [i for i, budget in enumerate(budgets) if not budget.overridden]
-    present = [budgets[i].group.connections for i in free]
+    present, rows = [budgets[i].group.connections for i in free], [budgets[i].group.block_rows for i in free]
     room = [max(0, count - (planned[i] > 0)) for i, count in zip(free, present, strict=True)]
-    lost = shared_out(sum(present) - sum(planned[i] for i in free), present, room)
+    entries = [count * height for count, height in zip(present, rows, strict=True)]
+    total = sum(entries) - sum(planned[i] * height for i, height in zip(free, rows, strict=True))
+    lost = shared_out(total, entries, room, rows)
     for i, count, loss in zip(free, present, lost, strict=True):
         counts[i] = count - loss
     return counts
 
 
-def shared_out(total: int, activity: Sequence[float], limits: Sequence[int]) -> list[int]:
-    """Divide `total` connections among groups in proportion to `activity`, none taking more than its limit.
+def shared_out(total: int, activity: Sequence[float], limits: Sequence[int], block_rows: Sequence[int]) -> list[int]:
+    """Divide `total` entries among groups in proportion to `activity`, and return the connections that each takes.
 
-    The result adds up to `total` exactly (largest remainder, equal ones favour the first). Groups that would take too
-    many take their limit, and the rest shares what is left; if none of the rest matters, limits decide.
+    None takes more than its limit of connections; groups that would take too many take their limit, and the rest shares
+    what is left; if none of the rest matters, limits decide. The result has exactly the total, as far as blocks allow
+    (`in_blocks`).
     """
-    if total > sum(limits):
-        raise ValueError(f"{total} connections are more than there is room for, {sum(limits)}")
-    counts = [0] * len(limits)
-    open_groups = list(range(len(limits)))
-    left = total
-    while left:
-        shares = {i: Fraction(activity[i]) for i in open_groups}
-        if not any(shares.values()):
-            shares = {i: Fraction(limits[i]) for i in open_groups}
-        scale = Fraction(left) / sum(shares.values())
-        full = [i for i in open_groups if shares[i] * scale > limits[i]]
-        if not full:
-            ideal = {i: shares[i] * scale for i in open_groups}
-            for i in open_groups:
-                counts[i] = floor(ideal[i])
-            missing = total - sum(counts)
-            for i in sorted(open_groups, key=lambda i: counts[i] - ideal[i])[:missing]:
-                counts[i] += 1
-            break
-        for i in full:
-            counts[i] = limits[i]
-            open_groups.remove(i)
-        left = total - sum(counts[i] for i in range(len(limits)) if i not in open_groups)
-    return counts
+    room = [limit * rows for limit, rows in zip(limits, block_rows, strict=True)]
+    if total > sum(room):
+        raise ValueError(f"{total} connections are more than there is room for, {sum(room)}")
+    return in_blocks(proportional(total, activity, room), limits, block_rows)

@@ -106,19 +106,19 @@ def rewire(weight: SparseWeight, indices: Tensor, optimizer: torch.optim.Optimiz
     """Give `weight` a new sorted topology; return how many connections are new.
 
     Survivors keep value and optimizer state; new ones start at zero with fresh (zero) state, whatever the optimizer:
-    every state tensor that has one entry per connection moves with the connections.
+    every state tensor of the values' shape moves with the connections.
     """
     survives, place = contains(weight.indices, indices)
 
     def moved(per_connection: Tensor) -> Tensor:
-        fresh = per_connection.new_zeros(indices.shape)
+        fresh = per_connection.new_zeros(indices.shape + per_connection.shape[1:])
         return fresh.index_copy_(0, survives.nonzero().squeeze(1), per_connection[place[survives]])
 
     old_shape = weight.values.shape
     state = optimizer.state.get(weight.values, {}) if optimizer else {}
     for key, value in state.items():
         # A step count per connection would move too; torch's own is a single number, which has no shape to match.
-        if isinstance(value, Tensor) and value.ndim == 1 and value.shape == old_shape:
+        if isinstance(value, Tensor) and value.shape == old_shape:
             state[key] = moved(value)
     weight.connect(indices, moved(weight.values.detach()))
     return int((~survives).sum())

@@ -131,10 +131,11 @@ class Sparsifier(Updater):
         rows = []
         for budget in self.budgets:
             group = budget.group
-            density = group.connections / group.positions
-            rows.append(f"{group.name:<32} {group.connections:>12,} of {group.positions:>13,}  {density:8.4f}")
-        connections = sum(budget.group.connections for budget in self.budgets if not budget.dense)
-        positions = sum(budget.group.positions for budget in self.budgets if not budget.dense)
+            density = group.entries / group.matrix_entries
+            blocks = f"  in blocks of {group.block_rows} rows" if group.block_rows > 1 else ""
+            rows.append(f"{group.name:<32} {group.entries:>12,} of {group.matrix_entries:>13,}  {density:8.4f}{blocks}")
+        connections = sum(budget.group.entries for budget in self.budgets if not budget.dense)
+        positions = sum(budget.group.matrix_entries for budget in self.budgets if not budget.dense)
         if positions:
             rows.append(f"{'in all':<32} {connections:>12,} of {positions:>13,}  {connections / positions:8.4f}")
         rows += [f"not sparsified: {name} ({what})" for name, what in self.left_out.items()]

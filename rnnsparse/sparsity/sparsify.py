@@ -21,6 +21,7 @@ from rnnsparse.randomness import generator_for
 from rnnsparse.settings.setting import settings_of
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
+from rnnsparse.sparsity.blocks import chosen_block_rows
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, method_class
 from rnnsparse.sparsity.methods.small_dense import SmallDense
@@ -45,6 +46,7 @@ def sparsify(
     seed: int = 0,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    block_rows: int | Mapping[str, int] | None = None,
     values: Values | None = None,
     scaler: torch.amp.GradScaler | None = None,
     **settings: Any,
@@ -65,6 +67,8 @@ def sparsify(
         sparsity: the share of positions without a connection, over all layers that are sparsified.
         seed: decides the first connections and all random choices of the method.
         include, exclude: names, prefixes or globs of the weights that are sparsified; the others keep what they have.
+        block_rows: how many rows of a gate are connected together: 1, 2, 4, 8 or 16 in recurrent layers, or such
+            numbers by name, prefix or glob; by default what each layer was made with.
         values: "reset" draws the first connections at random and their values anew; "keep" starts from the values that
             are there: the largest remain, and connections that are added are zero. By default values are kept by
             methods that start from all connections, and drawn anew in layers that have not been trained.
@@ -86,6 +90,8 @@ def sparsify(
     weights = _selected(name_weights(model), include, exclude)
     _require_trainable(weights, optimizer)
     _require_momenta(method, optimizer)
+    if block_rows is not None:
+        _regroup(weights, block_rows, values, optimizer)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         _take_from_first_rank(model)
     budgets = allocate(weights, budget)
@@ -114,7 +120,7 @@ def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]
     if issubclass(cls, SmallDense):
         raise ValueError(f"method {cls.name}: trains another model than this one; build a smaller one, and use dense")
     own, shared = settings_of(cls), settings_of(BudgetConfig)
-    taken = [name for name in shared if name not in ("sparsity", "basis", "basis_from")]
+    taken = [name for name in shared if name not in ("sparsity", "block_rows", "basis", "basis_from")]
     given = [*own] if isinstance(method, str) else []
     if unknown := [name for name in settings if name not in (*given, *taken)]:
         raise ValueError(
@@ -187,6 +193,30 @@ def _require_momenta(method: Method, optimizer: torch.optim.Optimizer) -> None:
         )
 
 
+def _regroup(
+    weights: Sequence[SparseWeight],
+    block_rows: int | Mapping[str, int],
+    values: Values | None,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Let connections of these weights be blocks of another height: where all exist, or new ones will be drawn."""
+    _validated(BudgetConfig, {"block_rows": block_rows})
+    for weight, height in chosen_block_rows(weights, block_rows).items():
+        if height == weight.block_rows:
+            continue
+        if values != "reset" and optimizer.state.get(weight.values):
+            raise ValueError(
+                f"{weight.name}: the optimizer has a state for connections of {weight.block_rows} rows, not {height}; "
+                "make it anew, or say values='reset'"
+            )
+        is_untrained = weight.is_untrained
+        if not weight.is_full and (values == "reset" or (values is None and is_untrained)):
+            weight.connect(weight.indices[:0])
+        weight.set_block_rows(height)
+        if is_untrained:
+            weight.mark_untrained()
+
+
 def _mask(model: nn.Module, weights: Sequence[SparseWeight], method: Method) -> None:
     """Let layers of these weights compute masked, for a method that needs the dense gradient at every step."""
     chosen: set[nn.Module] = set(weights)
@@ -208,12 +238,12 @@ def _take_from_first_rank(model: nn.Module) -> None:
     """Give all ranks the parameters, the buffers and the connections of the first."""
     inside = set()
     for weight in [module for module in model.modules() if isinstance(module, SparseWeight)]:
-        told = torch.tensor([weight.connections, weight.is_untrained], device=weight.indices.device)
+        told = torch.tensor([len(weight.indices), weight.is_untrained], device=weight.indices.device)
         dist.broadcast(told, src=0)
         count, is_untrained = told.tolist()
         indices, values = weight.indices, weight.values.detach()
         if dist.get_rank() > 0:
-            indices, values = indices.new_empty(count), values.new_empty(count)
+            indices, values = indices.new_empty(count), values.new_empty(count, *values.shape[1:])
         dist.broadcast(indices, src=0)
         dist.broadcast(values, src=0)
         if dist.get_rank() > 0:
@@ -249,7 +279,7 @@ def _keep(initial: Initial, budgets: Sequence[Budget], optimizer: torch.optim.Op
         present = group.indices()
         count = budget.connections if budget.dense else initial(budget)
         if count <= present.numel():
-            wanted.append((group, keep_largest(present, group.values().abs(), count)))
+            wanted.append((group, keep_largest(present, group.magnitudes(), count)))
         else:
             numbers = generator_for(seed, "added", group.name)
             added = draw_absent(count - present.numel(), present, group.positions, numbers)

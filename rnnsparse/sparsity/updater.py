@@ -107,7 +107,7 @@ class Updater:
         counts = self.method.final_counts(budgets, self._context(self.total_steps))
         groups = [budget.group for budget in budgets]
         self._rewire(
-            [keep_largest(g.indices(), g.values().abs(), count) for g, count in zip(groups, counts, strict=True)]
+            [keep_largest(g.indices(), g.magnitudes(), count) for g, count in zip(groups, counts, strict=True)]
         )
 
     def _sparse_budgets(self) -> list[Budget]:
@@ -135,19 +135,19 @@ class Updater:
         topologies = self._by_weight(chosen, [group.indices() for group in self._fixed])
         for weight, indices in topologies:
             self.ever_active.add(weight, indices)
-        moved = sum(rewire(weight, indices, self._optimizer) for weight, indices in topologies)
+        moved = sum(rewire(weight, indices, self._optimizer) * weight.block_rows for weight, indices in topologies)
         for weight in self._weights:
             weight.pool = None
         self._due = None
         self.updates += 1
         self.connections_moved += moved
-        self.last_moved_share = moved / max(1, sum(group.connections for group in self._groups))
+        self.last_moved_share = moved / max(1, sum(group.entries for group in self._groups))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "method": self.method.state_dict(),
             "budgets": [budget.connections for budget in self.budgets],
-            "probes": {w.name: (w.pool.positions, w.pool.total) for w in self._weights if w.pool},
+            "probes": {w.name: (w.pool.positions, w.pool.total.flatten()) for w in self._weights if w.pool},
             "due": self._due,
             "updates": self.updates,
             "connections_moved": self.connections_moved,
@@ -164,7 +164,7 @@ class Updater:
             weight.pool = None
             if weight.name in state["probes"]:
                 positions, total = state["probes"][weight.name]
-                weight.start_pool(positions).total.copy_(total)
+                weight.start_pool(positions).total.view(-1).copy_(total)
         self._due = state["due"]
         self.updates = state["updates"]
         self.connections_moved = state["connections_moved"]

@@ -136,9 +136,10 @@ def _require_sparsifier(
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
     for name, (positions, total) in state["probes"].items():
         _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
-        _require(_is_plain(total) and total.shape[-1:] == positions.shape and total.dim() <= 2, "sparsifier.probes")
+        size = len(positions) * weights[name].block_rows
+        _require(_is_plain(total) and total.shape[-1:] == (size,) and total.dim() <= 2, "sparsifier.probes")
         if len(positions):
-            inside = positions[0] >= 0 and positions[-1] < weights[name].positions
+            inside = positions[0] >= 0 and positions[-1] < weights[name].topology.positions
             _require(bool(inside and (positions[1:] > positions[:-1]).all()), "sparsifier.probes")
             # What is in a pool is absent: growth would make a connection twice.
             _require(not bool(torch.isin(positions, weights[name].indices.cpu()).any()), "sparsifier.probes")
@@ -146,7 +147,7 @@ def _require_sparsifier(
         stride, start, bits = history["stride"], history["start"], history["bits"]
         counts = all(_is_count(history[key]) for key in ("stride", "start", "initial", "grown"))
         _require(counts and start < stride, "sparsifier.ever_active")
-        followed = len(range(start, weights[name].positions, stride))
+        followed = len(range(start, weights[name].topology.positions, stride))
         _require(_is_plain(bits, torch.uint8) and bits.shape == (-(-followed // 8),), "sparsifier.ever_active")
 
 

@@ -2,12 +2,13 @@
 
 Of each gate of a weight, under the gate's name:
 
-    values [N]                              in order of position
-    row_pointers [R + 1]                    where in `values` each row starts, and N
+    values [N], or [N, b]                   in order of position
+    row_pointers [R + 1], or [R / b + 1]    where in `values` each row starts, and N
     columns [N]                             absent, like the pointers, if all positions are connections
     left_basis [R, R], right_basis [C, C]   if it has a basis that its shape does not tell (`nn/basis.py`)
 
-and biases under their parameter names. `_layout` describes all of them; what is written, required and read follows.
+and biases under their parameter names. Where connections are blocks of b rows, N is how many blocks there are, and rows
+are rows of blocks. `_layout` describes all of them; what is written, required and read follows.
 
 Shape suffixes: R rows of a gate, C columns, N its connections.
 """
@@ -69,22 +70,22 @@ def _layout(model: CharLM, count: Count) -> dict[str, Stored]:
 def _parts(weight: SparseWeight, number: int, connections: int | None) -> dict[str, Stored]:
     """Return what a file holds of one gate."""
     gate, basis, cols, numbers = weight.gates[number], weight.basis, weight.cols, (weight.values.dtype,)
-    rows = gate.stop_row - gate.start_row
+    rows, height = gate.stop_row - gate.start_row, weight.block_rows
 
     def own(of_weight: Tensor) -> Tensor:
         return of_weight[slice(*weight.bounds(gate.start_row, gate.stop_row))].cpu()
 
     def row_pointers() -> Tensor:
-        pointers_R = weight.topology.row_pointers[gate.start_row : gate.stop_row + 1]
+        pointers_R = weight.topology.row_pointers[gate.start_row // height : gate.stop_row // height + 1]
         return pointers_R - pointers_R[0]
 
-    size = rows * cols if connections is None else connections
-    parts = {"values": Stored((size,), numbers, lambda: own(weight.values.detach()))}
+    size = rows // height * cols if connections is None else connections
+    parts = {"values": Stored((size,) if height == 1 else (size, height), numbers, lambda: own(weight.values.detach()))}
     # Only the count tells that a gate is full: a connection may have the value zero.
     if connections is not None:
         # The smallest types that can number what they count, and that safetensors can hold.
         pointer_types = (torch.int32, torch.int64) if size < 1 << 31 else (torch.int64,)
-        parts["row_pointers"] = Stored((rows + 1,), pointer_types, row_pointers)
+        parts["row_pointers"] = Stored((rows // height + 1,), pointer_types, row_pointers)
         parts["columns"] = Stored((size,), (column_type(cols),), lambda: own(weight.topology.columns))
     if basis and not basis.derived:
         parts["left_basis"] = Stored((rows, rows), numbers, lambda: basis.left_KRR[number])
@@ -97,6 +98,10 @@ def _biases(model: CharLM) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in values}
 
 
+def _size(weight: SparseWeight, gate: Gate) -> int:
+    return (gate.stop_row - gate.start_row) // weight.block_rows * weight.cols
+
+
 # ---- writing
 
 
@@ -104,8 +109,9 @@ def tensors(model: CharLM) -> dict[str, Tensor]:
     """Return what is stored of `model` by name, on the CPU; it may share memory with the model."""
 
     def count(weight: SparseWeight, gate: Gate) -> int | None:
-        connections, rows = weight.connections_in(gate), gate.stop_row - gate.start_row
-        return connections if connections < rows * weight.cols else None
+        start, stop = weight.bounds(gate.start_row, gate.stop_row)
+        connections = stop - start
+        return connections if connections < _size(weight, gate) else None
 
     return {name: stored.content().cpu().to(stored.types[0]) for name, stored in _layout(model, count).items()}
 
@@ -188,15 +194,19 @@ class WeightsFile:
             return None
         name, rows = f"{gate.name}.values", gate.stop_row - gate.start_row
         shape, _ = self._shape_and_type(name)
-        if len(shape) != 1 or shape[0] > rows * weight.cols:
-            raise self._of_another_model(f"{name!r} has shape {list(shape)}, its gate is {rows} x {weight.cols}")
+        if len(shape) != min(weight.block_rows, 2) or shape[0] > _size(weight, gate):
+            blocks = f" in blocks of {weight.block_rows} rows" if weight.block_rows > 1 else ""
+            raise self._of_another_model(
+                f"{name!r} has shape {list(shape)}, its gate is {rows} x {weight.cols}{blocks}"
+            )
         return shape[0]
 
     def _positions(self, found: Mapping[str, Tensor], weight: SparseWeight, gate: Gate) -> Tensor:
         """Return the flat positions of a gate's connections, of which nothing but the number is known yet."""
         pointers, columns, cols = f"{gate.name}.row_pointers", f"{gate.name}.columns", weight.cols
+        start, stop = gate.start_row // weight.block_rows, gate.stop_row // weight.block_rows
         if columns not in found:
-            return torch.arange(gate.start_row * cols, gate.stop_row * cols)
+            return torch.arange(start * cols, stop * cols)
         pointers_R, columns_N = found[pointers].long(), found[columns].long()
         # Neighbours are compared, not subtracted: differences of arbitrary numbers could overflow.
         falls = bool((pointers_R[1:] < pointers_R[:-1]).any())
@@ -204,7 +214,7 @@ class WeightsFile:
             raise damaged(self.path, f"{pointers!r} does not rise from 0 to {len(columns_N)}, its connections")
         if bool(((columns_N < 0) | (columns_N >= cols)).any()):
             raise damaged(self.path, f"{columns!r} leaves the range 0 to {cols - 1}")
-        rows_N = torch.arange(gate.start_row, gate.stop_row).repeat_interleave(pointers_R.diff())
+        rows_N = torch.arange(start, stop).repeat_interleave(pointers_R.diff())
         positions_N = rows_N * cols + columns_N
         if bool((positions_N[1:] <= positions_N[:-1]).any()):
             raise damaged(self.path, f"{columns!r} does not rise strictly within each row")

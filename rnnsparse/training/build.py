@@ -22,6 +22,7 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.data import DataConfig
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.updater import Updater
 from rnnsparse.storage import checkpoint
 from rnnsparse.training.device import COMPUTE_TYPES, CPU, NOWHERE, PARAMETER_TYPES
@@ -58,6 +59,8 @@ def _empty_model(
     model.compute_dtype = COMPUTE_TYPES.get(precision) if device.type == "cuda" else None
     model.execution, _ = choose_execution(config, device)
     budget = config.budget
+    if shape is config.model:  # a network in the place of the configured one has no blocks
+        set_block_rows(list(model.sparse_weights().values()), budget.block_rows)
     for weight in model.sparse_weights().values():
         weight.basis = _basis(budget.basis, weight)
     if config.method.stays_dense:
@@ -97,8 +100,8 @@ def choose_execution(config: RunConfig, device: torch.device, sparsity: float | 
 def sparsity_of(budgets: Sequence[Budget]) -> float:
     """Return the share of positions without a connection, in what is not dense by name."""
     counted = [budget for budget in budgets if not budget.dense]
-    positions = sum(budget.group.positions for budget in counted)
-    return 1 - sum(budget.connections for budget in counted) / positions if positions else 0.0
+    positions = sum(budget.group.matrix_entries for budget in counted)
+    return 1 - sum(budget.entries for budget in counted) / positions if positions else 0.0
 
 
 def follow_connections(

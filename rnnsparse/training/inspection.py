@@ -51,7 +51,7 @@ def inspect(
                 }
             )
     counted = [budget.group for budget in budgets if not budget.dense]
-    connections, positions = sum(g.connections for g in counted), sum(g.positions for g in counted)
+    connections, positions = sum(g.entries for g in counted), sum(g.matrix_entries for g in counted)
     parameters = sum(p.numel() for p in model.parameters())
     forward = forward_flops(model)
     symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate

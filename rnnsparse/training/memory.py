@@ -28,16 +28,19 @@ def memory_bytes(
 
     What a run starts with, or one that a recipe makes before, may be more than it has in the end, and is what counts.
     """
+    weights = model.sparse_weights().values()
     most = [config.method.initial_connections(b) for b in budgets]
     for _, counts in config.method.earlier_runs(budgets, config.training.steps):
         most = [max(pair) for pair in zip(most, counts, strict=True)]
-    more = sum(max(0, n - b.group.connections) for n, b in zip(most, budgets, strict=True) if not b.dense)
-    parameters = sum(p.numel() for p in model.parameters()) + more
+    groups = [(max(0, n - b.group.connections), b.group) for n, b in zip(most, budgets, strict=True) if not b.dense]
+    more = sum(count for count, _ in groups)
+    parameters = sum(p.numel() for p in model.parameters()) + sum(count * group.block_rows for count, group in groups)
+    in_blocks = sum(w.connections for w in weights if w.block_rows > 1)
+    in_blocks += sum(count * group.block_rows for count, group in groups if group.block_rows > 1)
     number = model.embedding.values.element_size()
     moments = OPTIMIZER_MOMENTS[config.training.optimizer]
     if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):
         moments += 1
-    weights = model.sparse_weights().values()
     if config.method.recipe and config.model.execution != "sparse":
         execution = "masked"  # of its first run, which has all connections
     if config.method.dense_gradient == "never":
@@ -53,12 +56,15 @@ def memory_bytes(
     computed = number if compute_type is None else compute_type.itemsize
     return {
         "parameters": parameters * number,
-        "indices": (sum(w.connections for w in weights) + more) * 8,
+        # Of blocks also the place of each entry.
+        "indices": (sum(len(w.indices) for w in weights) + more + in_blocks) * 8,
         "optimizer": parameters * number * moments,
         "dense_buffers": _dense_numbers(model, execution, kept) * computed,
         "dense_gradients": gradients * number,
-        # Each has a position, the gradient of one step and the sum over steps.
-        "probes": sum(config.method.pool_size(b) for b in budgets if not b.dense) * (8 + 2 * number),
+        # Each has a position, the gradients of one step and their sums over steps.
+        "probes": sum(
+            config.method.pool_size(b) * (8 + 2 * number * b.group.block_rows) for b in budgets if not b.dense
+        ),
         "teacher": _memory_of(teacher) if teacher is not None else 0,
         "bases": sum(w.basis.left_KRR.numel() + w.basis.right_KCC.numel() for w in weights if w.basis) * number,
     }
@@ -82,5 +88,5 @@ def _dense_numbers(model: CharLM, execution: str, kept: int) -> int:
 
 def _memory_of(model: CharLM) -> int:
     """Return the bytes of a model that is not trained: its parameters, and the positions of its connections."""
-    connections = sum(weight.connections for weight in model.sparse_weights().values())
-    return sum(p.numel() * p.element_size() for p in model.parameters()) + connections * 8
+    positions = sum(len(weight.indices) for weight in model.sparse_weights().values())
+    return sum(p.numel() * p.element_size() for p in model.parameters()) + positions * 8

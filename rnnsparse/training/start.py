@@ -139,6 +139,14 @@ def _open(key: str, path: str, config: RunConfig, model: CharLM, tokenizer: Toke
                 f"{key}: {path}: its {name} is {_shape(theirs.get(name))}, this run's is {_shape(ours.get(name))}; "
                 f"name a run with the same model"
             )
+    if not key.startswith("start."):
+        return other  # of which only matrices are taken
+    for name, weight in model.sparse_weights().items():
+        if (height := other.model.sparse_weights()[name].block_rows) != weight.block_rows:
+            raise UserError(
+                f"{key}: {path}: its connections in {name} are of {height} rows, this run's of {weight.block_rows} "
+                f"(sparsity.block_rows); use the same, or another run"
+            )
     return other
 
 
@@ -176,7 +184,8 @@ def _draw_in_basis(model: CharLM) -> None:
     """Take numbers drawn for every position as a matrix: full networks of one seed are then the same in any basis."""
     for weight in model.sparse_weights().values():
         if weight.basis and weight.is_full:
-            weight.express(weight.values.detach().view(weight.rows, weight.cols), weight.basis)
+            basis, weight.basis = weight.basis, None
+            weight.express(weight.to_dense(), basis)
 
 
 def _change_basis(key: str, other: Restored, config: RunConfig, model: CharLM) -> None:
@@ -230,8 +239,9 @@ def _restrict(values: Restored, topology: Restored, optimizer: torch.optim.Optim
         new = rewire(weight, topology.model.sparse_weights()[name].indices, optimizer)
         if new:
             raise UserError(
-                f"start.topology: {topology.folder}: has {new:,} connections in {name} that {values.folder} has not, "
-                f"so they have no values to start with; take those of a run that has them, such as a dense one"
+                f"start.topology: {topology.folder}: has {new * weight.block_rows:,} connections in {name} that "
+                f"{values.folder} has not, so they have no values to start with; take those of a run that has them, "
+                "such as a dense one"
             )
 
 
@@ -269,8 +279,8 @@ def _add_connections(config: RunConfig, budgets: list[Budget]) -> None:
         group, count = budget.group, _first_count(config, budget)
         if group.connections > count:
             raise UserError(
-                f"start.add: the other run has {group.connections:,} connections in {group.name}, and this one would "
-                f"begin with {count:,}; use a lower sparsity.sparsity, or set start.add to false"
+                f"start.add: the other run has {group.entries:,} connections in {group.name}, and this one would "
+                f"begin with {count * group.block_rows:,}; use a lower sparsity.sparsity, or set start.add to false"
             )
         numbers = generator_for(config.run.seed, "added", group.name)
         present = group.indices()
@@ -287,9 +297,11 @@ def _require_counts(config: RunConfig, budgets: list[Budget]) -> None:
         wanted = _first_count(config, budget)
         if group.connections != wanted:
             reason = (
-                "sparsity.dense names it" if budget.dense else f"method {config.method.name} begins with {wanted:,}"
+                "sparsity.dense names it"
+                if budget.dense
+                else f"method {config.method.name} begins with {wanted * group.block_rows:,}"
             )
             raise UserError(
-                f"start: the other run has {group.connections:,} of {group.positions:,} connections in {group.name}, "
+                f"start: the other run has {group.entries:,} of {group.matrix_entries:,} connections in {group.name}, "
                 f"but {reason}; use another run, or sparsity.method=static"
             )

@@ -343,8 +343,9 @@ def test_a_change_of_counts_fails_no_backward_pass_while_an_output_is_alive() ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch._dynamo
-def test_torch_compile_computes_the_same_or_says_why_not() -> None:
-    layer = rs.Linear(INPUTS, H, sparsity=0.95)
+@pytest.mark.parametrize("block_rows", [1, 2])
+def test_torch_compile_computes_the_same_or_says_why_not(block_rows: int) -> None:
+    layer = rs.Linear(INPUTS, 2 * H, sparsity=0.75, block_rows=block_rows)
     compiled = torch.compile(layer, backend="eager")
     x = numbers(3, INPUTS, dtype=torch.float32)
     torch.testing.assert_close(compiled(x), layer(x))

@@ -24,6 +24,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.methods.set import SET
@@ -39,15 +40,24 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(vocab: int = VOCAB, density: float = 0.3, dtype: torch.dtype = F64, seed: int = 0, **shape: Any) -> CharLM:
-    """Return a model in masked execution with random connections."""
+def build(
+    vocab: int = VOCAB,
+    density: float = 0.3,
+    dtype: torch.dtype = F64,
+    seed: int = 0,
+    block_rows: int = 1,
+    **shape: Any,
+) -> CharLM:
+    """Return a model in masked execution with random connections, in recurrent layers blocks of `block_rows`."""
     sizes: dict[str, Any] = {"cell": "gru", "embedding_dim": 6, "hidden_size": 8}
     config = ModelConfig(**sizes | shape)
     model = CharLM(config, vocab).to(dtype)
+    set_block_rows(list(model.sparse_weights().values()), block_rows)
     generator = torch.Generator().manual_seed(seed)
     for weight in model.sparse_weights().values():
-        count = round(density * weight.positions)
-        weight.connect(torch.randperm(weight.positions, generator=generator)[:count].sort().values)
+        positions = weight.topology.positions
+        count = round(density * positions)
+        weight.connect(torch.randperm(positions, generator=generator)[:count].sort().values)
     model.reset_parameters(seed)
     return model
 
@@ -511,3 +521,42 @@ def test_what_is_not_differentiated_is_freed_at_once() -> None:
         assert tensors() == before, "only the garbage collector can free the rest"
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("block_rows", [2, 4, 8, 16])
+@pytest.mark.parametrize("batch", [1, 33])
+def test_blocks_in_sparse_execution_are_those_of_masked_execution(cell: str, block_rows: int, batch: int) -> None:
+    masked, sparse = both(density=0.4, cell=cell, num_layers=2, hidden_size=32, embedding_dim=5, block_rows=block_rows)
+    tokens = text(masked, 3, batch)
+    found, expected = passed(sparse, tokens), passed(masked, tokens)
+    assert expected["rnn.0.recurrent.values"].shape[1:] == (block_rows,)
+    assert_equal(found, expected)
+    stepper, state = sparse.stepper(), sparse.initial_state(batch)
+    with torch.no_grad():
+        for tokens_B, expected_BV in zip(tokens, masked(tokens)[0], strict=True):
+            logits_BV, state = stepper.step(tokens_B, state)
+            torch.testing.assert_close(logits_BV, expected_BV, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("block_rows", [1, 8])
+def test_pools_have_the_gradients_of_the_matrix_at_their_places(block_rows: int) -> None:
+    masked, sparse = both(density=0.4, hidden_size=16, block_rows=block_rows)
+    for model in (masked, sparse):
+        for weight in model.sparse_weights().values():
+            weight.start_pool(torch.arange(1, weight.topology.positions, 3))
+        passed(model, text(model, 3, 5))
+        for name, weight in model.sparse_weights().items():
+            assert weight.pool
+            assert weight.dense_gradient
+            everywhere = weight.dense_gradient.rows(0, weight.rows).flatten()
+            torch.testing.assert_close(weight.pool.gradient, everywhere[weight.pool.places.entries], msg=name)
+
+
+def test_blocks_that_change_between_forward_and_backward_are_noticed() -> None:
+    _, model = both(hidden_size=16, block_rows=4)
+    loss = model(text(model, 3, 2))[0].sum()
+    weight = model.sparse_weights()["rnn.0.recurrent"]
+    weight.connect(weight.indices[1:], weight.values[1:])
+    with pytest.raises(RuntimeError):
+        loss.backward()

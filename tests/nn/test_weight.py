@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -248,3 +251,104 @@ def test_strips_cover_every_position_of_the_rows_once_and_in_order(rows: tuple[i
     seen = [p for strip in strips for p in range(strip.start, strip.start + strip.gradient_RC.numel())]
     assert seen == list(range(rows[0] * 2, rows[1] * 2))
     assert [int(x) for strip in strips for x in strip.gradient_RC.flatten()] == seen
+
+
+# ---- blocks of rows
+
+heights = st.sampled_from([1, 2, 4, 8, 16])
+
+
+def blocks_of(block_rows: int, gates: int, rows_of_blocks: int, cols: int, density: float, seed: int) -> SparseWeight:
+    """Return a weight whose gates have so many rows of blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [f"w.{i}" for i in range(gates)]
+    weight = SparseWeight("w", gates * rows_of_blocks * block_rows, cols, names, block_rows=block_rows).double()
+    count = weight.topology.positions
+    indices = torch.randperm(count, generator=generator)[: round(density * count)].sort().values
+    shape = (len(indices), block_rows)[: 1 + (block_rows > 1)]
+    weight.connect(indices, torch.randn(shape, dtype=torch.float64, generator=generator))
+    return weight
+
+
+def by_hand(weight: SparseWeight) -> Tensor:
+    """Return the matrix, entry by entry."""
+    dense = torch.zeros(weight.rows, weight.cols, dtype=torch.float64)
+    numbers = weight.values.detach().view(len(weight.indices), weight.block_rows)
+    for position, block in zip(weight.indices.tolist(), numbers.tolist(), strict=True):
+        row, col = divmod(position, weight.cols)
+        for i, value in enumerate(block):
+            dense[row * weight.block_rows + i, col] = value
+    return dense
+
+
+blocks = st.builds(
+    blocks_of, heights, st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.floats(0, 1), st.integers(0, 99)
+)
+
+
+@given(weight=blocks)
+def test_a_block_is_consecutive_rows_that_share_a_column(weight: SparseWeight) -> None:
+    assert torch.equal(weight.to_dense(), by_hand(weight))
+    assert weight.connections == sum(map(weight.connections_in, weight.gates)) == weight.values.numel()
+    for gate in weight.gates:
+        start, stop = weight.bounds(gate.start_row, gate.stop_row)
+        rows = weight.topology.entries[start:stop].flatten() // weight.cols
+        assert bool(((rows >= gate.start_row) & (rows < gate.stop_row)).all())
+
+
+@given(weight=blocks)
+def test_numbers_sorted_by_row_find_the_entries_of_blocks(weight: SparseWeight) -> None:
+    sorted_entries = weight.topology.entries.flatten().sort().values
+    assert torch.equal(weight.topology.from_by_row(sorted_entries), weight.topology.entries)
+
+
+@given(weight=blocks)
+def test_the_gradient_of_blocks_is_gathered_from_that_of_the_matrix(weight: SparseWeight) -> None:
+    x = torch.randn(weight.cols, 3, dtype=torch.float64)
+    dense = by_hand(weight).requires_grad_()
+    (dense @ x).sin().sum().backward()
+    (materialise([weight])[0] @ x).sin().sum().backward()
+    assert weight.values.grad is not None
+    assert dense.grad is not None
+    found = torch.zeros(weight.positions, dtype=torch.float64)
+    found[weight.topology.entries.flatten()] = weight.values.grad.flatten()
+    connected = torch.zeros(weight.positions, dtype=torch.float64)
+    connected[weight.topology.entries.flatten()] = 1
+    torch.testing.assert_close(found, dense.grad.flatten() * connected)
+
+
+@given(weight=blocks)
+def test_blocks_travel_with_states_copies_and_pickles(weight: SparseWeight) -> None:
+    other = SparseWeight("w", weight.rows, weight.cols, [gate.name for gate in weight.gates]).double()
+    other.load_state_dict(weight.state_dict())
+    for twin in (other, copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert twin.block_rows == weight.block_rows
+        assert torch.equal(twin.values, weight.values)
+        assert torch.equal(twin.to_dense(), weight.to_dense())
+    other.load_state_dict(SparseWeight("w", weight.rows, weight.cols).double().state_dict())
+    assert (other.block_rows, other.connections) == (1, 0)
+
+
+@given(height=heights, other=heights, seed=st.integers(0, 99))
+def test_a_full_matrix_can_have_blocks_of_any_height(height: int, other: int, seed: int) -> None:
+    weight = blocks_of(height, 2, 16 // height, 3, 1.0, seed)
+    before = weight.to_dense()
+    weight.set_block_rows(other)
+    assert weight.is_full
+    assert torch.equal(weight.to_dense(), before)
+
+
+def test_blocks_that_do_not_fit_are_refused_with_those_that_would() -> None:
+    with pytest.raises(ValueError, match=r"^w: block_rows=8: does not divide 12, the rows of a gate; 1, 2 or 4 would$"):
+        SparseWeight("w", 24, 3, ["w.a", "w.b"], block_rows=8)
+    with pytest.raises(ValueError, match="does not divide 9, the rows of a gate; 1 would"):
+        SparseWeight("w", 9, 3, block_rows=2)
+    with pytest.raises(ValueError, match=r"block_rows=3: must be one of 1, 2, 4, 8, 16"):
+        SparseWeight("w", 9, 3, block_rows=3)
+    weight = blocks_of(4, 1, 2, 3, 0.5, 0)
+    with pytest.raises(ValueError, match="blocks of 4 rows, and cannot become 2"):
+        weight.set_block_rows(2)
+    with pytest.raises(ValueError, match="connections need 4 values each"):
+        weight.connect(weight.indices, torch.zeros(weight.indices.shape))
+    with pytest.raises(ValueError, match="lies outside 2 x 3"):
+        weight.connect(torch.tensor([6]))

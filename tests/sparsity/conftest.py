@@ -17,6 +17,7 @@ from rnnsparse.randomness import generator_for
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.updater import Updater
 
@@ -38,13 +39,17 @@ class TinyRun:
         seed: int = 1,
         total_steps: int = 12,
         budget: BudgetConfig | None = None,
+        block_rows: int = 1,
         **shape: Any,
     ) -> None:
         self.method, self.total_steps = method, total_steps
         config = ModelConfig(**{"cell": cell, "embedding_dim": 6, "hidden_size": 8} | shape)
         budget = budget or BudgetConfig(sparsity=0.7)
-        self.model = CharLM(method.model_config(config, budget, VOCAB), VOCAB)
+        trained = method.model_config(config, budget, VOCAB)
+        self.model = CharLM(trained, VOCAB)
         self.weights = self.model.sparse_weights()
+        if trained is config:
+            set_block_rows(list(self.weights.values()), block_rows)
         if method.stays_dense:
             budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
         self.budgets = allocate(list(self.weights.values()), budget)
@@ -74,12 +79,12 @@ class TinyRun:
         return before
 
     def snapshot(self) -> dict[str, dict[int, tuple[float, ...]]]:
-        """Return per weight and position: value, then every per-connection number of the optimizer."""
+        """Return per weight and position: values, then every number of the optimizer for these."""
         result = {}
         for name, weight in self.weights.items():
             state = self.optimizer.state.get(weight.values, {})
             columns = [v for v in state.values() if isinstance(v, Tensor) and v.shape == weight.values.shape]
-            rows = torch.stack([weight.values.detach(), *columns], dim=1).tolist()
+            rows = torch.stack([weight.values.detach(), *columns], dim=1).flatten(1).tolist()
             result[name] = dict(zip(weight.indices.tolist(), map(tuple, rows), strict=True))
         return result
 

@@ -17,6 +17,7 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
+from rnnsparse.sparsity.blocks import set_block_rows
 
 
 def weights_of(**shape: Any) -> list[SparseWeight]:
@@ -318,3 +319,94 @@ def test_a_first_topology_is_a_uniform_random_subset() -> None:
     # Drawn without replacement, this follows chi-square with 19 degrees of freedom; its 99.9 % point is 43.8.
     statistic = ((seen - 1200) ** 2 / (3000 * 0.4 * 0.6)).sum() * 19 / 20
     assert statistic < 43.8
+
+
+# ---- blocks of rows
+
+
+def in_blocks_of(setting: int | dict[str, int], cell: str = "gru") -> list[SparseWeight]:
+    weights = small(cell)
+    set_block_rows(weights, setting)
+    return weights
+
+
+@given(
+    sparsity=st.floats(0, 0.9),
+    distribution=st.sampled_from(["uniform", "erk"]),
+    granularity=st.sampled_from(["gate", "matrix", "cell"]),
+    setting=st.sampled_from([4, 16, {"*": 2}, {"*": 16}, {"rnn": 8, "output": 4}, {"*": 2, "output": 16}]),
+)
+def test_budgets_are_exact_in_the_smallest_blocks(
+    sparsity: float, distribution: Any, granularity: Any, setting: int | dict[str, int]
+) -> None:
+    weights = in_blocks_of(setting)
+    budgets = allocate(weights, BudgetConfig(sparsity=sparsity, distribution=distribution, granularity=granularity))
+    smallest = min(weight.block_rows for weight in weights)
+    blocks = sum(weight.positions for weight in weights) // smallest
+    assert sum(b.entries for b in budgets) == smallest * (blocks - floor(Fraction(str(sparsity)) * blocks))
+    assert all(0 < b.connections <= b.group.positions for b in budgets)
+    connect_randomly(budgets, seed=1)
+    for budget in budgets:
+        assert (budget.group.connections, budget.group.entries) == (budget.connections, budget.entries)
+    for weight in weights:
+        assert weight.connections == sum(b.entries for b in budgets if b.group.parts[0].weight is weight) or (
+            granularity == "cell"
+        )
+
+
+@given(sparsity=st.floats(0, 0.9), setting=st.sampled_from([4, 16, {"rnn": 8, "output": 4}]))
+def test_budgets_in_blocks_are_within_a_block_of_those_of_single_connections(
+    sparsity: float, setting: int | dict[str, int]
+) -> None:
+    config = BudgetConfig(sparsity=sparsity)
+    blocks, single = allocate(in_blocks_of(setting), config), allocate(small(), config)
+    # Single connections take up what blocks leave, which are few groups here.
+    for ours, theirs in zip(blocks, single, strict=True):
+        slack = ours.group.block_rows if ours.group.block_rows > 1 else 3 * 16
+        assert abs(ours.entries - theirs.connections) <= slack, ours.group.name
+
+
+def test_full_matrices_of_one_seed_are_the_same_whatever_their_blocks() -> None:
+    matrices = []
+    for block_rows in (1, 8):
+        model = CharLM(ModelConfig(cell="gru", embedding_dim=4, hidden_size=16), vocab_size=5)
+        weights = list(model.sparse_weights().values())
+        set_block_rows(weights, block_rows)
+        connect_randomly(allocate(weights, BudgetConfig(sparsity=0.0)), seed=1)
+        model.reset_parameters(1)
+        matrices.append([weight.to_dense() for weight in weights])
+    for one, other in zip(*matrices, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_blocks_are_chosen_by_number_name_prefix_or_glob() -> None:
+    def heights(setting: int | dict[str, int]) -> list[int]:
+        return [weight.block_rows for weight in in_blocks_of(setting)]
+
+    assert heights(8) == [1, 8, 8, 1]  # the recurrent layers
+    assert heights({"rnn.0.recurrent": 4, "output": 2}) == [1, 1, 4, 2]
+    assert heights({"*": 2, "rnn.0.input.*": 16}) == [2, 16, 2, 2]  # the last that fits
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"rmn": 4}, "sparsity.block_rows.rmn: no group is called 'rmn'"),
+        ({"rnn.0.input.r": 4}, "sparsity.block_rows.rnn.0.input.r: selects rnn.0.input.r but not all gates of"),
+    ],
+)
+def test_names_that_fit_no_weight_are_refused(setting: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        in_blocks_of(setting)
+    assert said in str(error.value)
+
+
+def test_blocks_that_do_not_divide_a_gate_are_refused_with_the_numbers_that_do() -> None:
+    weights = weights_of(cell="lstm", hidden_size=100)
+    with pytest.raises(UserError, match=r"sparsity.block_rows: rnn.0.input: .* 100, .* 1, 2 or 4 would"):
+        set_block_rows(weights, 8)
+
+
+def test_matrices_of_one_budget_have_blocks_of_one_height() -> None:
+    with pytest.raises(UserError, match=r"1 and 4 rows cannot share the budget of rnn\.0"):
+        allocate(in_blocks_of({"rnn.0.input": 4}), BudgetConfig(granularity="cell"))

@@ -58,7 +58,7 @@ def group_of(positions: int, connections: int, name: str = "w") -> Group:
     ],
 )
 def test_the_division_by_hand(total: int, activity: list[float], limits: list[int], counts: list[int]) -> None:
-    assert shared_out(total, activity, limits) == counts
+    assert shared_out(total, activity, limits, [1] * len(limits)) == counts
 
 
 blocks = st.lists(
@@ -72,7 +72,7 @@ def test_the_division_is_exact_within_the_room_and_proportional_within_one(
 ) -> None:
     activity, limits = zip(*blocks, strict=True)
     total = int(share * sum(limits))
-    counts = shared_out(total, activity, limits)
+    counts = shared_out(total, activity, limits, [1] * len(limits))
     assert sum(counts) == total
     assert all(0 <= count <= limit for count, limit in zip(counts, limits, strict=True))
     # Where there is room, counts differ from one common multiple of the activity by less than one.
@@ -90,7 +90,25 @@ def test_the_division_is_exact_within_the_room_and_proportional_within_one(
 
 def test_more_than_there_is_room_for_is_refused() -> None:
     with pytest.raises(ValueError, match="room"):
-        shared_out(8, [1, 1], [3, 4])
+        shared_out(8, [1, 1], [3, 4], [1, 1])
+
+
+@given(
+    groups=st.lists(
+        st.tuples(st.floats(0, 1e6), st.integers(0, 300), st.integers(0, 300), st.sampled_from([1, 2, 4, 8, 16])),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_what_groups_of_blocks_give_up_they_regrow_to_the_last_entry(
+    groups: list[tuple[float, int, int, int]],
+) -> None:
+    activity, dropped, absent, block_rows = zip(*groups, strict=True)
+    room = [a + b for a, b in zip(dropped, absent, strict=True)]
+    total = sum(n * rows for n, rows in zip(dropped, block_rows, strict=True))
+    counts = shared_out(total, activity, room, block_rows)
+    assert sum(n * rows for n, rows in zip(counts, block_rows, strict=True)) == total
+    assert all(0 <= count <= limit for count, limit in zip(counts, room, strict=True))
 
 
 # ---- nearly full blocks

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import rnnsparse as rs
 import rnnsparse.sparsity.methods
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.method import METHODS
 
 STEPS = 12
@@ -399,3 +400,46 @@ def test_any_optimizer_will_do(make: Callable[..., torch.optim.Optimizer]) -> No
     model = Net()
     optimizer = make(model.parameters(), lr=0.01)
     train(model, optimizer, rs.sparsify(model, "rigl", optimizer, sparsity=0.7, steps=STEPS, **OFTEN), range(STEPS))
+
+
+# ---- blocks of rows
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_layers_in_blocks_keep_their_budgets(name: str, execution: str) -> None:
+    if name == "snfs" and execution == "sparse":
+        pytest.skip("needs the dense gradient at every step")
+    model = Net(block_rows=4, execution=execution)
+    model, _, sparsifier = run(name, model=model, **SETTINGS[name])
+    blocks = {weight.name: weight.block_rows for weight in model.modules() if isinstance(weight, SparseWeight)}
+    assert blocks == {f"encoder.{i}.{part}": 4 for i in (0, 1) for part in ("input", "recurrent")} | {"head": 1}
+    for budget in sparsifier.budgets:
+        assert budget.group.connections == budget.connections
+    assert "in blocks of 4 rows" in str(sparsifier)
+
+
+def test_sparsify_gives_blocks_to_new_layers_and_to_full_ones() -> None:
+    model = Net(sparsity=0.5)
+    run("rigl", model=model, block_rows=8, interval=3)
+    assert [weight.block_rows for weight in model.encoder.weights()] == [8] * 4
+    full = rs.convert(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)))
+    before = full[0].to_dense()
+    rs.sparsify(full, "prune", adam(full), steps=9, block_rows={"0": 4})
+    assert (full[0].block_rows, full[1].block_rows) == (4, 1)
+    assert torch.equal(full[0].to_dense(), before), "pruning begins with the values that are there"
+
+
+def test_blocks_that_cannot_be_are_refused() -> None:
+    model = Net()
+    with pytest.raises(ValueError, match="block_rows=3: must be 1, 2, 4, 8 or 16"):
+        rs.sparsify(model, "rigl", adam(model), steps=9, block_rows=3)
+    with pytest.raises(ValueError, match="block_rows=16: does not divide 8"):
+        rs.sparsify(model, "rigl", adam(model), steps=9, block_rows=16)
+    model, optimizer, _ = run("static", model=Net())
+    with pytest.raises(ValueError, match="the optimizer has a state for connections of 1 rows"):
+        rs.sparsify(model, "rigl", optimizer, steps=9, block_rows=2)
+    with pytest.raises(ValueError, match="cannot become 2"):
+        rs.sparsify(model, "rigl", adam(model), steps=9, block_rows=2, values="keep")
+    with pytest.raises(ValueError, match="block_rows=32: must be one of"):
+        rs.LSTM(3, 64, block_rows=32)

@@ -15,6 +15,7 @@ from torch import Tensor
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.model import ModelConfig
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.storage import weights
 from rnnsparse.storage.weights import WeightsFile
 
@@ -256,3 +257,38 @@ def test_loaded_weights_do_not_depend_on_the_file_any_more(tmp_path: Path) -> No
     assert bits(other) == bits(model)
     with torch.no_grad():
         other.embedding.values.add_(1)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+def test_blocks_come_back_bit_for_bit_with_one_column_each(tmp_path: Path, cell: str, density: float) -> None:
+    config = ModelConfig(cell=cell, embedding_dim=5, hidden_size=8)
+    models = [CharLM(config, 5) for _ in range(2)]
+    for model in models:
+        set_block_rows(list(model.sparse_weights().values()), 4)
+    generator = torch.Generator().manual_seed(0)
+    for weight in models[0].sparse_weights().values():
+        count = round(density * weight.topology.positions)
+        indices = torch.randperm(weight.topology.positions, generator=generator)[:count].sort().values
+        weight.connect(indices)
+        weight.values.data.normal_(generator=generator)
+    write(tmp_path / "file", models[0])
+    WeightsFile(tmp_path / "file").apply(models[1])
+    assert bits(models[1]) == bits(models[0])
+    found = load_file(tmp_path / "file")
+    for weight in models[0].sparse_weights().values():
+        for gate in weight.gates if weight.block_rows > 1 and density < 1 else []:
+            blocks = weight.connections_in(gate) // 4
+            assert found[f"{gate.name}.values"].shape == (blocks, 4)
+            assert found[f"{gate.name}.columns"].shape == (blocks,)
+            assert found[f"{gate.name}.row_pointers"].shape == (3,)  # of two rows of blocks
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_a_file_of_other_blocks_is_refused(tmp_path: Path, density: float) -> None:
+    config = ModelConfig(cell="gru", embedding_dim=4, hidden_size=8)
+    model, other = model_of(config, density=density), CharLM(config, 5)
+    set_block_rows(list(other.sparse_weights().values()), 4)
+    write(tmp_path / "file", model)
+    with pytest.raises(UserError, match="not the weights of this model"):
+        WeightsFile(tmp_path / "file").apply(other)

@@ -56,7 +56,7 @@ SAME = [
     for execution in ("masked", "sparse")
     if (execution == "masked" or METHODS[method]().works_sparse) and not METHODS[method].recipe
 ]
-RESUMED = ["rigl", "snfs", "scout", "taught"]  # the last one by the first
+RESUMED = ["rigl", "snfs", "scout", "blocks", "taught"]  # the last one by the first
 # Two layers, so that dropout draws numbers; two batches per step.
 WITH_DROPOUT = ["model.num_layers=2", "model.dropout=0.3", "training.accumulate=2", "training.steps=12"]
 
@@ -74,6 +74,7 @@ def config_in(folder: Path, name: str, method: str = "rigl", *overrides: str) ->
 def same_configs(folder: Path, ranks: int) -> Iterator[RunConfig]:
     for method, cell, execution in SAME:
         shape = [f"model.cell={cell}", f"model.execution={execution}"]
+        shape += ["sparsity.block_rows=2"] if cell == "lstm" else []
         yield config_in(folder, f"same/{method}-{cell}-{execution}/{ranks}", method, *shape)
 
 
@@ -81,6 +82,8 @@ def resumed_config(folder: Path, place: str, name: str) -> RunConfig:
     if name == "taught":
         teacher = [f"training.teacher={folder / 'undisturbed/rigl'}", "training.teacher_weight=0.5"]
         return config_in(folder, f"{place}/taught", "static", *teacher)
+    if name == "blocks":
+        return config_in(folder, f"{place}/blocks", "scout", "sparsity.block_rows=2")
     return config_in(folder, f"{place}/{name}", name)
 
 

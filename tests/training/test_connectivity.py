@@ -45,3 +45,19 @@ def test_counts_are_those_of_the_masks(config: ModelConfig) -> None:
         inputs = [int(below[unit::4].sum() + own[unit::4].sum()) for unit in range(4)]
         outputs = [int(own[:, unit].sum() + masks[reader][:, unit].sum()) for unit in range(4)]
         assert counts["units"][f"rnn.{i}"] == {"in": inputs, "out": outputs}
+
+
+def test_a_block_counts_as_the_weights_in_it() -> None:
+    counts = []
+    for block_rows in (4, 1):
+        model = CharLM(ModelConfig(cell="gru", embedding_dim=3, hidden_size=8), vocab_size=7)
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in model.sparse_weights().items():
+            height = 4 if name.startswith("rnn") else 1
+            mask = (torch.rand(weight.rows // height, weight.cols, generator=generator) < 0.4).repeat_interleave(
+                height if block_rows == 1 else 1, 0
+            )
+            weight.set_block_rows(min(height, block_rows))
+            weight.connect(mask.flatten().nonzero().flatten())
+        counts.append(connection_counts(model))
+    assert counts[0] == counts[1]

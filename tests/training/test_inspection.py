@@ -251,3 +251,25 @@ def test_the_memory_and_flops_of_bases_are_counted() -> None:
         assert report["training_flops_vs_dense"] > 1
         assert report["memory_bytes"]["bases"] == 4 * numbers
         assert "0.0 MB bases" in table(report)[-1]
+
+
+@pytest.mark.parametrize("method", ["rigl", "scout", "prune", "dense"])
+def test_blocks_of_connections_are_reported_as_the_weights_in_them(method: str) -> None:
+    config = parse_config(
+        {
+            "model": {"embedding_dim": 4, "hidden_size": 16},
+            "sparsity": {"method": method, "sparsity": 0.5, "block_rows": 8},
+            "training": {"steps": 10, "batch_size": 2, "sequence_length": 5},
+        },
+        "c.yaml",
+    )
+    model, budgets = new_model(config, 10, torch.device("cpu"))
+    report = inspect(config, model, budgets)
+    matrices = {name: (weight.to_dense() != 0).sum() for name, weight in model.sparse_weights().items()}
+    assert report["connections"] == sum(matrices.values())
+    assert report["positions"] == 10 * 4 + 48 * 4 + 48 * 16 + 10 * 16
+    assert report["sparsity"] == (0.5 if method in ("rigl", "scout") else 0)
+    assert report["flops_per_character"] == 2 * (sum(matrices.values()) - matrices["embedding"])
+    assert all(block["connections"] % 8 == 0 for block in report["blocks"] if block["name"].startswith("rnn"))
+    alike = report_of(f"sparsity.method={method}", "model.hidden_size=16")
+    assert report["training_flops_vs_dense"] == pytest.approx(alike["training_flops_vs_dense"], rel=0.05)

@@ -578,3 +578,25 @@ def test_a_run_that_started_elsewhere_is_not_resumed_as_one_that_did_not(tmp_pat
     trained(started(tmp_path, others, "run", weights="static"))
     with pytest.raises(UserError, match=r"start\.weights: the run to resume has .*, not None"):
         prepare(config_in(tmp_path, "run"), resume=True)
+
+
+@pytest.mark.parametrize("key", ["topology", "weights", "rewind"])
+def test_another_run_with_other_blocks_is_refused(tmp_path: Path, others: Path, key: str) -> None:
+    config = started(
+        tmp_path, others, "run", "sparsity.method=static", "sparsity.sparsity=0.7", "sparsity.block_rows=2",
+        **{key: "static"},
+    )  # fmt: skip
+    with pytest.raises(UserError) as error:
+        prepare(config)
+    assert one_line(error).startswith(f"start.{key}: ")
+    assert "its connections in rnn.0.input are of 1 rows, this run's of 2 (sparsity.block_rows)" in one_line(error)
+
+
+def test_a_ticket_of_blocks_starts_from_a_dense_run_in_blocks(tmp_path: Path) -> None:
+    trained(config_in(tmp_path, "dense", "sparsity.method=dense", "sparsity.block_rows=2"))
+    prune = ("sparsity.method=snip", "sparsity.block_rows=2", f"start.weights={tmp_path / 'dense'}")
+    trained(config_in(tmp_path, "run", *prune))
+    dense, sparse = (restore(tmp_path / run, CPU).model.sparse_weights() for run in ("dense", "run"))
+    for name, weight in sparse.items():
+        assert weight.block_rows == dense[name].block_rows == (2 if name.startswith("rnn") else 1)
+        assert (dense[name].is_full, weight.is_full) == (True, False)

@@ -186,14 +186,18 @@ PLAIN = sorted(name for name, method in METHODS.items() if not method.recipe)
 STOPPED = [(method, "gru", "adam", "gate", "auto") for method in PLAIN]
 STOPPED += [(method, "lstm", "sgd", "cell", "masked") for method in PLAIN]
 STOPPED += [("rigl", "lstm", "adamw", "matrix", "auto"), ("rigl", "gru", "adam", "gate", "masked")]
+STOPPED = [(*kind, 1) for kind in STOPPED]
+STOPPED += [("rigl", "gru", "adam", "gate", "masked", 2), ("scout", "lstm", "adamw", "cell", "sparse", 2)]
+STOPPED += [("snfs", "gru", "sgd", "matrix", "masked", 2), ("granet", "gru", "adam", "gate", "sparse", 2)]
 
 
-@pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution"), STOPPED)
+@pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution", "block_rows"), STOPPED)
 def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
-    tmp_path: Path, method: str, cell: str, optimizer: str, granularity: str, execution: str
+    tmp_path: Path, method: str, cell: str, optimizer: str, granularity: str, execution: str, block_rows: int
 ) -> None:
     settings = [f"sparsity.method={method}", f"model.cell={cell}", f"training.optimizer={optimizer}"]
     settings += [f"sparsity.granularity={granularity}", f"model.execution={execution}"]
+    settings += [f"sparsity.block_rows={block_rows}"]
     trained(config_in(tmp_path, "undisturbed", *settings))
     config = config_in(tmp_path, "stopped", *settings)
     for step in range(1, STEPS):

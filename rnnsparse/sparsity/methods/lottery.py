@@ -45,7 +45,7 @@ class Lottery(Method):
 
     def ticket(self, groups: Sequence[Group], counts: Sequence[int]) -> list[Tensor]:
         """Return what a round leaves for the next one: the positions of the largest weights of each group."""
-        return [keep_largest(g.indices(), g.values().abs(), n) for g, n in zip(groups, counts, strict=True)]
+        return [keep_largest(g.indices(), g.magnitudes(), n) for g, n in zip(groups, counts, strict=True)]
 
     def earlier_runs(self, budgets: Sequence[Budget], steps: int) -> list[tuple[int, list[int]]]:
         dense, *tickets = self.rounds([b.group.positions for b in budgets], [b.connections for b in budgets])

@@ -41,11 +41,14 @@ class LowRank(Method):
 
 
 def distance_from_corner(group: Group) -> Tensor:
-    """Return the row or column in its gate, whichever is larger, of each connection [n]: with less than r, rank r."""
+    """Return the row or column in its gate, whichever is larger, of each connection [n]: with less than r, rank r.
+
+    The row of a block is its first.
+    """
     distances = []
     for part in group.parts:
         weight = part.weight
         indices = part.of(weight.indices)
-        rows = indices // weight.cols % (weight.rows // len(weight.gates))
+        rows = indices // weight.cols * weight.block_rows % (weight.rows // len(weight.gates))
         distances.append(torch.maximum(rows, indices % weight.cols))
     return torch.cat(distances)

@@ -44,7 +44,7 @@ class Prune(Method):
         share = self._schedule(context.total_steps).share_to_go(context.step)
         counts = [b.connections + round((b.group.positions - b.connections) * share) for b in budgets]
         return [
-            keep_largest(budget.group.indices(), budget.group.values().abs(), count)
+            keep_largest(budget.group.indices(), budget.group.magnitudes(), count)
             for budget, count in zip(budgets, counts, strict=True)
         ]
 

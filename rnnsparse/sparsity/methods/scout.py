@@ -12,7 +12,7 @@ from typing_extensions import Doc
 from rnnsparse.settings.marks import Steps, UpTo
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.drop_grow import DropGrow
-from rnnsparse.sparsity.group import Group
+from rnnsparse.sparsity.group import Group, magnitudes
 from rnnsparse.sparsity.method import StepContext, register
 from rnnsparse.sparsity.selection import best_among, draw_absent
 
@@ -65,4 +65,4 @@ class Scout(DropGrow):
 
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
         positions, total = group.pooled()
-        return best_among(positions, total.abs(), kept, count)
+        return best_among(positions, magnitudes(total), kept, count)

@@ -30,7 +30,7 @@ class SmallDense(Dense):
             return sum(w.positions for w in CharLM(shape(hidden_size), vocab_size).sparse_weights().values())
 
         weights = list(CharLM(config, vocab_size).sparse_weights().values())
-        wanted = sum(b.connections for b in allocate(weights, budget))
+        wanted = sum(b.entries for b in allocate(weights, budget))
         larger = 1 + bisect_left(range(1, config.hidden_size + 1), wanted, key=size)
         best = min(larger, max(1, larger - 1), key=lambda hidden_size: abs(size(hidden_size) - wanted))
         if best == 1 and size(1) > wanted:

@@ -50,8 +50,9 @@ class SNFS(DropGrowByGradient):
         return gradient_RC.abs()
 
     def momenta(self, group: Group, context: StepContext) -> Tensor:
-        parts = [(self._averages[part.weight.name].view(-1), part.of(part.weight.indices)) for part in group.parts]
-        return torch.cat([average[places] for average, places in parts])
+        averages = [self._averages[part.weight.name].view(-1) for part in group.parts]
+        places = [part.of(part.weight.topology.entries) for part in group.parts]
+        return torch.cat([average[place] for average, place in zip(averages, places, strict=True)])
 
     def training_flops(self, sparse: float, dense: float, steps: int) -> float:
         return 2 * sparse + dense

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import Method, StepContext, register
 from rnnsparse.sparsity.selection import keep_largest
 
@@ -37,9 +38,13 @@ class SNIP(Method):
 
     def update(self, budgets: Sequence[Budget], context: StepContext) -> list[Tensor]:
         groups = [budget.group for budget in budgets]
-        scores = [(group.values() * group.gradients()).abs() for group in groups]
+        scores = [_sensitivity(group) for group in groups]
         counts = [budget.connections for budget in budgets]
-        if self.scope == "global" and (free := [i for i, budget in enumerate(budgets) if not budget.overridden]):
+        # Blocks compete with those of their height, so that the total stays exact.
+        for height in sorted({group.block_rows for group in groups}) if self.scope == "global" else []:
+            free = [i for i, b in enumerate(budgets) if not b.overridden and b.group.block_rows == height]
+            if not free:
+                continue
             scores_of_all = torch.cat([scores[i] for i in free])
             numbers = torch.arange(scores_of_all.numel(), device=scores_of_all.device)
             kept = torch.zeros(numbers.shape, dtype=torch.bool, device=numbers.device)
@@ -50,3 +55,9 @@ class SNIP(Method):
             keep_largest(group.indices(), score, count)
             for group, score, count in zip(groups, scores, counts, strict=True)
         ]
+
+
+def _sensitivity(group: Group) -> Tensor:
+    """Return how much the loss would change, to first order, without each connection [n]."""
+    changes = group.values() * group.gradients()
+    return changes.abs() if changes.dim() == 1 else changes.sum(1).abs()

@@ -36,9 +36,9 @@ def connection_counts(model: CharLM) -> dict[str, Any]:
 
 def row_counts(weight: SparseWeight) -> Tensor:
     """Return the connections of each row [R]: how many inputs it has."""
-    return weight.topology.row_pointers.diff()
+    return weight.topology.row_pointers.diff().repeat_interleave(weight.block_rows)
 
 
 def column_counts(weight: SparseWeight) -> Tensor:
     """Return the connections of each column [C]: how many rows read it."""
-    return (weight.indices % weight.cols).bincount(minlength=weight.cols)
+    return (weight.indices % weight.cols).bincount(minlength=weight.cols) * weight.block_rows

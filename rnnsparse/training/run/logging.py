@@ -139,7 +139,7 @@ class RunLogger:
     def connectivity(self, step: int, name: str, weight: SparseWeight) -> None:
         """Record in TensorBoard a picture of where the connections of `weight` are: bright where dense."""
         if self._tensorboard is not None:
-            picture = connection_picture(weight.indices, weight.rows, weight.cols).unsqueeze(0)
+            picture = connection_picture(weight.topology.entries.flatten(), weight.rows, weight.cols).unsqueeze(0)
             self._tensorboard.add_image(f"connectivity/{name}", picture, step)
 
     def connection_counts(self, step: int, counts: Mapping[str, Any]) -> None:

@@ -247,7 +247,7 @@ def _with_totals(state: dict[str, Any], change: Callable[[Tensor], Tensor]) -> d
 
 def _topology_hash(weight: SparseWeight) -> int:
     """Return a number that depends on every position; it wraps around, on every device alike."""
-    factors = torch.arange(1, 2 * weight.connections, 2, device=weight.indices.device)
+    factors = torch.arange(1, 2 * len(weight.indices), 2, device=weight.indices.device)
     return int((weight.indices * factors).sum())
 
 

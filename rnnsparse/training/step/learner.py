@@ -264,7 +264,7 @@ class Learner:
 
     def _density(self) -> float:
         groups = self._groups
-        return sum(g.connections for g in groups) / sum(g.positions for g in groups) if groups else 1.0
+        return sum(g.entries for g in groups) / sum(g.matrix_entries for g in groups) if groups else 1.0
 
     # ---- what a checkpoint has
 
