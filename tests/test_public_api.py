@@ -28,8 +28,8 @@ SIGNATURES = {
     "Linear": "in_features, out_features, bias=True, *, sparsity=0.0, block_rows=1, execution='auto', device=None, "
     "dtype=None",
     "Embedding": "num_embeddings, embedding_dim, *, sparsity=0.0, device=None, dtype=None, **unsupported",
-    "sparsify": "model, method, optimizer, *, steps, sparsity=0.9, seed=0, include=('*',), exclude=(), block_rows=None, "
-    "values=None, scaler=None, **settings",
+    "sparsify": "model, method, optimizer, *, steps, sparsity=0.9, seed=0, include=('*',), exclude=(), "
+    "block_rows=None, values=None, scaler=None, **settings",
     "convert": "module",
     "to_dense": "module",
     "load": "path, device='auto'",
