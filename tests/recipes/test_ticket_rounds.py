@@ -23,6 +23,7 @@ from rnnsparse.config import RunConfig
 from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
+from rnnsparse.nn.initial import draw_connections
 from rnnsparse.recipes import ticket_rounds
 from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
@@ -383,7 +384,7 @@ def test_a_loop_of_ones_own_comes_to_the_recipes_ticket(tmp_path: Path, method: 
     training, corpus = config.training, load_corpus(config.data)
     model = rs.CharLM(config.model, corpus.tokenizer.vocab_size).double()
     for weight in model.sparse_weights().values():
-        weight.connect_randomly(0.0, seed=0)  # all
+        draw_connections(weight, 0.0, seed=0)  # all
     model.reset_parameters(config.run.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
     sparsifier = rs.sparsify(
