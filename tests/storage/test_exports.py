@@ -20,6 +20,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.run import EvaluationConfig
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.selection import draw_positions
 from rnnsparse.storage.exports import FORMATS, export
 
@@ -55,11 +56,12 @@ class PlainModel(nn.Module):
         return logits
 
 
-def sparse_model(vocab_size: int = VOCABULARY, density: float = 0.3, **config: Any) -> CharLM:
+def sparse_model(vocab_size: int = VOCABULARY, density: float = 0.3, block_rows: int = 1, **config: Any) -> CharLM:
     model = CharLM(ModelConfig(**config), vocab_size)
+    set_block_rows(list(model.sparse_weights().values()), block_rows)
     for name, weight in model.sparse_weights().items():
-        count = round(density * weight.positions)
-        weight.connect(draw_positions(count, weight.positions, generator_for(1, name)))
+        positions = weight.topology.positions
+        weight.connect(draw_positions(round(density * positions), positions, generator_for(1, name)))
     model.reset_parameters(1)
     return model
 
@@ -75,10 +77,11 @@ def load_plain(path: Path, dtype: torch.dtype = torch.float32) -> PlainModel:
 @pytest.mark.parametrize("readout_dims", [(), (10, 8)])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("cell", "block_rows"), [("lstm", 1), ("gru", 1), ("gru", 4)])
 def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
     tmp_path: Path,
     cell: str,
+    block_rows: int,
     tied: bool,
     num_layers: int,
     readout_dims: tuple[int, ...],
@@ -86,6 +89,7 @@ def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
     tolerance: float,
 ) -> None:
     model = sparse_model(
+        block_rows=block_rows,
         cell=cell,
         embedding_dim=8 if readout_dims else 12,
         hidden_size=12,
