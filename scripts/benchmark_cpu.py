@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from rnnsparse.nn.reference import run as run_textbook_cell
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import allocate, connect_randomly
+from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.selection import best_absent, draw_positions
 from rnnsparse.sparsity.updater import Updater
@@ -45,10 +47,17 @@ from rnnsparse.training.peak_memory import peak_memory
 
 DENSE = {"lstm": nn.LSTM, "gru": nn.GRU}
 DENSE_CELL = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
-LAYER_TARGETS = {0.75: 2.2, 0.90: 5.0, 0.95: 8.0, 0.99: 16.0}
 LARGEST_SPREAD = 0.05
-STEP_TARGETS = {0.75: 2.0, 0.90: 4.0, 0.95: 6.0, 0.99: 10.0}
-SAMPLING_TARGETS = {0.90: 5.0, 0.99: 10.0}
+# By rows of a block, then by sparsity: times faster than dense.
+LAYER_TARGETS = {
+    1: {0.75: 2.2, 0.90: 5.0, 0.95: 8.0, 0.99: 16.0},
+    8: {0.75: 3.8, 0.90: 8.5, 0.95: 12.0, 0.99: 20.0},
+}
+STEP_TARGETS = {
+    1: {0.75: 2.0, 0.90: 4.0, 0.95: 6.0, 0.99: 10.0},
+    8: {0.75: 3.0, 0.90: 6.5, 0.95: 9.0, 0.99: 14.0},
+}
+SAMPLING_TARGETS = {1: {0.90: 5.0, 0.99: 10.0}, 8: {0.90: 12.0}}
 MEMORY_TARGETS = {8192: 1.2e9, 16384: 2.5e9}
 
 
@@ -88,17 +97,18 @@ def spread(values: list[float]) -> float:
     return (quartiles[2] - quartiles[0]) / quartiles[1]
 
 
-def random_layer(cell: str, inputs: int, hidden: int, sparsity: float) -> RecurrentLayer:
-    layer = RecurrentLayer(CELLS[cell], "rnn.0", inputs, hidden)
+def random_layer(cell: str, inputs: int, hidden: int, sparsity: float, block_rows: int = 1) -> RecurrentLayer:
+    layer = RecurrentLayer(CELLS[cell], "rnn.0", inputs, hidden, block_rows=block_rows)
     for weight in (layer.input, layer.recurrent):
-        count = round(weight.positions * (1 - sparsity))
-        indices = draw_positions(count, weight.positions, torch.Generator().manual_seed(0))
-        weight.connect(indices, torch.randn(count) / (hidden * (1 - sparsity)) ** 0.5)
+        positions = weight.positions // block_rows
+        count = round(positions * (1 - sparsity))
+        weight.connect(draw_positions(count, positions, torch.Generator().manual_seed(0)))
+        weight.values.data.normal_(std=(hidden * (1 - sparsity)) ** -0.5)
     return layer
 
 
 def layer_step(
-    cell: str, hidden: int, sparsities: list[float], batch: int, times: int, rounds: int
+    cell: str, hidden: int, block_rows: int, sparsities: list[float], batch: int, times: int, rounds: int
 ) -> dict[str, Times]:
     """Forward and backward of one recurrent layer with 128 inputs, everything differentiated."""
     inputs = 128
@@ -120,7 +130,7 @@ def layer_step(
 
     sides: dict[str, Callable[[], object]] = {"dense": run_dense}
     for sparsity in sparsities:
-        sides[str(sparsity)] = partial(run_sparse, random_layer(cell, inputs, hidden, sparsity))
+        sides[str(sparsity)] = partial(run_sparse, random_layer(cell, inputs, hidden, sparsity, block_rows))
     return medians(rounds, **sides)
 
 
@@ -138,8 +148,9 @@ class DenseLM(nn.Module):
         return logits
 
 
-def language_model(cell: str, hidden: int, sparsity: float, execution: str = "sparse") -> CharLM:
+def language_model(cell: str, hidden: int, sparsity: float, block_rows: int = 1, execution: str = "sparse") -> CharLM:
     model = CharLM(ModelConfig(cell=cell, embedding_dim=128, hidden_size=hidden), 256)  # type: ignore[arg-type]
+    set_block_rows(list(model.sparse_weights().values()), block_rows)
     budgets = allocate(list(model.sparse_weights().values()), BudgetConfig(sparsity=sparsity))
     connect_randomly(budgets, 0)
     model.reset_parameters(0)
@@ -148,7 +159,7 @@ def language_model(cell: str, hidden: int, sparsity: float, execution: str = "sp
 
 
 def training_step(
-    cell: str, hidden: int, sparsities: list[float], batch: int, times: int, rounds: int
+    cell: str, hidden: int, block_rows: int, sparsities: list[float], batch: int, times: int, rounds: int
 ) -> dict[str, Times]:
     """A whole step of a character model: embedding, recurrence, output, loss, clipping, Adam; 256 symbols."""
     tokens = torch.randint(256, (times + 1, batch))
@@ -168,12 +179,12 @@ def training_step(
     dense = DenseLM(cell, 256, 128, hidden)
     sides = {"dense": stepper(dense, dense)}
     for sparsity in sparsities:
-        model = language_model(cell, hidden, sparsity)
+        model = language_model(cell, hidden, sparsity, block_rows)
         sides[str(sparsity)] = stepper(model, lambda tokens_TB, model=model: model(tokens_TB)[0])  # type: ignore[misc]
     return medians(rounds, **sides)
 
 
-def sampling(cell: str, hidden: int, sparsities: list[float], rounds: int) -> dict[str, Times]:
+def sampling(cell: str, hidden: int, block_rows: int, sparsities: list[float], rounds: int) -> dict[str, Times]:
     """One symbol after another, batch 1: the recurrent cell, the embedding and the output."""
     symbols = 20
     dense_cell, head = DENSE_CELL[cell](128, hidden), nn.Linear(hidden, 256)
@@ -192,7 +203,7 @@ def sampling(cell: str, hidden: int, sparsities: list[float], rounds: int) -> di
 
     sides: dict[str, Callable[[], object]] = {"dense": run_dense}
     for sparsity in sparsities:
-        model = language_model(cell, hidden, sparsity)
+        model = language_model(cell, hidden, sparsity, block_rows)
         sides[str(sparsity)] = partial(run_sparse, model.stepper(), model.initial_state(1))
     return medians(rounds, **sides)
 
@@ -320,6 +331,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="hidden size 1024 only, fewer rounds, no memory")
     parser.add_argument("--hidden", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75, 0.90, 0.95, 0.99])
+    parser.add_argument("--block-rows", type=int, nargs="+", default=[1, 8], help="rows of a block; 1: no blocks")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--times", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
@@ -348,25 +360,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "layer_step": [],
         "targets": [],
     }
-    for cell in ("lstm", "gru"):
+    for cell, rows in product(("lstm", "gru"), arguments.block_rows):
+        of = f"{cell}, blocks of {rows}" if rows > 1 else cell
         for hidden in arguments.hidden:
             rounds = max(2, arguments.rounds * 1024 // max(1024, hidden))
-            seconds = layer_step(cell, hidden, sparsities, batch, times, rounds)
-            report["layer_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
+            seconds = layer_step(cell, hidden, rows, sparsities, batch, times, rounds)
+            report["layer_step"].append({"of": of, "hidden": hidden, "seconds": seconds})
             if hidden >= 1024:
-                report["targets"] += verdicts(f"{cell} layer, H={hidden}", LAYER_TARGETS, seconds)
-            progress(f"layer step {cell} {hidden}")
+                report["targets"] += verdicts(f"{of} layer, H={hidden}", LAYER_TARGETS.get(rows, {}), seconds)
+            progress(f"layer step {of} {hidden}")
     hidden = 1024 if arguments.quick else 2048
     report["training_step"], report["sampling"] = [], []
-    for cell in ("lstm", "gru"):
-        seconds = training_step(cell, hidden, sparsities, batch, times, max(2, arguments.rounds // 2))
-        report["training_step"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
-        report["targets"] += verdicts(f"{cell} training step, H={hidden}", STEP_TARGETS, seconds)
-        progress(f"training step {cell}")
-        seconds = sampling(cell, hidden, sparsities, 3 * arguments.rounds)
-        report["sampling"].append({"cell": cell, "hidden": hidden, "seconds": seconds})
-        report["targets"] += verdicts(f"{cell} sampling, H={hidden}", SAMPLING_TARGETS, seconds)
-        progress(f"sampling {cell}")
+    for cell, rows in product(("lstm", "gru"), arguments.block_rows):
+        of = f"{cell}, blocks of {rows}" if rows > 1 else cell
+        seconds = training_step(cell, hidden, rows, sparsities, batch, times, max(2, arguments.rounds // 2))
+        report["training_step"].append({"of": of, "hidden": hidden, "seconds": seconds})
+        report["targets"] += verdicts(f"{of} training step, H={hidden}", STEP_TARGETS.get(rows, {}), seconds)
+        progress(f"training step {of}")
+        seconds = sampling(cell, hidden, rows, sparsities, 3 * arguments.rounds)
+        report["sampling"].append({"of": of, "hidden": hidden, "seconds": seconds})
+        report["targets"] += verdicts(f"{of} sampling, H={hidden}", SAMPLING_TARGETS.get(rows, {}), seconds)
+        progress(f"sampling {of}")
     report["alternatives"] = {str(s): alternatives(1024, s, batch, 32, arguments.rounds) for s in (0.9, 0.99)}
     progress("alternatives")
     report["update"] = {
@@ -399,13 +413,13 @@ def as_text(report: dict[str, Any]) -> str:
     ):
         columns = [name for name in report[key][0]["seconds"] if name != "dense"]
         lines += ["", f"{title}: dense ms, then times faster by sparsity"]
-        lines.append(f"{'':12}{'dense ms':>10}" + "".join(f"{float(name):>8.0%}" for name in columns))
+        lines.append(f"{'':30}{'dense ms':>10}" + "".join(f"{float(name):>8.0%}" for name in columns))
         for row in report[key]:
             dense, widest = row["seconds"]["dense"], max(side.spread for side in row["seconds"].values())
             for clock in ("wall", "processor"):
                 of_dense = getattr(dense, clock)
                 ratios = "".join(f"{of_dense / getattr(row['seconds'][name], clock):>7.1f}x" for name in columns)
-                start = f"{row['cell']:5}{row['hidden']:>6} " if clock == "wall" else f"{clock:12}"
+                start = f"{row['of']:24}{row['hidden']:>5} " if clock == "wall" else f"  {clock:28}"
                 lines.append(f"{start}{of_dense * 1e3:>10.1f}{ratios}" + f"  +-{widest:.0%}" * (clock == "wall"))
     lines += ["", "forward of one LSTM layer, H=1024: times faster than nn.LSTM"]
     for sparsity, seconds in report["alternatives"].items():
