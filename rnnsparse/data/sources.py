@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from rnnsparse.data.division import NINETY_FIVE_FIVE, Division
 from rnnsparse.data.folder import Contents, contents
 from rnnsparse.data.packing import (
     CHUNK_BYTES,
@@ -26,6 +27,7 @@ from rnnsparse.data.packing import (
     unpacked,
 )
 from rnnsparse.data.split_names import announced_by, by_split
+from rnnsparse.data.tables import ENDS, parquet_rows, rows_in, table_format
 from rnnsparse.data.tokenizer import Chunk
 from rnnsparse.data.zipped import Archive, Archives
 from rnnsparse.errors import UserError, printable
@@ -47,20 +49,49 @@ class Source:
     name: str
     parts: Mapping[str, tuple[Piece, ...]]
     notes: tuple[str, ...] = ()  # lines for people: what was taken as which part, and what was left out
+    division: Division = NINETY_FIVE_FIVE  # of the one part "text"
 
     @property
     def digest(self) -> str:
         """Identifies the content and its parts; where it lies does not matter."""
         lines = [f"{part} {piece.digest}\n" for part, pieces in self.parts.items() for piece in pieces]
+        if self.division != NINETY_FIVE_FIVE:
+            lines.append(f"divided {self.division.told()}\n")
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
+@dataclass(frozen=True)
+class Reading:
+    """How files are read, unless byte for byte.
+
+    Attributes:
+        column: that of tables, which are then all that is read.
+        spaced: spaces between symbols are left out, and each "_" is a space, as in the Penn Treebank's character files.
+    """
+
+    column: str | None = None
+    spaced: bool = False
+
+
+BYTE_FOR_BYTE = Reading()
+WITHOUT_SPACES = bytes.maketrans(b"_", b" ")
+
+
+def text_source(
+    path: str | Path,
+    key: str,
+    find_splits: bool = True,
+    *,
+    reading: Reading = BYTE_FOR_BYTE,
+    division: Division | None = None,
+) -> Source:
     """A UTF-8 file, or all files below a folder or in a zip archive, in the order of their names.
 
     What gzip, xz or bzip2 packed is unpacked, whatever it is called (see `packing`). With `find_splits`, a folder or
     archive in which names announce splits (see `split_names`) has those splits, and other files are left out, as
     hidden ones always are. Links are followed; a file that several lead to is read once in each split (see `folder`).
+
+    With a `division`, what is for training by its name, or else all, is one text that is divided so.
 
     `key` is what errors call the setting. A path that is missing or is a pipe, a folder without files, unclear names
     of splits, and a file to be read that is a broken link, damaged, or an archive of another kind raise a UserError.
@@ -69,6 +100,8 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
     is_folder, kind, archive = stat.S_ISDIR(_mode(root, label)), None, None
     if is_folder:
         found = contents(root, label, find_splits)
+    elif reading.column and _is_parquet(root):
+        found = Contents([PurePath(root.name)])
     elif (kind := _kind(root, label)) == "zip":
         archive = archives.look_into(root, label)
         found = archive.contents
@@ -76,21 +109,43 @@ def text_source(path: str | Path, key: str, find_splits: bool = True) -> Source:
         found = Contents([PurePath(root.name)])
 
     def pieces_of(name: PurePath, part: str) -> Sequence[Piece]:
+        if reading.column and archive is None and _is_parquet(name):
+            file = root / name if is_folder else root
+            return [_parquet_piece(file, reading.column, f"{key}={file}")]
         if is_folder:
-            return _pieces_in(root, key, archives, find_splits, name, part)
-        if archive is not None:
-            return [_member_piece(root, archive, name, label, archives)]
-        return [_file_piece(root, kind, label)]
+            pieces = _pieces_in(root, key, archives, find_splits, name, part)
+        elif archive is not None:
+            pieces = [_member_piece(root, archive, name, label, archives)]
+        else:
+            pieces = [_file_piece(root, kind, label)]
+        return [_read_as(piece, name, reading) for piece in pieces]
 
     if not found.files:
         what = "folder" if is_folder else "archive"
         raise UserError(f"{label}: the {what} holds no files; put UTF-8 text files into it (hidden ones are not read)")
+    files = [name for name in found.files if table_format(name)] if reading.column else found.files
+    if not files:
+        raise UserError(f"{label}: no table; give files whose names end with {ENDS}, or set data.source=text")
     groups = None
-    if find_splits and (len(found.files) > 1 or is_folder):  # a file, or the one in an archive, may have any name
-        groups = by_split(found.files, label)
-    names = groups or {"text": found.files}
+    if find_splits and (len(files) > 1 or is_folder):  # a file, or the one in an archive, may have any name
+        groups = _groups(files, label, division, reading)
+    names = groups or {"text": files}
     parts = {part: tuple(piece for name in names[part] for piece in pieces_of(name, part)) for part in names}
-    return Source(f"text {path}", parts, tuple(_notes(found, names, parts)) if find_splits else ())
+    division = division or NINETY_FIVE_FIVE
+    notes = tuple(_notes(found, names, parts, division)) if find_splits else ()
+    return Source(f"text {path}", parts, notes, division)
+
+
+def _groups(
+    files: Sequence[PurePath], label: str, division: Division | None, reading: Reading
+) -> Mapping[str, Sequence[PurePath]] | None:
+    """Return which files are for which split, or those of the one text; None for all files."""
+    announced = {name: announced_by(name) for name in files}
+    training = [name for name in files if announced[name] == {"train"}]
+    # A data set of the hub often has one split, which is then called train.
+    if training and (division or (reading.column and all(splits <= {"train"} for splits in announced.values()))):
+        return {"text": training}
+    return by_split(files, label)
 
 
 def python_docs_source() -> Source:
@@ -164,6 +219,34 @@ def _pieces_in(
     return [_member_piece(file, archive, member, label, archives) for member in archive.contents.files]
 
 
+def _is_parquet(name: PurePath) -> bool:
+    return table_format(name) == "parquet"
+
+
+def _read_as(piece: Piece, name: PurePath, reading: Reading) -> Piece:
+    """Return a piece whose chunks are the text in a file, where that is not all of its bytes."""
+    if reading.column:
+        kind, column = table_format(name), reading.column
+        if kind is None or kind == "parquet":  # in an archive among tables, or in one by itself
+            raise UserError(f"{piece.name}: no table that is read here; unpack the archive, and give the folder")
+        digest = f"{piece.digest} {kind} {column}"
+        return Piece(piece.name, digest, lambda: rows_in(piece.chunks(), kind, column, piece.name))
+    if reading.spaced:
+        return Piece(piece.name, f"{piece.digest} spaced", partial(_without_spaces, piece))
+    return piece
+
+
+def _without_spaces(piece: Piece) -> Iterator[bytes]:
+    return (bytes(chunk).translate(WITHOUT_SPACES, b" ") for chunk in piece.chunks())
+
+
+def _parquet_piece(file: Path, column: str, label: str) -> Piece:
+    _mode(file, label)
+    with packing_errors(None, label), file.open("rb") as stored:
+        sha256 = hashlib.file_digest(stored, "sha256").hexdigest()
+    return Piece(label, f"{sha256} parquet {column}", partial(parquet_rows, file, sha256, column, label))
+
+
 def _member_piece(file: Path, archive: Archive, name: PurePath, label: str, archives: Archives) -> Piece:
     member, label = archive.members[name], f"{label}: {name}"
     digest = f"{archive.sha256}.zip {member.index}"
@@ -203,10 +286,13 @@ def _file_chunks(file: Path, kind: str | None, sha256: str, label: str) -> Itera
 
 
 def _notes(
-    found: Contents, names: Mapping[str, Sequence[PurePath]], parts: Mapping[str, Sequence[Piece]]
+    found: Contents,
+    names: Mapping[str, Sequence[PurePath]],
+    parts: Mapping[str, Sequence[Piece]],
+    division: Division,
 ) -> Iterator[str]:
     if "text" in names:
-        yield f"{_count(names['text'], 'file')} as one text, divided 90/5/5"
+        yield f"{_count(names['text'], 'file')} as one text, divided {division.told()}"
     else:
         yield "; ".join(f"{part}: {_count(members, 'file')}" for part, members in names.items())
     taken = {name for members in names.values() for name in members}

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rnnsparse.data import cache, packing, sources, split_names, wikitext
+from rnnsparse.data import cache, hub, packing, sources, split_names
 from rnnsparse.data.corpus import Corpus, Split, load_corpus, load_text_split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
@@ -73,7 +73,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk borders everywhere, inside characters too."""
     monkeypatch.setattr(packing, "CHUNK_BYTES", 5)
     monkeypatch.setattr(cache, "CHUNK_BYTES", 5)
-    monkeypatch.setattr(wikitext, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(hub, "CHUNK_ROWS", 2)
 
 
 # Text files
