@@ -28,7 +28,7 @@ class Dynamic:
         lanes: stretches of the text that are read side by side, one network learning from all; 1 is the paper's.
     """
 
-    rate: float = 1e-3
+    rate: float = 5e-4
     segment: int = 20
     lanes: int = 1
 

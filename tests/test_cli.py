@@ -140,7 +140,7 @@ def test_dynamic_evaluation_says_what_it_used_and_writes_nothing(cli: Workplace)
     before = {path: path.read_bytes() for path in cli.run.rglob("*") if path.is_file()}
     report = json.loads(cli.ok("evaluate", cli.run, "--dynamic", "--json"))
     assert list(report) == [*static, "dynamic"]
-    assert report["dynamic"] == {"rate": 0.001, "segment": 20, "lanes": 1}
+    assert report["dynamic"] == {"rate": 0.0005, "segment": 20, "lanes": 1}
     assert (report["characters"], report["bytes"]) == (static["characters"], static["bytes"])
     assert report["nats"] < static["nats"]
     own = json.loads(cli.ok("evaluate", cli.run, "--dynamic", "--dynamic-rate", 0.02, "--dynamic-lanes", 2, "--json"))

@@ -26,7 +26,8 @@ import numpy as np
 
 from rnnsparse import files
 from rnnsparse.data.packing import CHUNK_BYTES
-from rnnsparse.data.sources import Piece, Source
+from rnnsparse.data.pieces import Piece
+from rnnsparse.data.sources import Source
 from rnnsparse.data.split import Split
 from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points

@@ -11,7 +11,8 @@ from pathlib import Path
 from rnnsparse.data.cache import default_root, tokenized
 from rnnsparse.data.division import NINETY_FIVE_FIVE, Division, conventional
 from rnnsparse.data.hub import hub_source, wikitext_source
-from rnnsparse.data.sources import BYTE_FOR_BYTE, Piece, Reading, Source, python_docs_source, text_source
+from rnnsparse.data.pieces import BYTE_FOR_BYTE, Piece, Reading
+from rnnsparse.data.sources import Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import Chunk, Tokenizer

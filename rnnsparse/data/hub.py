@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse.data.division import NINETY_FIVE_FIVE, Division
-from rnnsparse.data.sources import Piece, Source
+from rnnsparse.data.pieces import Piece
+from rnnsparse.data.sources import Source
 from rnnsparse.data.split_names import SPLITS, WORDS
 from rnnsparse.data.tables import joined
 from rnnsparse.data.tokenizer import Chunk

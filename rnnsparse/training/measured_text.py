@@ -18,7 +18,7 @@ from rnnsparse.data.corpus import (
     load_text_split,
     reading_of,
 )
-from rnnsparse.data.sources import BYTE_FOR_BYTE
+from rnnsparse.data.pieces import BYTE_FOR_BYTE
 from rnnsparse.data.split import Split
 from rnnsparse.data.tables import table_format
 from rnnsparse.data.tokenizer import Tokenizer
@@ -74,13 +74,14 @@ def other_text(restored: Restored, path: str, split: str | None) -> MeasuredText
     """
     path, data = os.path.expanduser(path), cached_where_asked(restored.config.data)
     if split is None:
-        reading = reading_of(data) if data.source == "text" or _is_table(Path(path)) else BYTE_FOR_BYTE
+        is_text = data.source == "hub" and not _is_table(Path(path))
+        reading = BYTE_FOR_BYTE if is_text else reading_of(data)
         text = load_text_split(path, restored.tokenizer, cache=data.cache, reading=reading)
         return MeasuredText(path, None, text, restored.tokenizer)
     is_table = (data.source == "hub" and _is_table(Path(path))) or (
         data.source.startswith("wikitext") and _has_tables(Path(path))
     )
-    source = data.source if is_table or data.source in ("enwik8", "text8") else "text"
+    source = data.source if is_table else "text"
     corpus = load_corpus(replace(data, source=source, path=path), tokenizer=restored.tokenizer, key="--data")
     return MeasuredText(path, split, _split_of(corpus, split), corpus.tokenizer)
 
