@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from rnnsparse.data.batches import to_device
 from rnnsparse.data.split import Split, count_symbols
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer
+from rnnsparse.dynamic import Adapting, Dynamic
 from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.run import EvaluationConfig
@@ -65,6 +66,7 @@ def evaluate(
     max_batches: int | None = None,
     sharing: Sharing | None = None,
     record: Record | None = None,
+    dynamic: Dynamic | None = None,
 ) -> Evaluation:
     """Score every symbol of `split` but the first exactly once, state carried through the whole stream.
 
@@ -82,6 +84,9 @@ def evaluate(
         max_batches: stop after so many forward calls, with the sums until then.
         sharing: reads only a part of the lanes here and the rest in other processes, with the same result in all.
         record: is given the code length of each symbol that is scored here; their sum is the result's `nats`.
+        dynamic: lets a copy of the model learn from what it has been scored on, in this process alone. Its lanes and
+            segments take the place of `config`'s. Lanes are not primed, as one would learn from what another has yet
+            to be scored on; but for the up to `lanes` symbols that a lane begins with, nothing is known beforehand.
 
     Raises:
         UserError: fewer than two characters.
@@ -95,8 +100,11 @@ def evaluate(
             "predicted from those before it; choose a longer text"
         )
     started = time.perf_counter()
+    if dynamic:
+        config = replace(config, lanes=dynamic.lanes, priming=0, sequence_length=dynamic.segment)
     plan = plan_lanes(len(split.tokens) - 1, config.lanes, config.priming)
     if sharing:
+        assert dynamic is None, "processes that each read a part would learn different things"
         plan = plan.part(slice(sharing.rank, None, sharing.world_size))
     unknown_id, naming = tokenizer.unknown_id, math.log(CODE_POINTS - tokenizer.vocab_size)
     record_symbols = record
@@ -109,7 +117,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches, record_symbols)
+        # Without a rate no gradient is needed, for which kernels may round in another way.
+        adapting = Adapting(model, dynamic.rate) if dynamic and dynamic.rate else None
+        nats, counts_V = _score(model, split, plan, config.sequence_length, max_batches, record_symbols, adapting)
     finally:
         model.train(was_training)
     if sharing:
@@ -164,7 +174,6 @@ def plan_lanes(targets: int, lanes: int, priming: int) -> LanePlan:
     return LanePlan(starts, [end - start for end, start in zip(ends_before, starts, strict=True)], length)
 
 
-@torch.no_grad()
 def _score(
     model: CharLM,
     split: Split,
@@ -172,8 +181,10 @@ def _score(
     sequence_length: int,
     max_batches: int | None,
     record: Record | None,
+    adapting: Adapting | None,
 ) -> tuple[float, NDArray[np.int64]]:
     """Return the nats of the scored symbols, and how often each symbol was scored [V]."""
+    reader = adapting.model if adapting else model
     device = model.embedding.values.device
     state = model.initial_state(len(plan.starts))
     nats = torch.zeros((), dtype=torch.float64, device=device)
@@ -188,15 +199,19 @@ def _score(
         unscored_TB = np.arange(start, stop)[:, None] < skips_B
         counts_V += np.bincount(tokens_TB[1:][~unscored_TB], minlength=model.vocab_size)
         tokens = to_device(torch.from_numpy(tokens_TB), device)
-        logits_TBV, state = model(tokens[:-1], state)
-        nats_TB = _code_lengths(logits_TBV, tokens[1:])
+        with torch.set_grad_enabled(adapting is not None):
+            logits_TBV, state = reader(tokens[:-1], state.detach())
+            nats_TB = _code_lengths(logits_TBV, tokens[1:])
         if record:
-            for lane_T, first, skip in zip(nats_TB.cpu().numpy().T, plan.starts, plan.skips, strict=True):
+            for lane_T, first, skip in zip(nats_TB.detach().cpu().numpy().T, plan.starts, plan.skips, strict=True):
                 scored_T = lane_T[max(skip - start, 0) :]
                 if len(scored_T):
                     record(first + stop + 1 - len(scored_T), scored_T)
         # Not a product with the mask: infinity times zero would not be zero.
-        nats += nats_TB.masked_fill_(to_device(torch.from_numpy(unscored_TB), device), 0).sum()
+        batch_nats = nats_TB.masked_fill(to_device(torch.from_numpy(unscored_TB), device), 0).sum()
+        nats += batch_nats.detach()
+        if adapting and not unscored_TB.all():
+            adapting.learn(batch_nats / (~unscored_TB).sum().item())
     return nats.item(), counts_V
 
 

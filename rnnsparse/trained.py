@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from rnnsparse.config import RunConfig
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.dynamic import Dynamic
 from rnnsparse.evaluation import evaluate
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sampling import Sampler, SamplingConfig
@@ -71,19 +73,29 @@ class TrainedModel:
         )
         return "".join(Sampler(self.model, self.tokenizer, prompt).stream(settings))
 
-    def bits_per_character(self, text: str) -> float:
+    def bits_per_character(self, text: str, *, dynamic: bool = False, dynamic_rate: float | None = None) -> float:
         """Return how well the model predicts a text: bits per Unicode code point, the first symbol not counted.
 
         Characters that the model does not know count as its unknown symbol and cost what tells them apart.
 
+        Args:
+            dynamic: a copy of the model learns from each segment once it is scored (see `rnnsparse.dynamic`).
+            dynamic_rate: how fast it does, in the place of the default.
+
         Raises:
-            ValueError: fewer than two characters.
+            ValueError: fewer than two characters, or a negative rate.
         """
+        if dynamic_rate is not None and not (dynamic and 0 <= dynamic_rate < math.inf):
+            raise ValueError(f"dynamic_rate={dynamic_rate}: must be a number from 0 on, and is for dynamic=True")
+        adapts = Dynamic() if dynamic_rate is None else Dynamic(rate=dynamic_rate)
         utf8 = text.encode()
         tokens = self.tokenizer.encode_utf8(utf8)
         known = int(self.tokenizer.byte_lengths[tokens].sum())
         split = Split(tokens=tokens, characters=len(text), bytes=len(utf8), unknown_bytes=len(utf8) - known)
-        return evaluate(self.model, split, self.tokenizer, self.config.evaluation).bits_per_character
+        config = self.config.evaluation
+        return evaluate(
+            self.model, split, self.tokenizer, config, dynamic=adapts if dynamic else None
+        ).bits_per_character
 
 
 def load(path: str | Path, device: str = "auto") -> TrainedModel:

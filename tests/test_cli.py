@@ -135,6 +135,22 @@ def test_evaluate_prints_exactly_the_keys_of_the_contract(cli: Workplace) -> Non
     assert report["bits_per_byte"] == pytest.approx(report["nats"] / math.log(2) / report["bytes"])
 
 
+def test_dynamic_evaluation_says_what_it_used_and_writes_nothing(cli: Workplace) -> None:
+    static = json.loads(cli.ok("evaluate", cli.run, "--json"))
+    before = {path: path.read_bytes() for path in cli.run.rglob("*") if path.is_file()}
+    report = json.loads(cli.ok("evaluate", cli.run, "--dynamic", "--json"))
+    assert list(report) == [*static, "dynamic"]
+    assert report["dynamic"] == {"rate": 0.0005, "segment": 20, "lanes": 1}
+    assert (report["characters"], report["bytes"]) == (static["characters"], static["bytes"])
+    assert report["nats"] < static["nats"]
+    own = json.loads(cli.ok("evaluate", cli.run, "--dynamic", "--dynamic-rate", 0.02, "--dynamic-lanes", 2, "--json"))
+    assert own["dynamic"] == {"rate": 0.02, "segment": 20, "lanes": 2}
+    still = json.loads(cli.ok("evaluate", cli.run, "--dynamic", "--dynamic-rate", 0, "--json"))
+    assert still["nats"] == pytest.approx(static["nats"], rel=1e-6)
+    assert cli.ok("evaluate", cli.run, "--dynamic").startswith(f"test of {cli.folder / 'text.txt'}: dynamic, ")
+    assert {path: path.read_bytes() for path in cli.run.rglob("*") if path.is_file()} == before
+
+
 def test_evaluate_scores_the_split_or_the_text_it_is_told(cli: Workplace, tmp_path: Path) -> None:
     summary = json.loads((cli.run / "summary.json").read_text())
     validation = json.loads(cli.ok("evaluate", cli.run, "--split", "validation", "--json"))
@@ -545,6 +561,8 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "evaluate a file": ("evaluate T", "is a file; give the folder of a run"),
     "evaluate a folder": ("evaluate N", "neither a run (which holds last/) nor a checkpoint"),
     "evaluate the training text": ("evaluate R --split train", "invalid choice: 'train'"),
+    "a rate without dynamic": ("evaluate R --dynamic-rate 0.1", "--dynamic-rate: has an effect only with --dynamic"),
+    "a negative rate": ("evaluate R --dynamic --dynamic-rate -1", "'-1' is not a number from 0 on"),
     "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
     "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
     "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),

@@ -10,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import nn
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.dynamic import Dynamic
 from rnnsparse.errors import UserError
 from rnnsparse.evaluation import Evaluation, evaluate, plan_lanes
 from rnnsparse.nn.language_model import CharLM
@@ -195,3 +198,106 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 def test_a_text_without_a_second_character_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="at least 2"):
         evaluate(model_of(BYTE), split_of(text, BYTE), BYTE, ONE_LANE)
+
+
+# ---- dynamic evaluation
+
+EXECUTIONS = [(cell, execution) for cell in CELLS for execution in ("masked", "sparse")]
+
+
+def recorded(model: CharLM, split: Split, config: EvaluationConfig, **settings: Any) -> NDArray[np.float64]:
+    """The nats of every symbol; those of the first stay not a number."""
+    nats = np.full(len(split.tokens), np.nan)
+
+    def record(position: int, some: NDArray[np.float64]) -> None:
+        assert np.isnan(nats[position : position + len(some)]).all(), "scored twice"
+        nats[position : position + len(some)] = some
+
+    result = evaluate(model, split, BYTE, config, record=record, **settings)
+    assert result.symbols == len(split.tokens) - 1
+    assert result.nats == pytest.approx(np.nansum(nats), rel=1e-12)
+    return nats
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize(("cell", "execution"), EXECUTIONS)
+def test_dynamic_evaluation_that_learns_nothing_is_the_static_one_to_the_bit(
+    cell: str, execution: Any, lanes: int
+) -> None:
+    model, split = model_of(BYTE, cell=cell, dtype=torch.float32), split_of(TEXT, BYTE)
+    model.execution = execution
+    config = EvaluationConfig(lanes=lanes, priming=0, sequence_length=7)
+    static = recorded(model, split, config)
+    dynamic = recorded(model, split, ONE_LANE, dynamic=Dynamic(rate=0, segment=7, lanes=lanes))
+    np.testing.assert_array_equal(dynamic, static)
+
+
+@pytest.mark.parametrize(("cell", "execution"), EXECUTIONS)
+def test_each_segment_is_scored_before_it_is_learned_from_and_every_symbol_but_the_first_is(
+    cell: str, execution: Any
+) -> None:
+    model, split = model_of(BYTE, cell=cell), split_of(TEXT, BYTE)
+    model.execution = execution
+    static = recorded(model, split, EvaluationConfig(lanes=5, priming=0))
+    dynamic = recorded(model, split, ONE_LANE, dynamic=Dynamic(rate=0.1, segment=9, lanes=5))
+    assert np.flatnonzero(np.isnan(dynamic)).tolist() == [0]
+    np.testing.assert_allclose(dynamic[1:10], static[1:10], rtol=1e-12)
+    assert abs(dynamic[10:19] / static[10:19] - 1).min() > 1e-6
+
+
+def test_dynamic_evaluation_is_a_plain_loop_of_steps_by_the_mean_square_of_gradients() -> None:
+    model, split = model_of(BYTE, cell="gru"), split_of(TEXT[:60], BYTE)
+    rate, segment = 0.01, 8
+    nats = 0.0
+
+    plain = nn.ModuleDict({"embedding": nn.Embedding(256, 8), "rnn": nn.GRU(8, 12), "output": nn.Linear(12, 256)})
+    plain.double()
+    layer = model.recurrent_layers[0]
+    names = ["embedding.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0", "output.weight"]
+    weights = dict(zip(names, [model.embedding, layer.input, layer.recurrent, model.output], strict=True))
+    dense = {name: weight.to_dense() for name, weight in weights.items()}
+    dense |= {"rnn.bias_ih_l0": layer.bias_ih, "rnn.bias_hh_l0": layer.bias_hh, "output.bias": model.output.bias}
+    plain.load_state_dict(dense)
+    exists = {name: torch.zeros(weight.positions, dtype=torch.bool) for name, weight in weights.items()}
+    for name, weight in weights.items():
+        exists[name][weight.indices] = True
+    means = {name: torch.zeros_like(parameter) for name, parameter in plain.named_parameters()}
+
+    state = torch.zeros(1, 1, 12, dtype=torch.float64)
+    tokens = torch.from_numpy(split.tokens.astype(np.int64))
+    for steps, start in enumerate(range(0, len(tokens) - 1, segment), start=1):
+        inputs = tokens[start : start + segment][: len(tokens) - 1 - start, None]
+        hidden, state = plain["rnn"](plain["embedding"](inputs), state.detach())
+        logits = plain["output"](hidden)
+        loss = nn.functional.cross_entropy(logits[:, 0], tokens[start + 1 : start + 1 + len(inputs)])
+        nats += loss.item() * len(inputs)
+        plain.zero_grad()
+        loss.backward()
+        for name, parameter in plain.named_parameters():
+            assert parameter.grad is not None
+            means[name] += (parameter.grad**2 - means[name]) / steps
+            step = rate * parameter.grad / (means[name].sqrt() + 1e-4)
+            parameter.data -= step * exists[name].view_as(step) if name in exists else step
+
+    result = evaluate(model, split, BYTE, ONE_LANE, dynamic=Dynamic(rate=rate, segment=segment))
+    assert result.nats == pytest.approx(nats, rel=1e-10)
+    assert result.nats != pytest.approx(evaluate(model, split, BYTE, ONE_LANE).nats, rel=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("cell", "execution"), EXECUTIONS)
+def test_a_repetitive_text_gets_better_and_the_model_stays_what_it_was(
+    cell: str, execution: Any, training: bool
+) -> None:
+    model, split = model_of(BYTE, cell=cell, num_layers=2, dropout=0.5), split_of(TEXT * 3, BYTE)
+    model.execution = execution
+    model.train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    static = evaluate(model, split, BYTE, ONE_LANE)
+    dynamic = evaluate(model, split, BYTE, ONE_LANE, dynamic=Dynamic(rate=0.01))
+    assert dynamic.nats < 0.8 * static.nats
+    assert dynamic.characters == static.characters
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {module.training for module in model.modules()} == {training}

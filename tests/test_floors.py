@@ -22,7 +22,7 @@ FLOORS = [
     ["rnnsparse.data", "rnnsparse.nn"],
     ["rnnsparse.sparsity"],
     ["rnnsparse.storage"],
-    [f"rnnsparse.{name}" for name in ("evaluation", "code_lengths", "sampling", "flops", "training.step")],
+    [f"rnnsparse.{name}" for name in ("dynamic", "evaluation", "code_lengths", "sampling", "flops", "training.step")],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
     ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],

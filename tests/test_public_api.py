@@ -37,7 +37,7 @@ SIGNATURES = {
     "Sparsifier.step": "self",
     "Sparsifier.rounds": "self",
     "TrainedModel.sample": "self, prompt='', *, length=500, temperature=1.0, top_k=None, top_p=None, seed=0, stop=()",
-    "TrainedModel.bits_per_character": "self, text",
+    "TrainedModel.bits_per_character": "self, text, *, dynamic=False, dynamic_rate=None",
 }
 
 

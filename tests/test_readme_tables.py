@@ -18,6 +18,7 @@ from PIL import Image
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.cli import main
 from rnnsparse.config import SECTIONS
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.settings.setting import settings_of
 from rnnsparse.sparsity.method import METHODS
 from tests.faults.campaigns import CAMPAIGNS, EVERY
@@ -121,6 +122,16 @@ def links(one: Table, column: int) -> list[str]:
 def packages(one: Table) -> None:
     found = {path.parent.name for path in (ROOT / "rnnsparse").glob("*/__init__.py")}
     assert found <= one.codes(0)
+
+
+@checks("data set")
+def data_sets(one: Table) -> None:
+    """Every source that is not Python's own documentation is in the table, and so are the settings for it."""
+    named = " ".join(one.column(1))
+    sources = get_args(get_type_hints(DataConfig)["source"])
+    assert all(source in re.findall(r"\w+", named) for source in sources if source != "python_docs")
+    settings = {code.split(":")[0] for code in one.codes(1) if code.startswith("data.")}
+    assert settings == {f"data.{key}" for key in ("source", "path", "name", "config", "column", "spaced")}
 
 
 @checks("key")

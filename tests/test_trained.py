@@ -28,6 +28,18 @@ def test_bits_are_those_of_evaluate(demo: Any, tmp_path: Path, capsys: pytest.Ca
     assert demo.bits_per_character(TEXT) == pytest.approx(told["bits_per_character"], rel=1e-12)
 
 
+def test_dynamic_bits_are_those_of_evaluate(demo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    options = ["--dynamic", "--dynamic-rate", "0.002", "--data", str(tmp_path / "text.txt"), "--json"]
+    assert main(["evaluate", str(DEMO), *options, "--device", "cpu"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    bits = demo.bits_per_character(TEXT, dynamic=True, dynamic_rate=0.002)
+    assert bits == pytest.approx(told["bits_per_character"], rel=1e-12)
+    assert bits < demo.bits_per_character(TEXT)
+    with pytest.raises(ValueError, match=r"dynamic_rate=0\.1: must be"):
+        demo.bits_per_character(TEXT, dynamic_rate=0.1)
+
+
 def test_texts_are_those_of_sample(demo: Any, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--length", "60", "--seed", "4", "--temperature", "0.8", "--top-k", "9", "--stop", " was"]
     assert main(["sample", str(DEMO), "--prompt", "The ", "--device", "cpu", *options]) == 0

@@ -82,6 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--per-character", type=Path, metavar="OUT", help=help_text)
     help_text = "also write the bits of every line to a new .jsonl or .csv file"
     evaluate.add_argument("--per-line", type=Path, metavar="OUT", help=help_text)
+    help_text = "dynamic evaluation: the network learns from each segment once it is scored; nothing is written"
+    evaluate.add_argument("--dynamic", action="store_true", help=help_text)
+    help_text = "with --dynamic: how fast it learns (default: 0.0005)"
+    evaluate.add_argument("--dynamic-rate", type=_non_negative, metavar="X", help=help_text)
+    help_text = "with --dynamic: stretches of the text that are read side by side, faster and worse (default: 1)"
+    evaluate.add_argument("--dynamic-lanes", type=_positive_int, metavar="N", help=help_text)
     evaluate.add_argument("--json", action="store_true", help="print one line of JSON")
     add_device(evaluate)
 

@@ -26,7 +26,8 @@ import numpy as np
 
 from rnnsparse import files
 from rnnsparse.data.packing import CHUNK_BYTES
-from rnnsparse.data.sources import Piece, Source
+from rnnsparse.data.pieces import Piece
+from rnnsparse.data.sources import Source
 from rnnsparse.data.split import Split
 from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer, code_points
@@ -36,7 +37,6 @@ LARGEST_META = 10_000
 FORMAT = 2  # raise it when the same text would give other files
 WAY_OUT = "set another folder by data.cache in a configuration, or by RNNSPARSE_CACHE for commands that read none"
 UNFINISHED, ABANDONED_SECONDS = ".making-", 24 * 3600
-DIVISION = (0, 90, 95, 100)  # percent: where train, validation and test begin in a text that has no splits
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def tokenized(source: Source, tokenizer: Tokenizer | None, divide: bool, root: P
     """Return the entry of `source`, made now if there is none or if it is damaged.
 
     Without a tokenizer, a character tokenizer is made of what occurs in the training text. `divide` cuts a
-    source that has no splits into train, validation and test, 90/5/5 by position, at character borders. Any
+    source that has no splits as its division says, at the last character border at or before each place. Any
     number of processes may ask for the same entry at once. Text that is not UTF-8 raises a UserError that
     names the byte; a full disk raises RunFailed.
     """
@@ -136,7 +136,9 @@ def _write_entry(source: Source, tokenizer: Tokenizer | None, divide: bool, work
                 raise UserError(f"{pieces[0].name}: the text is empty; give one of some thousand characters")
             borders[part] = (start, text.tell())
         if divide and "text" in borders:
-            cuts = [_character_border(text, borders["text"][1] * percent // 100) for percent in DIVISION]
+            label = source.parts["text"][0].name if len(source.parts["text"]) == 1 else source.name
+            cuts = source.division.cuts(borders["text"][1], label)
+            cuts = [_character_border(text, cut) for cut in cuts]
             borders = dict(zip(SPLITS, pairwise(cuts), strict=True))
         if tokenizer is None:
             tokenizer = _characters_of(text, *borders["train"])

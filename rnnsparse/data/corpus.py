@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from rnnsparse.data.cache import default_root, tokenized
-from rnnsparse.data.sources import Piece, Source, python_docs_source, text_source
+from rnnsparse.data.division import NINETY_FIVE_FIVE, Division, conventional
+from rnnsparse.data.hub import hub_source, wikitext_source
+from rnnsparse.data.pieces import BYTE_FOR_BYTE, Piece, Reading
+from rnnsparse.data.sources import Source, python_docs_source, text_source
 from rnnsparse.data.split import Split
 from rnnsparse.data.split_names import SPLITS
 from rnnsparse.data.tokenizer import Chunk, Tokenizer
 from rnnsparse.data.vocabulary import read_vocabulary
-from rnnsparse.data.wikitext import wikitext_source
 from rnnsparse.errors import UserError
 from rnnsparse.settings.data import DataConfig
 
@@ -97,13 +99,19 @@ def given_tokenizer(config: DataConfig) -> Tokenizer | None:
     return None if config.vocabulary is None else read_vocabulary(config.vocabulary)
 
 
-def load_text_split(path: str | Path, tokenizer: Tokenizer, key: str = "--data", cache: str | None = None) -> Split:
+def load_text_split(
+    path: str | Path,
+    tokenizer: Tokenizer,
+    key: str = "--data",
+    cache: str | None = None,
+    reading: Reading = BYTE_FOR_BYTE,
+) -> Split:
     """Load a UTF-8 file, or a folder or .zip of them, whatever the files are called, as one split.
 
     Characters that the tokenizer does not know become its unknown id. `key` is what errors call the path.
     Raises as `load_corpus` does.
     """
-    source = text_source(path, key, find_splits=False)
+    source = text_source(path, key, find_splits=False, reading=reading)
     split = _readable(tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits, source)["text"]
     if len(split.tokens) < 2:
         raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
@@ -138,17 +146,29 @@ def _stretch(pieces: Sequence[Piece], start: int, stop: int) -> Iterator[Chunk]:
                 yield part
 
 
+def reading_of(config: DataConfig) -> Reading:
+    """Return how the files in `data.path` are read."""
+    return Reading(config.column if config.source == "hub" else None, config.source == "text" and config.spaced)
+
+
 def _open_source(config: DataConfig, key: str) -> Source:
-    if config.source == "python_docs":
-        return python_docs_source()
-    if config.source == "text":
-        assert config.path is not None  # DataConfig saw to it
-        return text_source(config.path, key)
-    return wikitext_source(config.source, config.path, key)
+    division = None if config.split is None else Division(config.split)
+    match config.source:
+        case "python_docs":
+            return replace(python_docs_source(), division=division or NINETY_FIVE_FIVE)
+        case "wikitext103" | "wikitext2":
+            return wikitext_source(config.source, config.path, key)
+        case "hub" if config.path is None:
+            assert config.name is not None  # DataConfig saw to it
+            return hub_source(config.name, config.config, config.column, division)
+    assert config.path is not None  # DataConfig saw to it
+    if config.source in ("enwik8", "text8"):
+        return replace(text_source(config.path, key, find_splits=False), division=conventional(config.source))
+    return text_source(config.path, key, reading=reading_of(config), division=division)
 
 
 def _setting(config: DataConfig, key: str) -> str:
-    return f"data.source={config.source}" if config.path is None else f"{key}={config.path}"
+    return f"{key}={config.path}" if config.path else config.told
 
 
 def _cache_root(cache: str | None) -> Path:

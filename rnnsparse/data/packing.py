@@ -1,4 +1,4 @@
-"""How a text is packed, told by the bytes it begins with and not by its name: gzip, xz and bzip2 are unpacked.
+"""How a text is packed, told by the bytes it begins with and not by its name: gzip, xz, bzip2 and zstd are unpacked.
 
 Archives and documents of other kinds are refused with what to do about them: read as text, or converted from another
 encoding, they would be noise.
@@ -24,8 +24,33 @@ HEAD_BYTES = 512  # the first header of a tar
 # Text packs to a third or a tenth, of which a few kilobytes may fill a disk; a small file may repeat one word.
 LARGEST_RATIO, UNPACKED_FREELY = 100, 1 << 26
 
-OPENERS: Mapping[str, Callable[..., Any]] = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}
-SUFFIXES = {".gz": "gz", ".xz": "xz", ".lzma": "xz", ".bz2": "bz2", ".zip": "zip"}
+
+class _KeptOpen:
+    """A file as pyarrow wants it, which whoever opened it closes."""
+
+    closed = False
+
+    def __init__(self, stored: Readable) -> None:
+        self.read = stored.read
+
+    def close(self) -> None:
+        pass
+
+
+def _open_zstd(stored: Readable) -> Readable:
+    import pyarrow
+
+    stream: Readable = pyarrow.CompressedInputStream(pyarrow.PythonFile(_KeptOpen(stored), mode="r"), "zstd")
+    return stream
+
+
+OPENERS: Mapping[str, Callable[..., Any]] = {
+    "gz": gzip.open,
+    "xz": lzma.open,
+    "bz2": bz2.open,
+    "zst": _open_zstd,
+}
+SUFFIXES = {".gz": "gz", ".xz": "xz", ".lzma": "xz", ".bz2": "bz2", ".zst": "zst", ".zip": "zip"}
 # No text begins like this: these hold control characters or are not UTF-8, but for the names of formats.
 MAGIC = {
     "gz": rb"\x1f\x8b",
@@ -33,7 +58,7 @@ MAGIC = {
     "bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
     "zip": rb"PK(\x03\x04|\x05\x06|\x07\x08)",
     "7z": rb"7z\xbc\xaf\x27\x1c",
-    "zstd": rb"(\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)",
+    "zst": rb"(\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18)",
     "lz4": rb"\x04\x22\x4d\x18",
     "lzip": rb"LZIP[\x00\x01]",
     "compress": rb"\x1f[\x9d\xa0]",
@@ -46,19 +71,19 @@ MAGIC = {
 }
 _AS_TEXT = "save its text as a plain text file"
 _OF_COLUMN = "write its column of text to a plain text file"
+_AS_TABLE = "set data.source=hub, and data.column to its column of text"
 REFUSED = {
     "tar": ("a tar archive", "unpack it into a folder, as with `tar -xf FILE -C FOLDER`, and give the folder"),
     "zip": ("a zip archive", "unpack it into a folder, as with `unzip FILE -d FOLDER`, and give the folder"),
     "7z": ("a 7z archive", "unpack it into a folder, as with `7z x FILE -oFOLDER`, and give the folder"),
     "rar": ("a rar archive", "unpack it into a folder, as with `unrar x FILE FOLDER/`, and give the folder"),
-    "zstd": ("zstd-compressed", "unpack it, as with `zstd -d FILE`"),
     "lz4": ("lz4-compressed", "unpack it, as with `lz4 -d FILE`"),
     "lzip": ("lzip-compressed", "unpack it, as with `lzip -d FILE`"),
     "compress": ("compressed by `compress`", "unpack it, as with `gzip -d FILE`"),
     "document": ("a document (docx, xlsx, odt, epub or the like)", _AS_TEXT),
     "PDF": ("a PDF document", "take out its text, as with `pdftotext FILE`"),
     "Office": ("an Office document", _AS_TEXT),
-    "parquet": ("a parquet table", _OF_COLUMN),
+    "parquet": ("a parquet table", _AS_TABLE),
     "arrow": ("an arrow table", _OF_COLUMN),
     "SQLite": ("an SQLite database", _OF_COLUMN),
 }

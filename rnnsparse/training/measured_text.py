@@ -10,8 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rnnsparse.data.corpus import Corpus, TextIdentity, cached_where_asked, load_corpus, load_text_split
+from rnnsparse.data.corpus import (
+    Corpus,
+    TextIdentity,
+    cached_where_asked,
+    load_corpus,
+    load_text_split,
+    reading_of,
+)
+from rnnsparse.data.pieces import BYTE_FOR_BYTE
 from rnnsparse.data.split import Split
+from rnnsparse.data.tables import table_format
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import UserError
 from rnnsparse.settings.data import DataConfig
@@ -50,11 +59,11 @@ def own_text(restored: Restored, split: str) -> MeasuredText:
     if trained is None:
         warning = (
             f"{saved.folder}: an earlier version wrote it, without a fingerprint of its text, so nobody can tell "
-            f"whether {_setting(data)} is still the text that it was trained on"
+            f"whether {data.told} is still the text that it was trained on"
         )
     else:
         _refuse_another(trained, corpus.identity, data, saved.folder)
-    return MeasuredText(data.path or data.source, split, _split_of(corpus, split), corpus.tokenizer, warning)
+    return MeasuredText(data.place, split, _split_of(corpus, split), corpus.tokenizer, warning)
 
 
 def other_text(restored: Restored, path: str, split: str | None) -> MeasuredText:
@@ -65,9 +74,14 @@ def other_text(restored: Restored, path: str, split: str | None) -> MeasuredText
     """
     path, data = os.path.expanduser(path), cached_where_asked(restored.config.data)
     if split is None:
-        text = load_text_split(path, restored.tokenizer, cache=data.cache)
+        is_text = data.source == "hub" and not _is_table(Path(path))
+        reading = BYTE_FOR_BYTE if is_text else reading_of(data)
+        text = load_text_split(path, restored.tokenizer, cache=data.cache, reading=reading)
         return MeasuredText(path, None, text, restored.tokenizer)
-    source = data.source if data.source.startswith("wikitext") and _has_tables(Path(path)) else "text"
+    is_table = (data.source == "hub" and _is_table(Path(path))) or (
+        data.source.startswith("wikitext") and _has_tables(Path(path))
+    )
+    source = data.source if is_table else "text"
     corpus = load_corpus(replace(data, source=source, path=path), tokenizer=restored.tokenizer, key="--data")
     return MeasuredText(path, split, _split_of(corpus, split), corpus.tokenizer)
 
@@ -100,7 +114,7 @@ def _refuse_another(trained: TextIdentity, now: TextIdentity, data: DataConfig, 
     else:
         change = f"then {_sizes(trained)} bytes, now {_sizes(now)}"
     raise UserError(
-        f"{folder}: {_setting(data)}: is no longer the text that this checkpoint was trained on: {change}; bring that "
+        f"{folder}: {data.told}: is no longer the text that this checkpoint was trained on: {change}; bring that "
         "text back, or measure one on purpose with `rnnsparse evaluate`, --data PATH and --split test"
     )
 
@@ -109,13 +123,14 @@ def _sizes(text: TextIdentity) -> str:
     return ", ".join(f"{name} {size:,}" for name, size in (text.bytes or {}).items())
 
 
-def _setting(data: DataConfig) -> str:
-    return f"data.source={data.source}" if data.path is None else f"data.path={data.path}"
-
-
 def _split_of(corpus: Corpus, name: str) -> Split:
     split: Split = getattr(corpus, name)
     return split
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a path is a table, or a folder in which there are some."""
+    return any(map(table_format, path.rglob("*"))) if path.is_dir() else table_format(path) is not None
 
 
 def _has_tables(path: Path) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rnnsparse.data import cache, packing, sources, split_names, wikitext
+from rnnsparse.data import cache, hub, packing, pieces, sources, split_names
 from rnnsparse.data.corpus import Corpus, Split, load_corpus, load_text_split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.errors import RunFailed, UserError
@@ -73,7 +73,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunk borders everywhere, inside characters too."""
     monkeypatch.setattr(packing, "CHUNK_BYTES", 5)
     monkeypatch.setattr(cache, "CHUNK_BYTES", 5)
-    monkeypatch.setattr(wikitext, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(hub, "CHUNK_ROWS", 2)
 
 
 # Text files
@@ -604,7 +604,7 @@ def test_a_corpus_stays_readable_when_its_entry_is_made_anew(text_file: Path, ca
 
 def test_two_processes_that_make_one_entry_share_that_of_the_faster(caches: Path) -> None:
     def source(chunks: Callable[[], Iterator[bytes]]) -> sources.Source:
-        return sources.Source("text", {"text": (sources.Piece("text", "digest", chunks),)})
+        return sources.Source("text", {"text": (pieces.Piece("text", "digest", chunks),)})
 
     def load(chunks: Callable[[], Iterator[bytes]]) -> cache.Entry:
         return cache.tokenized(source(chunks), Tokenizer.byte(), divide=False, root=caches)
@@ -647,7 +647,7 @@ def test_a_full_disk_fails_the_run_and_leaves_nothing_behind(caches: Path) -> No
         yield TEXT.encode()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    source = sources.Source("text", {"text": (sources.Piece("text", "digest", chunks),)})
+    source = sources.Source("text", {"text": (pieces.Piece("text", "digest", chunks),)})
     with pytest.raises(RunFailed, match=r"no space left .*data\.cache"):
         cache.tokenized(source, Tokenizer.byte(), divide=True, root=caches)
     assert list(caches.iterdir()) == []

@@ -293,7 +293,6 @@ TAR = "a tar archive, which is not read as text; unpack it into a folder, as wit
         ),
         (PACKERS["gz"](PACKERS["gz"](b"text")), "is packed twice (gz inside of .gz); unpack it yourself"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive, which is not read as text; unpack it into a folder, as"),
-        (b"\x28\xb5\x2f\xfd" + bytes(99), "zstd-compressed, which is not read as text; unpack it, as with `zstd -d"),
         (b"Rar!\x1a\x07\x01\x00" + bytes(99), "a rar archive, which is not"),
         (b"%PDF-1.4\n%text", "a PDF document, which is not read as text; take out its text, as with `pdftotext"),
         (b"PAR1\x15\x04" + bytes(99), "a parquet table, which is not"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,40 @@ def test_texts_of_several_runs_are_checked_at_once(run: Path, restored: Restored
     with pytest.raises(UserError, match="is no longer the text"):
         require_own_texts([run])
     text.write_text(TEXT, encoding="utf-8")
+
+
+def test_files_are_read_as_the_run_reads_its_own(restored: Restored, tmp_path: Path) -> None:
+    rows = [line.replace("ü", "u") for line in TEXT.splitlines()]
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps({'story': row})}\n" for row in rows), encoding="utf-8")
+    (tmp_path / "t.txt").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    (tmp_path / "spaced.txt").write_text(
+        "".join(f" {' '.join(row.replace(' ', '_'))} \n" for row in rows), encoding="utf-8"
+    )
+    of_table = trained_on(restored, source="hub", name="some/set", column="story")
+    spaced = trained_on(restored, source="text", path="gone", spaced=True)
+    for split in (None, "test"):
+        wanted = other_text(restored, str(tmp_path / "t.txt"), split).text
+        for run_of, name in ((of_table, "t.jsonl"), (of_table, "t.txt"), (spaced, "spaced.txt")):
+            text = other_text(run_of, str(tmp_path / name), split).text
+            assert (text.tokens == wanted.tokens).all(), (split, name)
+
+
+def test_a_run_on_a_table_goes_on_and_is_measured(tmp_path: Path) -> None:
+    rows = TEXT.splitlines()
+    (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps({'story': row})}\n" for row in rows), encoding="utf-8")
+    table = [
+        "data.source=hub",
+        f"data.path={tmp_path / 't.jsonl'}",
+        "data.column=story",
+        "data.split=[0.5, 0.25, 0.25]",
+    ]
+    config = config_in(tmp_path, "run", *table)
+    data, steps = config.data, config.training.steps
+    trained(config)
+    longer = config_in(tmp_path, "run", *table, f"training.steps={steps + 2}")
+    assert trained(longer, resume=True)["steps"] == steps + 2
+    now = restore(config.folder, torch.device("cpu"))
+    assert own_text(now, "test").text.bytes == load_corpus(data).test.bytes
+    other = replace(now, config=replace(now.config, data=replace(data, split=(0.8, 0.1, 0.1))))
+    with pytest.raises(UserError, match="is no longer the text that this checkpoint was trained on"):
+        own_text(other, "test")
