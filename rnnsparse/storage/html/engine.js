@@ -87,13 +87,15 @@ class Matrix {
     const { starts, columns, values, rows } = this;
     for (let row = 0, k = 0; row < rows; row++) {
       const end = starts[row + 1];
-      let even = 0, odd = 0;
-      for (; k + 1 < end; k += 2) {
-        even += values[k] * x[columns[k]];
-        odd += values[k + 1] * x[columns[k + 1]];
+      let a = 0, b = 0, c = 0, d = 0; // four sums at once: none waits for another
+      for (; k + 3 < end; k += 4) {
+        a += values[k] * x[columns[k]];
+        b += values[k + 1] * x[columns[k + 1]];
+        c += values[k + 2] * x[columns[k + 2]];
+        d += values[k + 3] * x[columns[k + 3]];
       }
-      if (k < end) even += values[k] * x[columns[k++]];
-      y[row] += even + odd;
+      for (; k < end; k++) a += values[k] * x[columns[k]];
+      y[row] += a + b + c + d;
     }
   }
 
@@ -303,15 +305,14 @@ class Random {
 
 /** Which symbols may come next and their probabilities: temperature acts first, then top-k, then top-p. */
 function candidates(logits, temperature, topK, topP) {
-  let symbols = Array.from(logits.keys());
+  let symbols = [...logits.keys()], largest = -Infinity, total = 0, sum = 0, kept = 0;
   const limit = (topP ?? 1) < 1 ? topP : Infinity;
   if (topK || limit < 1) symbols = symbols.sort((a, b) => logits[b] - logits[a] || a - b).slice(0, topK || undefined);
-  const largest = symbols.reduce((best, symbol) => Math.max(best, logits[symbol]), -Infinity);
-  const weights = symbols.map(symbol => Math.exp((logits[symbol] - largest) / temperature));
-  const total = weights.reduce((sum, weight) => sum + weight, 0);
-  let kept = 0, sum = 0;
-  while (kept < symbols.length && sum < limit) sum += weights[kept++] / total;
-  return { symbols: symbols.slice(0, kept), shares: weights.slice(0, kept).map(weight => weight / total / sum) };
+  for (const symbol of symbols) largest = Math.max(largest, logits[symbol]);
+  const shares = symbols.map(symbol => Math.exp((logits[symbol] - largest) / temperature));
+  for (const share of shares) total += share;
+  while (kept < symbols.length && sum < limit * total) sum += shares[kept++];
+  return { symbols: symbols.slice(0, kept), shares: shares.slice(0, kept).map(share => share / sum) };
 }
 
 /** Cuts a text that comes in pieces before the first of some texts that is complete in it. */
@@ -361,10 +362,11 @@ class Writer {
   /** Write one symbol; the text that it completes, often none. */
   write({ temperature, topK, topP }) {
     while (this.read());
-    const logits = this.state.logits.slice(), vocabulary = this.model.vocabulary;
+    const { logits } = this.state, { vocabulary } = this.model;
     if (!vocabulary.bytes) logits[UNKNOWN] = -Infinity;
     if (logits.some(Number.isNaN)) throw new Error("The predictions of this model are not numbers.");
-    const { symbols, shares } = candidates(logits, temperature || 1, temperature ? topK : 1, topP);
+    if (!temperature) [temperature, topK] = [1, 1];
+    const { symbols, shares } = candidates(logits, temperature, topK, topP);
     let left = symbols.length > 1 ? this.random.next() : 0, i = 0;
     while (i < symbols.length - 1 && (left -= shares[i]) >= 0) i++;
     this.unread.push(symbols[i]);
@@ -450,14 +452,15 @@ class Trace {
   }
 }
 
-/** Where the connections are, gate by gate; and how many each symbol keeps in the embedding. */
-function connectivity({ matrices, embedding, vocabulary }, most) {
+/** Where the connections are, gate by gate; and how many each symbol keeps in the embedding and the output. */
+function connectivity({ matrices, embedding, linears, vocabulary }, most) {
   const gates = matrices.flatMap(matrix => matrix.gates.map((name, i) => {
     const rows = matrix.rows / matrix.gates.length, first = i * rows, last = first + rows;
     const connections = matrix.starts[last] - matrix.starts[first];
     return { name, rows, cols: matrix.cols, connections, ...matrix.raster(first, last, most) };
   }));
-  const symbols = Array.from({ length: embedding.rows }, (_, i) =>
-    [vocabulary.name(i), embedding.starts[i + 1] - embedding.starts[i]]);
-  return { gates, symbols, most: embedding.cols };
+  const own = [...new Set([embedding, linears.at(-1).weight])]; // if tied, they are one
+  const kept = symbol => own.reduce((sum, { starts }) => sum + starts[symbol + 1] - starts[symbol], 0);
+  const symbols = Array.from({ length: embedding.rows }, (_, i) => [vocabulary.name(i), kept(i)]);
+  return { gates, symbols, most: own.reduce((sum, { cols }) => sum + cols, 0) };
 }

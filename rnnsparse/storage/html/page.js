@@ -114,6 +114,7 @@ class ColouredText {
       make("i", { textContent: shown[character] ?? character, className: colour })));
     this.told.push(...items.map(({ tell }) => tell));
     this.detail.hidden = !this.told.length;
+    if (!this.now) this.detail.textContent = "Point at a character, or go there by the arrow keys.";
   }
 
   select(element) {
@@ -279,6 +280,12 @@ unitField.onchange = showUnit;
 byId("unit-before").onclick = () => otherUnit(-1);
 byId("unit-after").onclick = () => otherUnit(1);
 
+function bar(share) {
+  const element = make("span");
+  element.style.width = `${100 * share}%`;
+  return element;
+}
+
 function showConnections({ gates, symbols, most }) {
   byId("gates").replaceChildren(...gates.map(({ name, rows, cols, connections, height, width, counts }) => {
     const words = `${name}: ${number(connections)} of ${number(rows * cols)}`;
@@ -291,7 +298,7 @@ function showConnections({ gates, symbols, most }) {
   }));
   const ranked = symbols.slice().sort((a, b) => b[1] - a[1]).slice(0, 1000);
   byId("symbols").replaceChildren(...ranked.map(([name, count]) => make("li", {},
-    make("span", { textContent: name }), make("meter", { max: most, value: count, ariaLabel: name }),
+    make("span", { textContent: name }), make("span", { className: "bar" }, bar(count / most)),
     make("span", { textContent: number(count) }))));
 }
 
