@@ -99,8 +99,8 @@ def browser(home: Path) -> Iterator[Browser]:
     """Start Chromium with its files in `home`."""
     in_read, in_write = os.pipe()
     out_read, out_write = os.pipe()
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-               "--no-first-run", "--disable-background-networking", f"--user-data-dir={home}", "about:blank"]  # fmt: skip
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [str(CHROMIUM), *options, "--remote-debugging-pipe", f"--user-data-dir={home}", "about:blank"]
     # It reads from descriptor 3 and writes to 4, which may be two of those that are to be moved there.
     moved = f'exec "$@" 100<&{in_read} 101>&{out_write} 3<&100 4>&101'
     with home.with_suffix(".log").open("wb") as log:

@@ -48,6 +48,7 @@ def _measured(restored: Restored, rounding: Rounding) -> str:
     except UserError as error:
         warn([f"bits per character are not measured, for the run's text is not at hand: {error}"])
         return ""
+    warn([found.warning] if found.warning else [])
     text = found.text if config.symbols is None else found.text.head(config.symbols, restored.tokenizer)
     models = (restored.model, rounded(restored.model, rounding))
     before, after = (evaluate(m, text, restored.tokenizer, config).bits_per_character for m in models)

@@ -4,7 +4,7 @@
 /** A new task takes the place of one that goes on; work is cut in slices, so that a stop is heard. */
 function serve(port) {
   let model, current = 0, writer, trace;
-  const SLICE = 40; // milliseconds
+  const SLICE = 100; // milliseconds
 
   const pause = () => new Promise(done => {
     const { port1, port2 } = new MessageChannel();
