@@ -57,6 +57,8 @@ def _measured(restored: Restored, rounding: Rounding) -> str:
 
 def _facts(restored: Restored) -> Iterator[tuple[str, str]]:
     """Yield what a reader of the page may want to know of the run; a path on this machine is none of it."""
-    config = restored.config
-    yield "Method", f"{config.method.name}, {restored.step:,} steps"
+    config, training = restored.config, restored.config.training
+    lengths = f"{training.batch_size * training.accumulate:,} × {training.sequence_length:,}"
+    yield "Method", config.method.name
+    yield "Training", f"{restored.step:,} steps of {lengths} symbols by {training.optimizer}, seed {config.run.seed}"
     yield "Training text", Path(config.data.path or "").name if config.data.source == "text" else config.data.source

@@ -21,12 +21,14 @@ from rnnsparse.errors import UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sampling import Sampler, SamplingConfig, candidates
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.selection import draw_positions
 from rnnsparse.storage.exports import Options, export
+from rnnsparse.storage.html import page
 from rnnsparse.storage.html.packing import Kind, pack, rounded
 
 ENGINE = (Path(__file__).parents[2] / "rnnsparse/storage/html/engine.js").read_text(encoding="utf-8")
@@ -161,6 +163,22 @@ def test_a_model_in_a_basis_is_packed_as_its_matrices(engine: MiniRacer, kind: s
         weight.connect(torch.arange(0, weight.positions, 2), weight.values.detach()[::2])
     load(engine, model, tokenizer)
     assert_same_logits(engine, model, list(TEXT.encode()))
+
+
+@pytest.mark.skipif(not hasattr(SparseWeight, "set_block_rows"), reason="connections are single ones")
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_blocks_of_rows_are_packed_by_column(engine: MiniRacer, density: float, kind: Kind) -> None:
+    tokenizer = Tokenizer.byte()
+    model = CharLM(ModelConfig(embedding_dim=12, hidden_size=12, num_layers=2), tokenizer.vocab_size)
+    for name, weight in model.sparse_weights().items():
+        if name.startswith("rnn."):
+            weight.set_block_rows(4)
+        places = weight.rows // weight.block_rows * weight.cols
+        weight.connect(draw_positions(round(density * places), places, generator_for(1, name)))
+    model.reset_parameters(1)
+    load(engine, model, tokenizer, kind)
+    assert_same_logits(engine, rounded(model, kind), list(TEXT.encode()))
 
 
 def test_wide_and_empty_rows_are_packed_exactly(engine: MiniRacer) -> None:
@@ -355,6 +373,13 @@ def test_the_file_is_little_more_than_its_weights(tmp_path: Path) -> None:
     for rounding, most in (("fp16", 3), ("int8", 2)):
         export("html", model, tokenizer, tmp_path / rounding, Options(rounding=rounding))  # type: ignore[arg-type]
         assert (tmp_path / rounding).stat().st_size < 1.5 * most * connections + 60_000
+
+
+def test_more_than_a_browser_reads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "LARGEST", 1000)
+    with pytest.raises(UserError, match="bytes of weights is more than browsers read"):
+        export("html", model_of(Tokenizer.byte()), Tokenizer.byte(), tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 HOSTILE = "</script><script>alert(1)</script><!--title--><!--script--><img src=x onerror=alert(1)>&amp;\u2028\"'"

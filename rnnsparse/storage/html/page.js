@@ -8,8 +8,10 @@ const MOST_COLOURED = 20000; // characters that are shown one by one
 const SAMPLE = 'The tower is 324 metres tall. "It was built in 1889," he said, "and (as far as I know) it was then the ' +
   'highest building in the world."\n\nIn the United States of America, it is known as the xylophone tower.\n';
 
-function make(kind, properties = {}, ...children) {
+function make(kind, { role, label, ...properties } = {}, ...children) {
   const element = Object.assign(document.createElement(kind), properties);
+  if (role) element.setAttribute("role", role);
+  if (label) element.setAttribute("aria-label", label);
   element.append(...children);
   return element;
 }
@@ -81,9 +83,8 @@ for (const [i, tab] of tabs.entries()) {
 class ColouredText {
   constructor(place, label) {
     this.detail = make("div", { className: "detail", role: "status" });
-    this.box = make("div", { className: "text", tabIndex: 0 });
-    this.box.setAttribute("role", "application");
-    this.box.setAttribute("aria-label", `${label}; arrow keys go from character to character`);
+    const help = `${label}; arrow keys go from character to character`;
+    this.box = make("div", { className: "text", tabIndex: 0, role: "application", label: help });
     place.append(this.box, this.detail);
     this.box.onpointerover = this.box.onclick = ({ target }) => target.tagName === "I" && this.select(target);
     this.box.onfocus = () => this.now ?? this.select(this.box.firstElementChild);
@@ -289,7 +290,7 @@ function bar(share) {
 function showConnections({ gates, symbols, most }) {
   byId("gates").replaceChildren(...gates.map(({ name, rows, cols, connections, height, width, counts }) => {
     const words = `${name}: ${number(connections)} of ${number(rows * cols)}`;
-    const canvas = make("canvas", { width, height, role: "img", ariaLabel: words });
+    const canvas = make("canvas", { width, height, role: "img", label: words });
     const context = canvas.getContext("2d"), image = context.createImageData(width, height);
     const full = Math.max(1, ...counts), ink = getComputedStyle(document.body).getPropertyValue("--ink").split(",");
     counts.forEach((count, i) => image.data.set([...ink.map(Number), 255 * count / full], 4 * i));

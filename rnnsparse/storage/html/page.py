@@ -16,9 +16,11 @@ from typing import BinaryIO
 
 from rnnsparse import __version__
 from rnnsparse.data.tokenizer import Tokenizer
+from rnnsparse.errors import UserError
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.storage.html.packing import Kind, pack
 
+LARGEST = 1 << 28  # bytes of weights; browsers hold no text much longer than these are in base64
 PARTS = resources.files("rnnsparse.storage.html")
 
 
@@ -32,9 +34,14 @@ def write(
         facts: what it says of the model beside what that itself knows: pairs of a heading and a text.
 
     Raises:
-        UserError: its weights are not numbers, or too large for fp16.
+        UserError: its weights are not numbers, too large for fp16, or too many for a browser.
     """
     header, weights = pack(model, kind)
+    if len(weights) > LARGEST:
+        raise UserError(
+            f"a page of {len(weights):,} bytes of weights is more than browsers read ({LARGEST:,}); export as safetensors, "
+            "or train a model with fewer connections"
+        )
     header["vocabulary"] = {
         "kind": tokenizer.kind,
         "characters": b"".join(tokenizer.symbols[1:]).decode() if tokenizer.kind == "char" else "",
