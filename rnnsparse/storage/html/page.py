@@ -39,8 +39,8 @@ def write(
     header, weights = pack(model, kind)
     if len(weights) > LARGEST:
         raise UserError(
-            f"a page of {len(weights):,} bytes of weights is more than browsers read ({LARGEST:,}); export as safetensors, "
-            "or train a model with fewer connections"
+            f"a page of {len(weights):,} bytes of weights is more than browsers read ({LARGEST:,}); export as "
+            "safetensors, or train a model with fewer connections"
         )
     header["vocabulary"] = {
         "kind": tokenizer.kind,
