@@ -389,12 +389,12 @@ def test_nothing_of_a_model_becomes_markup(tmp_path: Path) -> None:
     pages = []
     for words in ("plain", HOSTILE):
         tokenizer = Tokenizer.char(HOSTILE)
-        options = Options(title=words, facts=[(words, words)])
+        options = Options(title=words + "\udcff", facts=[(words, words)])
         export("html", model_of(tokenizer), tokenizer, tmp_path / str(len(words)), options)
         pages.append((tmp_path / str(len(words))).read_text(encoding="utf-8"))
     assert pages[0].count("<") == pages[1].count("<")
     model = pages[1].split('id="model">')[1].split("</script>")[0]
-    assert json.loads(model)["title"] == HOSTILE
+    assert json.loads(model)["title"] == HOSTILE + "\udcff"
     assert set(json.loads(model)["vocabulary"]["characters"]) == set(HOSTILE)
     assert "unsafe" not in pages[1]
     assert "default-src &#x27;none&#x27;" in pages[1]
