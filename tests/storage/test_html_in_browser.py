@@ -126,8 +126,18 @@ def test_a_text_without_end_can_be_stopped(chromium: Browser, pages: dict[str, P
     opened(chromium, pages["char"])
     fill(chromium, length=10**9)
     press(chromium, "#go", "document.getElementById('written').textContent.length > 10")
+    assert chromium.evaluate("document.getElementById('go').disabled")
     press(chromium, "#write-stop", "!document.getElementById('go-on').disabled")
+    assert not chromium.evaluate("document.getElementById('go').disabled")
     assert 10 < len(text_of(chromium, "written")) < 10**8
+
+
+def test_another_task_takes_the_place_of_one_that_goes_on(chromium: Browser, pages: dict[str, Path]) -> None:
+    opened(chromium, pages["char"])
+    fill(chromium, length=10**9, score_text="a cab")
+    press(chromium, "#go", "document.getElementById('written').textContent.length > 10")
+    press(chromium, "#score-form .main", "document.querySelectorAll('#scored i').length === 5")
+    chromium.wait("document.getElementById('write-stop').disabled && document.getElementById('score-stop').disabled")
 
 
 def test_what_cannot_be_read_is_said_in_words(chromium: Browser, pages: dict[str, Path]) -> None:

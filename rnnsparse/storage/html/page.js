@@ -40,19 +40,21 @@ worker.onmessage = ({ data }) => {
   else asked.done(data.done);
 };
 
-/** Do something while Stop can be pressed; what goes wrong is said where the state is said. */
-async function during(stop, state, work) {
-  for (const button of stopButtons) button.disabled = button !== stop;
+/** Do something in a view, which can then be stopped but not begun again; what goes wrong is said where the state is. */
+async function during(view, state, work) {
+  const begin = document.querySelector(`#${view}-form .main`), stop = byId(`${view}-stop`);
+  begin.disabled = true;
+  stop.disabled = false;
   try {
     await work();
   } catch (error) {
     state.textContent = error.message;
   }
+  begin.disabled = false;
   stop.disabled = true;
 }
 
-const stopButtons = ["write-stop", "score-stop", "look-stop"].map(byId);
-for (const button of stopButtons) button.onclick = () => ask("stop");
+for (const view of ["write", "score", "look"]) byId(`${view}-stop`).onclick = () => ask("stop");
 
 // ---- views
 
@@ -148,7 +150,7 @@ function writing(goOn) {
   byId("go-on").disabled = byId("copy").disabled = true;
   const end = document.createTextNode("");
   written.append(end);
-  during(byId("write-stop"), writeState, async () => {
+  during("write", writeState, async () => {
     const news = ({ text, written: count, reading }) => {
       const follows = written.scrollTop + written.clientHeight > written.scrollHeight - 30;
       end.data += text;
@@ -196,7 +198,7 @@ byId("score-form").onsubmit = event => {
   scored.clear();
   byId("words").replaceChildren();
   byId("words-title").hidden = true;
-  during(byId("score-stop"), scoreState, async () => {
+  during("score", scoreState, async () => {
     const news = ({ found, at, size }) => {
       const start = at - found.length;
       bits.push(...found.map(one => one.bits));
@@ -248,7 +250,7 @@ function unitColour(value) {
 byId("look-form").onsubmit = event => {
   event.preventDefault();
   const text = byId("look-text").value;
-  during(byId("look-stop"), lookState, async () => {
+  during("look", lookState, async () => {
     const news = ({ at, size }) => { lookState.textContent = `${number(at)} of ${number(size)} characters …`; };
     const { ranking, characters, hidden } = await ask("trace", { text }, news);
     if (!ranking) return void (lookState.textContent = text ? "Stopped." : "There is nothing to read.");
