@@ -11,6 +11,7 @@ from rnnsparse.cli.messages import warn
 from rnnsparse.errors import UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.storage.exports import FORMATS, Options, Rounding, export
+from rnnsparse.storage.html.packing import rounded
 from rnnsparse.training.build import Restored, restore
 from rnnsparse.training.device import CPU
 from rnnsparse.training.measured_text import own_text
@@ -37,9 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measured(restored: Restored, rounding: Rounding) -> str:
     """Return what rounding does to the bits per character of the run's validation text, "" if that is not at hand."""
-    # Imported late: the command line knows a command before it loads torch.
-    from rnnsparse.storage.html.packing import rounded
-
     data, config = restored.config.data, restored.config.evaluation
     try:
         if data.path is None and data.source != "python_docs":
