@@ -501,6 +501,30 @@ def test_an_exported_sparse_model_is_a_safetensors_file(cli: Workplace, tmp_path
     assert {"embedding.values", "rnn.0.bias_hh"} <= set(load_file(tmp_path / "sparse.safetensors"))
 
 
+def test_a_page_tells_what_rounding_costs_on_the_runs_own_text(cli: Workplace, tmp_path: Path) -> None:
+    for weights in ("fp16", "int8"):
+        page = tmp_path / f"{weights}.html"
+        size, bits = cli.ok("export", cli.run, page, "--format", "html", "--weights", weights).splitlines()
+        assert size == f"{page}: {page.stat().st_size:,} bytes"
+        told = re.fullmatch(rf"bits per character: (\S+) on [\d,]+ characters .* \((\S+) before {weights}\)", bits)
+        assert told
+        assert 0 <= abs(float(told[1]) - float(told[2])) < 0.05
+        assert bits.removeprefix("bits per character: ") in page.read_text(encoding="utf-8")
+        assert str(cli.folder) not in page.read_text(encoding="utf-8")
+
+
+def test_a_page_is_made_without_a_text_too(cli: Workplace, tmp_path: Path) -> None:
+    text = cli.folder / "text.txt"
+    text.rename(tmp_path / "away")
+    try:
+        code, out, err = cli("export", cli.run, tmp_path / "page.html", "--format", "html")
+    finally:
+        (tmp_path / "away").rename(text)
+    assert (code, len(out.splitlines()), len(err.splitlines())) == (0, 1, 1)
+    assert "bits per character are not measured" in err
+    assert (tmp_path / "page.html").is_file()
+
+
 # ---- bad input: exit code 2, one line, nothing damaged
 
 
@@ -597,6 +621,10 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "export without format": ("export R N/new.pt", "--format"),
     "export to another format": ("export R N/new.pt --format onnx", "invalid choice: 'onnx'"),
     "export over a file": ("export R T --format torch", "exists and is never overwritten"),
+    "export with weights as they are": (
+        "export R N/new.pt --format torch --weights int8",
+        "--weights int8: --format torch rounds no weights; leave it out",
+    ),
     "export to no folder": ("export R N/none/new.pt --format torch", "there is no folder N/none; make it first"),
 }
 

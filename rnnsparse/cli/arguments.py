@@ -8,12 +8,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from rnnsparse import __version__
 from rnnsparse.cli.new import LIKE
 from rnnsparse.errors import one_line
-from rnnsparse.storage.exports import FORMATS
+from rnnsparse.storage.exports import FORMATS, Rounding
 
 
 class _Parser(argparse.ArgumentParser):
@@ -164,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="; ".join(f"{name}: {format.about}" for name, format in FORMATS.items()),
     )
+    rounding = [name for name, format in FORMATS.items() if format.rounds]
+    help_text = f"how {' and '.join(rounding)} stores weights (default: fp16)"
+    export.add_argument("--weights", choices=get_args(Rounding), help=help_text)
     return parser
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from rnnsparse import files
 
@@ -25,28 +25,46 @@ SAFETENSORS_VERSION = 1
 NOT_IN_ARCHITECTURE = {"dropout", "execution"}
 
 
+Rounding = Literal["fp16", "int8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a format may want beside a model and its tokenizer.
+
+    Attributes:
+        rounding: how weights are stored, where the format rounds them.
+        title, facts: for people: what the model is called, and pairs of a heading and a text about it.
+    """
+
+    rounding: Rounding = "fp16"
+    title: str = "A sparse recurrent network"
+    facts: Sequence[tuple[str, str]] = ()
+
+
 @dataclass(frozen=True)
 class Format:
-    """What `export --format` offers: some words for people, and what fills the file."""
+    """What `export --format` offers: some words for people, what fills the file, and whether that rounds weights."""
 
     about: str
-    write: Callable[[BinaryIO, CharLM, Tokenizer], object]
+    write: Callable[[BinaryIO, CharLM, Tokenizer, Options], object]
+    rounds: bool = False
 
 
-def export(name: str, model: CharLM, tokenizer: Tokenizer, path: Path) -> None:
+def export(name: str, model: CharLM, tokenizer: Tokenizer, path: Path, options: Options | None = None) -> None:
     """Write a model to a new file in the format of that name.
 
     Raises:
-        UserError: `path` exists, or its folder does not.
+        UserError: `path` exists, its folder does not, or the format cannot hold the weights.
         RunFailed: it cannot be written.
         ValueError: the tokenizer is of another model.
     """
     if tokenizer.vocab_size != model.vocab_size:
         raise ValueError(f"a tokenizer of {tokenizer.vocab_size} symbols is not that of a model of {model.vocab_size}")
-    files.write_new(path, lambda file: FORMATS[name].write(file, model, tokenizer))
+    files.write_new(path, lambda file: FORMATS[name].write(file, model, tokenizer, options or Options()))
 
 
-def _write_torch(file: BinaryIO, model: CharLM, tokenizer: Tokenizer) -> None:
+def _write_torch(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, _: Options) -> None:
     """Write the dense state of a plain PyTorch model, for `torch.load(path, weights_only=True)`.
 
     The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
@@ -76,7 +94,7 @@ def _torch_state_dict(model: CharLM) -> dict[str, Tensor]:
     return {"output.weight": state["embedding.weight"]} | state  # if tied, it has none of its own
 
 
-def _write_safetensors(file: BinaryIO, model: CharLM, tokenizer: Tokenizer) -> None:
+def _write_safetensors(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, _: Options) -> None:
     """Write connections, biases, shape and tokenizer, in a size that grows with the connections.
 
     Tensors are named as in a checkpoint (`storage/weights.py`). The metadata holds `format` ("rnnsparse"),
@@ -96,6 +114,13 @@ def _write_safetensors(file: BinaryIO, model: CharLM, tokenizer: Tokenizer) -> N
     file.write(weights.to_bytes(model, metadata))
 
 
+def _write_html(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, options: Options) -> None:
+    """Write one page for a browser, with the network in it (`storage/html`)."""
+    from rnnsparse.storage.html import page
+
+    page.write(file, model, tokenizer, options.rounding, options.title, options.facts)
+
+
 def _architecture(model: CharLM) -> dict[str, Any]:
     """Return all that is needed to build a model of the same shape, as plain data."""
     config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in NOT_IN_ARCHITECTURE}
@@ -105,4 +130,5 @@ def _architecture(model: CharLM) -> dict[str, Any]:
 FORMATS = {
     "torch": Format("a plain nn.LSTM, nn.GRU or nn.RNN model", _write_torch),
     "safetensors": Format("the connections alone, as in a checkpoint", _write_safetensors),
+    "html": Format("one page for a browser: it writes, scores and shows its units", _write_html, rounds=True),
 }

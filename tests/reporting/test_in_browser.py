@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 from rnnsparse.reporting.compare import group
 from rnnsparse.reporting.comparison_folder import write
 from rnnsparse.reporting.reading import read_runs
+from tests.browser import CHROMIUM
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 # Shows a page at some width, unfolded, and writes into the title what a reader would notice: whether it has to be
