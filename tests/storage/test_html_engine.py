@@ -21,7 +21,6 @@ from rnnsparse.errors import UserError
 from rnnsparse.evaluation import evaluate
 from rnnsparse.nn.basis import Basis
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.sampling import Sampler, SamplingConfig, candidates
 from rnnsparse.settings.model import ModelConfig
@@ -165,7 +164,6 @@ def test_a_model_in_a_basis_is_packed_as_its_matrices(engine: MiniRacer, kind: s
     assert_same_logits(engine, model, list(TEXT.encode()))
 
 
-@pytest.mark.skipif(not hasattr(SparseWeight, "set_block_rows"), reason="connections are single ones")
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 @pytest.mark.parametrize("density", [0.3, 1.0])
 def test_blocks_of_rows_are_packed_by_column(engine: MiniRacer, density: float, kind: Kind) -> None:

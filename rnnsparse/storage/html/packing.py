@@ -49,7 +49,7 @@ def pack(model: CharLM, kind: Kind) -> tuple[dict[str, Any], bytes]:
     packed: list[NDArray[Any]] = []
     matrices: list[dict[str, Any]] = []
     for weight in plain.sparse_weights().values():
-        block, full = _block_rows(weight), weight.is_full
+        block, full = weight.block_rows, weight.is_full
         matrices.append(
             {
                 "name": weight.name,
@@ -103,10 +103,6 @@ def _canonical(model: CharLM) -> CharLM:
     return plain
 
 
-def _block_rows(weight: SparseWeight) -> int:
-    return getattr(weight, "block_rows", 1)
-
-
 def _biases(model: CharLM) -> dict[str, torch.Tensor]:
     """Return every bias by name, in the order in which the engine reads them; a layer's own two come together."""
     found = {f"rnn.{i}.bias_{side}": b for i, layer in enumerate(model.recurrent_layers)
@@ -119,7 +115,7 @@ def _bias_kind(kind: Kind) -> Kind:
 
 
 def _of_weight(weight: SparseWeight, kind: Kind) -> Rounded:
-    block = _block_rows(weight)
+    block = weight.block_rows
     band_N = weight.indices.cpu().numpy() // weight.cols
     rows = band_N[:, None] * block + np.arange(block)
     return _round(weight.name, weight.values.detach().view(-1, block), kind, rows, weight.rows)
