@@ -203,7 +203,7 @@ def test_updates_grow_only_the_best_of_what_they_choose_from(
                 left_out = max((score[p] for p in score.keys() - present), default=0.0)
                 worst = min(score.get(p, 0.0) for p in grown)
                 assert worst >= left_out * (1 - (block_rows > 1) * 1e-6), (budget.group.name, step)  # norms round
-                grown_in_all += len(grown)
+                grown_in_all += len(grown) * block_rows
     assert grown_in_all > 20
 
 
