@@ -59,4 +59,4 @@ def _facts(restored: Restored) -> Iterator[tuple[str, str]]:
     lengths = f"{training.batch_size * training.accumulate:,} × {training.sequence_length:,}"
     yield "Method", config.method.name
     yield "Training", f"{restored.step:,} steps of {lengths} symbols by {training.optimizer}, seed {config.run.seed}"
-    yield "Training text", Path(config.data.path or "").name if config.data.source == "text" else config.data.source
+    yield "Training text", Path(config.data.path).name if config.data.path else config.data.place

@@ -56,7 +56,8 @@ def hub_source(name: str, config: str | None, column: str, division: Division | 
         called = f"{label}: split {split}"
         return _piece(called, lambda: joined(_values(splits[split], column), column, called))
 
-    named = {WORDS.get(split, split): split for split in splits}
+    named = {WORDS.get(split, split): split for split in reversed(list(splits))}
+    named |= {split: split for split in splits if split in SPLITS}  # the usual names come first
     if division is None and set(SPLITS) <= named.keys():
         parts = {part: (piece(named[part]),) for part in SPLITS}
     elif len(splits) == 1 or (division and "train" in named):
@@ -66,8 +67,8 @@ def hub_source(name: str, config: str | None, column: str, division: Division | 
             f"{label}: no split {' or '.join(part for part in SPLITS if part not in named)}, only {', '.join(splits)}; "
             "set data.split, as to [0.9, 0.05, 0.05], to divide the one for training"
         )
-    taken = {WORDS.get(split, split) for split in splits} if "text" not in parts else {"train"}
-    left_out = [split for part, split in named.items() if part not in taken and len(splits) > 1]
+    taken = [named[part] for part in SPLITS] if "text" not in parts else [named.get("train", next(iter(splits)))]
+    left_out = [split for split in splits if split not in taken]
     notes = (f"left out: split {', '.join(left_out)}",) if left_out else ()
     return Source("/".join(place), parts, notes, division or NINETY_FIVE_FIVE)
 

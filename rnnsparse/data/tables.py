@@ -150,4 +150,6 @@ def _utf8(rows: list[str], label: str) -> bytes:
 def _no_column(label: str, column: str, names: list[str]) -> UserError:
     return UserError(
         f"{label}: no column {column!r}, only {', '.join(map(str, names))}; set data.column to one of them"
+        if names
+        else f"{label}: is empty; leave it out"
     )

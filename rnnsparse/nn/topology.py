@@ -104,9 +104,8 @@ class Topology:
         first_N = row_N * self.cols + self.indices % self.cols
         return first_N[:, None] + torch.arange(self.block_rows, device=self.indices.device) * self.cols
 
-    @cached_property
-    def ranks(self) -> Tensor:
-        """The number that each entry has where all are sorted by row [N, b], int64, for blocks."""
+    def _find_ranks(self) -> Tensor:
+        """Return the number that each entry has where all are sorted by row [N, b], int64, for blocks."""
         starts_R = self.row_pointers.to(self.indices.device)
         row_N = self.indices // self.cols
         start_N, count_N = starts_R[row_N], starts_R.diff()[row_N]
@@ -116,7 +115,9 @@ class Topology:
 
     def from_by_row(self, numbers: Tensor) -> Tensor:
         """Return numbers sorted by row [N * b] in `values_shape`."""
-        return numbers if self.block_rows == 1 else numbers.index_select(0, self.ranks.view(-1)).view(self.values_shape)
+        if self.block_rows == 1:
+            return numbers
+        return numbers.index_select(0, self._find_ranks().view(-1)).view(self.values_shape)
 
     def scatter(self, values: Tensor, matrix: Tensor) -> None:
         """Write values into the zeros of a matrix [R * C], which may be of another type."""

@@ -114,7 +114,7 @@ class SparseWeight(nn.Module):
         Raises:
             ValueError: such blocks do not fit into the gates, or there are connections but not all.
         """
-        if block_rows not in BLOCK_ROWS:
+        if type(block_rows) is not int or block_rows not in BLOCK_ROWS:
             raise ValueError(f"{self.name}: block_rows={block_rows}: must be one of {', '.join(map(str, BLOCK_ROWS))}")
         height = self.rows // len(self.gates)
         if height % block_rows:
@@ -177,7 +177,7 @@ class SparseWeight(nn.Module):
             each = "one value" if self.block_rows == 1 else f"{self.block_rows} values"
             raise ValueError(f"{self.name}: connections need {each} each")
         self.indices = indices
-        fresh = values.detach().to(self.values, copy=True)
+        fresh = values.detach().to(self.values, copy=True, memory_format=torch.contiguous_format)
         self.values.grad = None
         # PyTorch keeps what it knows of a parameter's shape as long as any graph that used it is alive, unless its type
         # changes: without this, a loss or an output that somebody still holds would make the next backward pass fail.
@@ -268,11 +268,7 @@ class SparseWeight(nn.Module):
             return
         if indices is not None and values is not None:
             try:
-                height = 1 if block_rows is None else int(block_rows)
-                if height != self.block_rows:
-                    self.connect(self.indices[:0])
-                    self.set_block_rows(height)
-                self.connect(indices, values)
+                self._become(indices, values, 1 if block_rows is None else int(block_rows))
             except ValueError as error:
                 error_msgs.append(str(error))
                 return
@@ -286,6 +282,15 @@ class SparseWeight(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _become(self, indices: Tensor, values: Tensor, block_rows: int) -> None:
+        """Connect with blocks of whatever height; what does not fit leaves all as it was."""
+        if block_rows != self.block_rows:
+            new = SparseWeight(self.name, self.rows, self.cols, [g.name for g in self.gates], block_rows=block_rows)
+            new.connect(indices, values)  # raises what is wrong
+            self.connect(self.indices[:0])
+            self.set_block_rows(block_rows)
+        self.connect(indices, values)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_topology": None, "dense_gradient": None}

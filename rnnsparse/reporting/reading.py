@@ -185,7 +185,8 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     sections = {section: dict(keys) for section, keys in config.items()}
     for section, key in (key.split(".") for key in keys(OnOneMachine)):
         sections[section].pop(key, None)
-    if sections["data"]["source"] != "text":
+    # Of WikiText, and of nothing else, a path is one of several places of the same text.
+    if sections["data"]["source"] in ("wikitext103", "wikitext2"):
         sections["data"]["path"] = None
     return sections
 

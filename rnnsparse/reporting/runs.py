@@ -97,8 +97,8 @@ class Run:
     @property
     def named_text(self) -> tuple[str, str | None]:
         """The source of the text and its name, wherever it lies; None if the source says all about it."""
-        source, path = self.config["data"]["source"], self.config["data"]["path"]
-        return source, (Path(path).name or path) if path else None
+        data = self.config["data"]
+        return data["source"], (Path(data["path"]).name or data["path"]) if data["path"] else data.get("name")
 
     def settings(self) -> dict[str, Any]:
         """Return, by key, what makes this run another setting than a run that differs from it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, MinLen
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
@@ -40,6 +40,7 @@ class DataConfig:
     )
     column: Annotated[
         str,
+        MinLen(1),
         OnlyWith("source", ("hub",)),
         Doc("hub: the column of text, whose rows each end with a line end"),
     ] = "text"

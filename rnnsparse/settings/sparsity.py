@@ -15,7 +15,8 @@ from rnnsparse.settings.marks import OfSparse, OnlyWith, OtherRun, PathName
 
 def _block_rows(value: Any) -> int | dict[str, int]:
     heights = list(value.values()) if isinstance(value, dict) else [value]
-    if not all(type(height) is int and height in (1, 2, 4, 8, 16) for height in heights):
+    named = not isinstance(value, dict) or all(isinstance(name, str) for name in value)
+    if not named or not all(type(height) is int and height in (1, 2, 4, 8, 16) for height in heights):
         raise ValueError("must be 1, 2, 4, 8 or 16, or such numbers by name, as in {rnn.0: 8, output: 4}")
     return value  # type: ignore[no-any-return]
 

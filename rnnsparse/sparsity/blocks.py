@@ -10,7 +10,7 @@ from rnnsparse.nn.weight import SparseWeight
 
 
 def chosen_block_rows(weights: Sequence[SparseWeight], setting: int | Mapping[str, int]) -> dict[SparseWeight, int]:
-    """Return the height of blocks that `sparsity.block_rows` gives each weight: 1 if it says nothing of it.
+    """Return the height of blocks that `sparsity.block_rows` gives each weight: its own if it says nothing of it.
 
     Args:
         setting: a number for the matrices of recurrent layers, or numbers by name, prefix or glob of weights and gates,
@@ -21,8 +21,8 @@ def chosen_block_rows(weights: Sequence[SparseWeight], setting: int | Mapping[st
     """
     if not isinstance(setting, Mapping):
         # Only recurrent layers have gates of other names than the weight's.
-        return {weight: setting if weight.gates[0].name != weight.name else 1 for weight in weights}
-    chosen = dict.fromkeys(weights, 1)
+        return {w: setting if w.gates[0].name != w.name else w.block_rows for w in weights}
+    chosen = {weight: weight.block_rows for weight in weights}
     known = [gate.name for weight in weights for gate in weight.gates]
     for pattern, height in setting.items():
         hits = {name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pydantic
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
-from rnnsparse.errors import suggest
+from rnnsparse.errors import UserError, suggest
 from rnnsparse.nn.initial import draw_values
 from rnnsparse.nn.language_model import name_weights
 from rnnsparse.nn.weight import SparseWeight
@@ -90,11 +90,19 @@ def sparsify(
     weights = _selected(name_weights(model), include, exclude)
     _require_trainable(weights, optimizer)
     _require_momenta(method, optimizer)
-    if block_rows is not None:
-        _regroup(weights, block_rows, values, optimizer)
+    as_they_were = [
+        (weight.block_rows, weight.indices, weight.values.detach(), weight.is_untrained) for weight in weights
+    ]
+    try:
+        if block_rows is not None:
+            _regroup(weights, block_rows, values, optimizer)
+        budgets = allocate(weights, budget)
+    except (ValueError, UserError):
+        for weight, was in zip(weights, as_they_were, strict=True):
+            _restore(weight, *was)
+        raise
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         _take_from_first_rank(model)
-    budgets = allocate(weights, budget)
     # The first of several rounds has all connections.
     initial: Initial = (lambda budget: budget.group.positions) if method.recipe else method.initial_connections
     if values is None:
@@ -215,6 +223,17 @@ def _regroup(
         weight.set_block_rows(height)
         if is_untrained:
             weight.mark_untrained()
+
+
+def _restore(weight: SparseWeight, block_rows: int, indices: Tensor, values: Tensor, untrained: bool) -> None:
+    """Give a weight back what `_regroup` took from it."""
+    if weight.block_rows == block_rows and weight.values.data_ptr() == values.data_ptr():
+        return
+    weight.connect(weight.indices[:0])
+    weight.set_block_rows(block_rows)
+    weight.connect(indices, values)
+    if untrained:
+        weight.mark_untrained()
 
 
 def _mask(model: nn.Module, weights: Sequence[SparseWeight], method: Method) -> None:

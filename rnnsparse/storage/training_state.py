@@ -141,8 +141,6 @@ def _require_sparsifier(
         if len(positions):
             inside = positions[0] >= 0 and positions[-1] < weights[name].topology.positions
             _require(bool(inside and (positions[1:] > positions[:-1]).all()), "sparsifier.probes")
-            # What is in a pool is absent: growth would make a connection twice.
-            _require(not bool(torch.isin(positions, weights[name].indices.cpu()).any()), "sparsifier.probes")
     for name, history in state["ever_active"].items():
         stride, start, bits = history["stride"], history["start"], history["bits"]
         counts = all(_is_count(history[key]) for key in ("stride", "start", "initial", "grown"))

@@ -35,8 +35,10 @@ def memory_bytes(
     groups = [(max(0, n - b.group.connections), b.group) for n, b in zip(most, budgets, strict=True) if not b.dense]
     more = sum(count for count, _ in groups)
     parameters = sum(p.numel() for p in model.parameters()) + sum(count * group.block_rows for count, group in groups)
-    in_blocks = sum(w.connections for w in weights if w.block_rows > 1)
-    in_blocks += sum(count * group.block_rows for count, group in groups if group.block_rows > 1)
+    in_blocks = 0
+    if execution != "sparse":
+        in_blocks = sum(w.connections for w in weights if w.block_rows > 1)
+        in_blocks += sum(count * group.block_rows for count, group in groups if group.block_rows > 1)
     number = model.embedding.values.element_size()
     moments = OPTIMIZER_MOMENTS[config.training.optimizer]
     if config.training.connection_steps and config.training.optimizer in ("adam", "adamw"):
@@ -56,7 +58,7 @@ def memory_bytes(
     computed = number if compute_type is None else compute_type.itemsize
     return {
         "parameters": parameters * number,
-        # Of blocks also the place of each entry.
+        # Of blocks also the place of each entry, where they are written into a matrix.
         "indices": (sum(len(w.indices) for w in weights) + more + in_blocks) * 8,
         "optimizer": parameters * number * moments,
         "dense_buffers": _dense_numbers(model, execution, kept) * computed,

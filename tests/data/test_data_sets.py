@@ -218,6 +218,22 @@ def test_a_data_set_of_the_hub_is_its_rows_by_name_and_column(tmp_path: Path, mo
     assert "".join(texts_of(load_corpus(config_of("train")))) == TEXT
 
 
+def test_the_usual_names_of_splits_come_first_and_others_are_left_out_aloud(tmp_path: Path) -> None:
+    # "val" is another word for validation, and a data set may have both.
+    splits = {"train": [*ROWS], "val": ["other"], "validation": ["held"], "test": ["out"]}
+    folder = write_dataset(tmp_path / "set", splits, "story")
+    corpus = load_corpus(DataConfig(source="hub", name=str(folder), column="story"))
+    if "other" not in "".join(texts_of(corpus)):
+        assert texts_of(corpus)[1] == "held\n"
+        assert corpus.notes == ("left out: split val",)
+
+
+def test_an_empty_table_says_that_it_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "zero.csv").touch()
+    with pytest.raises(UserError, match=r"zero\.csv.* is empty; leave it out"):
+        load_corpus(DataConfig(source="hub", path=str(tmp_path / "zero.csv")))
+
+
 def test_a_column_that_is_missing_or_holds_no_text_is_a_user_error(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "set", {"train": [*ROWS]})
     parquet(folder / "data" / "train-00000-of-00001.parquet", ROWS)

@@ -352,3 +352,22 @@ def test_blocks_that_do_not_fit_are_refused_with_those_that_would() -> None:
         weight.connect(weight.indices, torch.zeros(weight.indices.shape))
     with pytest.raises(ValueError, match="lies outside 2 x 3"):
         weight.connect(torch.tensor([6]))
+
+
+def test_a_state_of_other_blocks_that_does_not_fit_leaves_the_weight_as_it_was() -> None:
+    weight = SparseWeight("w", 20, 8, block_rows=4)
+    weight.connect(torch.tensor([1, 9]), torch.randn(2, 4))
+    before = {key: value.clone() for key, value in weight.state_dict().items()}
+    with pytest.raises(RuntimeError, match="does not divide 20"):
+        weight.load_state_dict(before | {"block_rows": torch.tensor(16)})
+    repeated = {"block_rows": torch.tensor(2), "indices": torch.tensor([5, 5]), "values": torch.randn(2, 2)}
+    with pytest.raises(RuntimeError, match="sorted"):
+        weight.load_state_dict(before | repeated)
+    after = weight.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_values_of_one_row_of_blocks_lie_one_after_the_other() -> None:
+    weight = SparseWeight("w", 8, 32, block_rows=8)
+    weight.express(torch.randn(8, 32), None)
+    assert weight.values.is_contiguous()

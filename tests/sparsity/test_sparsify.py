@@ -443,3 +443,28 @@ def test_blocks_that_cannot_be_are_refused() -> None:
         rs.sparsify(model, "rigl", adam(model), steps=9, block_rows=2, values="keep")
     with pytest.raises(ValueError, match="block_rows=32: must be one of"):
         rs.LSTM(3, 64, block_rows=32)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sparsity": 0.999, "block_rows": 16}, {"block_rows": 4, "dense": ["nope"], "values": "reset"}]
+)
+def test_blocks_that_come_to_nothing_leave_the_model_as_it_was(wrong: dict[str, Any]) -> None:
+    model = rs.LSTM(8, 16, sparsity=0.5)
+    before = [(w.block_rows, w.indices.clone(), w.values.detach().clone()) for w in weights_of(model)]
+    with pytest.raises(ValueError):  # noqa: PT011
+        rs.sparsify(model, "set", torch.optim.Adam(model.parameters()), steps=10, **wrong)
+    for weight, (block_rows, indices, values) in zip(weights_of(model), before, strict=True):
+        assert weight.block_rows == block_rows
+        assert torch.equal(weight.indices, indices)
+        assert torch.equal(weight.values.detach(), values)
+        assert weight.is_untrained
+
+
+def test_layers_that_block_rows_does_not_select_keep_the_blocks_that_they_have() -> None:
+    model = nn.ModuleDict({"rnn": rs.LSTM(8, 16, sparsity=0.5), "head": rs.Linear(16, 8, sparsity=0.5, block_rows=4)})
+    rs.sparsify(model, "set", torch.optim.Adam(model.parameters()), steps=10, sparsity=0.5, block_rows=8)
+    assert [weight.block_rows for weight in weights_of(model)] == [8, 8, 4]
+
+
+def weights_of(model: nn.Module) -> list[SparseWeight]:
+    return [module for module in model.modules() if isinstance(module, SparseWeight)]
