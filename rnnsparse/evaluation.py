@@ -104,7 +104,8 @@ def evaluate(
         config = replace(config, lanes=dynamic.lanes, priming=0, sequence_length=dynamic.segment)
     plan = plan_lanes(len(split.tokens) - 1, config.lanes, config.priming)
     if sharing:
-        assert dynamic is None, "processes that each read a part would learn different things"
+        if dynamic:
+            raise ValueError("dynamic: processes that each read a part would learn different things; use one")
         plan = plan.part(slice(sharing.rank, None, sharing.world_size))
     unknown_id, naming = tokenizer.unknown_id, math.log(CODE_POINTS - tokenizer.vocab_size)
     record_symbols = record
