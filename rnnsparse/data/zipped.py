@@ -65,6 +65,10 @@ class Archives:
         that is encrypted, a link, packed by an unknown method, there twice, or has a name that leads outside; and if
         all unpack to more than text does.
         """
+        with self._closed_after_errors():
+            return self._look_into(path, label)
+
+    def _look_into(self, path: Path, label: str) -> Archive:
         with _zip_errors(label):
             archive = self._open(path)
             infos, stored = archive.infolist(), archive.fp
@@ -96,14 +100,13 @@ class Archives:
 
     def chunks(self, path: Path, member: Member, label: str) -> Iterator[bytes]:
         """Yield the text of a member, which may be packed again, by gzip and the like."""
-        with _zip_errors(label):
+        with self._closed_after_errors(), _zip_errors(label):
             archive = self._open(path)
             try:
                 info = archive.getinfo(member.stored_name)
             except KeyError:
                 info = None
             if info is None or (info.file_size, info.CRC) != (member.size, member.crc):
-                self._archive = None
                 raise UserError(f"{label}: changed while it was read; run again when it is complete")
             with archive.open(info) as stored:
                 kind = kind_of(stored.read(HEAD_BYTES))
@@ -119,6 +122,17 @@ class Archives:
         if self._archive is None or self._path != path:
             self._path, self._archive = path, zipfile.ZipFile(path)
         return self._archive
+
+    @contextmanager
+    def _closed_after_errors(self) -> Iterator[None]:
+        """Leave no file open that nobody reads on."""
+        try:
+            yield
+        except Exception:
+            if self._archive is not None:
+                self._archive.close()
+                self._archive = None
+            raise
 
 
 def _refusal(info: zipfile.ZipInfo) -> str | None:
