@@ -839,6 +839,17 @@ def test_help_answers_for_every_command_without_loading_torch() -> None:
         assert command in result.stdout
 
 
+def test_training_starts_without_what_only_torch_compile_needs(prepared: Path, tmp_path: Path) -> None:
+    """Its import takes longer than torch's own."""
+    command = ["train", str(prepared / "tiny.yaml"), f"run.dir={tmp_path / 'new'}"]
+    code = f"import sys; from rnnsparse.cli import main; assert main({command!r}) == 0"
+    code += "; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["methods"]) == 2

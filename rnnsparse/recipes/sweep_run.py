@@ -21,7 +21,6 @@ from rnnsparse.recipes.sweep import Run, Sweep, needs
 from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
 from rnnsparse.training.device import training_device
-from rnnsparse.training.peak_memory import peak_memory
 from rnnsparse.training.run import lock
 from rnnsparse.training.run.interrupts import StopRequest, stop_on_signals
 from rnnsparse.training.run.lifeline import Lifeline
@@ -75,14 +74,11 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
     Raises:
         UserError: the device or a text is not there; nothing has been started.
     """
-    program_bytes = peak_memory()
     for run in runs:
         training_device(run.config.training)
     # Each text is tokenized once, here, and not by every run at the same time.
     vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
-    return _Runner(
-        sweep, runs, say, Estimator(vocab_sizes, program_bytes), Packing(runs, sweep.pack, vocab_sizes)
-    ).run()
+    return _Runner(sweep, runs, say, Estimator(vocab_sizes), Packing(runs, sweep.pack, vocab_sizes)).run()
 
 
 class _Runner:

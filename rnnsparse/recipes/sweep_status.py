@@ -24,6 +24,8 @@ from rnnsparse.training.inspection import inspect
 from rnnsparse.training.run import lifeline, lock, run_folder
 from rnnsparse.training.start import final_model
 
+PROGRAM_BYTES = 560_000_000  # measured: Python, torch, and kernels being compiled, in a run of configs/quickstart.yaml
+
 State = Literal["new", "interrupted", "done", "running elsewhere", "refused"]
 
 
@@ -105,10 +107,10 @@ class Estimator:
 
     Args:
         vocab_sizes: how many symbols each text has.
-        program_bytes: memory of the program itself, for as long as no run has told more.
+        program_bytes: memory of the program itself, for as long as no run has told what it is.
     """
 
-    def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = 0) -> None:
+    def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = PROGRAM_BYTES) -> None:
         self._vocab_sizes = vocab_sizes
         self._rates: list[tuple[dict[str, Any], float]] = []
         self._overhead_bytes = program_bytes

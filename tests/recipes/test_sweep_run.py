@@ -19,7 +19,7 @@ from rnnsparse.cli import main
 from rnnsparse.config import load_config
 from rnnsparse.data.corpus import Corpus, load_corpus
 from rnnsparse.recipes.sweep import Run, load_sweep
-from rnnsparse.recipes.sweep_status import Estimator, duration, plan, status
+from rnnsparse.recipes.sweep_status import PROGRAM_BYTES, Estimator, duration, plan, status
 from rnnsparse.storage import checkpoint
 from rnnsparse.training import build
 from rnnsparse.training.run import lock
@@ -231,10 +231,13 @@ def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(
 
 
 def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(write(base, grid={"run.seed": 1}, memory="1MB"))]) == 1
+    path = write(base, grid={"run.seed": 1}, memory="1MB")
+    (run,) = load_sweep(path).runs
+    size = PROGRAM_BYTES + estimator_of(run).cost(run.config).memory_bytes  # whatever this process has held before
+    assert main(["sweep", str(path)]) == 1
     out, err = capsys.readouterr()
     assert "started" not in out
-    assert "rnnsparse: seed=1: needs about " in err
+    assert f"rnnsparse: seed=1: needs about {size / 1e6:,.0f} MB, " in err
     assert f"more than memory: 1 MB in {base / 's.yaml'}; raise it" in err
     assert not (base / "runs").exists()
 

@@ -7,6 +7,7 @@ two steps (pruning, redistribution): PyTorch's optimizers read both anew at ever
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,16 @@ from rnnsparse.training.step.connection_adam import ConnectionAdam
 from rnnsparse.training.step.sntasgd import SNTASGD
 
 
+def _uncompiled(optimizer: type[Any]) -> type[Any]:
+    """Return the same optimizer without what torch.compile needs of it, whose import takes seconds at every start."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    return type(optimizer.__name__, (optimizer,), plain | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
+
+
+_SGD, _Adam = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.Adam)
+
+
 def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """Return the configured optimizer over `parameters`, all in one group.
 
@@ -32,9 +43,7 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
     """
     if config.optimizer == "sgd":
         # Not fused: that kernel leaves the velocity uninitialised if the very first step overflows in fp16.
-        return torch.optim.SGD(
-            parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        return _SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "sntasgd":
         return SNTASGD(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, nonmonotone=config.nonmonotone
@@ -49,7 +58,7 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
     if config.connection_steps:
         return ConnectionAdam(parameters, connection_warmup=config.connection_warmup, **settings)
     # Fused: one pass over memory; the same on CPU and CUDA, so that checkpoints can change device.
-    return torch.optim.Adam(parameters, fused=True, **settings)
+    return _Adam(parameters, fused=True, **settings)
 
 
 def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
