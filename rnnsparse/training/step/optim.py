@@ -30,7 +30,8 @@ def _uncompiled(optimizer: type[Any]) -> type[Any]:
     return type(optimizer.__name__, (optimizer,), plain | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
 
 
-_SGD, _Adam = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.Adam)
+_SGD: type[torch.optim.SGD] = _uncompiled(torch.optim.SGD)
+_Adam: type[torch.optim.Adam] = _uncompiled(torch.optim.Adam)
 
 
 def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
