@@ -427,8 +427,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("method", [RigL, SET])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("cell", "method"), [("lstm", RigL), ("gru", RigL), ("gru", SET)])
 def test_no_tensor_of_a_training_step_has_the_size_of_a_weight_matrix(cell: str, method: type[DropGrow]) -> None:
     largest = []
     for model in both(density=0, cell=cell, hidden_size=640, embedding_dim=16, num_layers=2, dtype=F32):
@@ -488,7 +487,7 @@ def peak():
 torch.set_num_threads(1)
 train(64, 0.5)
 before = peak()
-dense = train(3072, 0.999)
+dense = train(4096, 0.999)
 print(peak() - before, dense)
 """
 

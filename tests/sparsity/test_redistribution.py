@@ -245,10 +245,10 @@ def test_a_run_keeps_the_sum_exact_and_moves_connections_between_gates(
     ("redistribute", "drop_fraction"), [("gradient", 1.0), ("momentum", 1.0), ("momentum", 0.3), ("weight", 1.0)]
 )
 def test_no_gate_is_ever_emptied(tiny_run: Any, name: str, redistribute: Any, drop_fraction: float) -> None:
-    often = {"interval": 1, "drop_fraction": drop_fraction, "stop": 0.9}
+    often = {"interval": 1, "drop_fraction": drop_fraction, "schedule": "constant", "stop": 0.9}
     method = METHODS[name](**often, redistribute=redistribute)
-    run = tiny_run(method, "lstm", sgd, total_steps=20, budget=BudgetConfig(sparsity=0.8))
-    for step in range(1, 21):
+    run = tiny_run(method, "lstm", sgd, total_steps=STEPS, budget=BudgetConfig(sparsity=0.8))
+    for step in range(1, STEPS + 1):
         run.step(step)
         assert all(budget.group.connections > 0 for budget in run.budgets), step
 
