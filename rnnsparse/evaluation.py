@@ -12,15 +12,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rnnsparse.data.batches import to_device
 from rnnsparse.data.split import Split, count_symbols
 from rnnsparse.data.tokenizer import CODE_POINTS, Tokenizer
 from rnnsparse.dynamic import Adapting, Dynamic
 from rnnsparse.errors import UserError
+from rnnsparse.nn.cross_entropy import cross_entropy
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.run import EvaluationConfig
 
@@ -202,7 +201,7 @@ def _score(
         tokens = to_device(torch.from_numpy(tokens_TB), device)
         with torch.set_grad_enabled(adapting is not None):
             logits_TBV, state = reader(tokens[:-1], state.detach())
-            nats_TB = _code_lengths(logits_TBV, tokens[1:])
+            nats_TB = cross_entropy(logits_TBV, tokens[1:], "none").double()
         if record:
             for lane_T, first, skip in zip(nats_TB.detach().cpu().numpy().T, plan.starts, plan.skips, strict=True):
                 scored_T = lane_T[max(skip - start, 0) :]
@@ -214,14 +213,6 @@ def _score(
         if adapting and not unscored_TB.all():
             adapting.learn(batch_nats / (~unscored_TB).sum().item())
     return nats.item(), counts_V
-
-
-def _code_lengths(logits_TBV: Tensor, targets_TB: Tensor) -> Tensor:
-    """Return -ln p of each target [T, B] in float64, from a log-softmax in at least float32."""
-    if logits_TBV.dtype != torch.float64:
-        logits_TBV = logits_TBV.float()
-    nats = F.cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten(), reduction="none")
-    return nats.double().view(targets_TB.shape)
 
 
 def _unknown_bytes(scored: int, split: Split, tokenizer: Tokenizer) -> int:

@@ -262,8 +262,8 @@ class Tiles:
         return tiles.movedim(-2, 0).contiguous()
 
     def join(self, x: Tensor) -> Tensor:
-        joined: Tensor = x.movedim(0, -2).flatten(-2)[..., : self.batch]
-        return joined
+        joined: Tensor = x.movedim(0, -2).flatten(-2)
+        return joined if joined.shape[-1] == self.batch else joined[..., : self.batch]
 
 
 def _dropout(x_MHB: Tensor, share: float, tiles: Tiles, times: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnnsparse.errors import UserError
+from rnnsparse.nn.cross_entropy import cross_entropy
 from rnnsparse.nn.language_model import CharLM
 
 EXACT_NUMBERS = 1 << 20  # that are in memory in float64 at once
@@ -66,10 +67,10 @@ def training_loss(
     Args:
         exact: whether the value of the divergence, which is for people, is computed in float64, at twice the cost.
     """
-    logits_NV = _at_least_fp32(logits_TBV)
-    nats = F.cross_entropy(logits_NV, targets_TB.flatten())
+    nats = cross_entropy(logits_TBV, targets_TB)
     if teacher_TBV is None:
         return nats, nats
+    logits_NV = _at_least_fp32(logits_TBV)
     teacher_NV = _at_least_fp32(teacher_TBV)
     log_p_NV = F.log_softmax(teacher_NV / temperature, dim=-1)
     log_q_NV = F.log_softmax(logits_NV / temperature, dim=-1)
