@@ -7,21 +7,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
 SECTIONS = ("ceilings", "steps", "layers", "sampling", "graphs")
 
 
-def benchmark(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "scripts/benchmark_gpu.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import benchmark_gpu
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return benchmark_gpu
 
 
 def test_every_section_runs_on_a_cpu_and_leaves_no_results() -> None:
     results = ROOT / "checkpoints/results"
     before = sorted(results.glob("*"))
-    done = benchmark("--device", "cpu", "--quick", "--json")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPTS / "benchmark_gpu.py"), "--device", "cpu", "--quick", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert all(report[section] for section in SECTIONS)
@@ -32,13 +42,21 @@ def test_every_section_runs_on_a_cpu_and_leaves_no_results() -> None:
     assert sorted(results.glob("*")) == before
 
 
-def test_what_no_time_is_left_for_is_named() -> None:
-    done = benchmark("--device", "cpu", "--quick", "--minutes", "0")
-    assert done.returncode == 1
-    assert "sampling: cell gru, hidden 8, error no time left" in done.stderr
-    assert "| cell | hidden | error |" in done.stdout
+def test_what_no_time_is_left_for_is_named(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark_gpu.py", "--device", "cpu", "--quick", "--minutes", "0"])
+    with pytest.raises(SystemExit, match="sampling: cell gru, hidden 8, error no time left"):
+        benchmark.main()
+    out, err = capsys.readouterr()
+    assert "sampling: cell gru, hidden 8, error no time left" in err
+    assert "| cell | hidden | error |" in out
 
 
-def test_a_cpu_is_not_measured_as_a_gpu() -> None:
-    done = benchmark("--device", "cpu")
-    assert (done.returncode, done.stderr.count("add --quick")) == (2, 1)
+def test_a_cpu_is_not_measured_as_a_gpu(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark_gpu.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()
+    assert capsys.readouterr().err.count("add --quick") == 1

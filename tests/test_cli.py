@@ -6,7 +6,6 @@ import math
 import os
 import re
 import resource
-import shlex
 import shutil
 import signal
 import subprocess
@@ -741,9 +740,9 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **changes}
 
 
-def test_an_interrupted_run_goes_on_with_exactly_the_command_that_it_prints(prepared: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_with_exactly_the_command_that_it_prints(cli: Workplace, tmp_path: Path) -> None:
     config = tmp_path / "my config.yaml"
-    shutil.copy(prepared / "tiny.yaml", config)
+    shutil.copy(cli.config, config)
     settings = [
         "training.steps=150",
         "evaluation.interval=1000",
@@ -767,12 +766,15 @@ def test_an_interrupted_run_goes_on_with_exactly_the_command_that_it_prints(prep
     assert "Traceback" not in "".join(lines)
     assert 3 <= checkpoint.load(tmp_path / "my run").step < 150
 
-    resumed = subprocess.run(printed, shell=True, text=True, env=environment(), capture_output=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "(resumed after step" in resumed.stdout
+    read = subprocess.run(f"printf '%s\\0' {printed}", shell=True, text=True, capture_output=True, check=True)
+    words = read.stdout.split("\0")[:-1]  # as a shell reads it
+    assert words[:3] == command[:3]
+    code, out, err = cli(*words[3:])
+    assert code == 0, err
+    assert "(resumed after step" in out
     steps = [json.loads(line)["step"] for line in (tmp_path / "my run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 151))
-    assert shlex.split(printed)[-1] == "--resume"
+    assert words[-1] == "--resume"
 
 
 def limit(kind: int, size: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,6 +21,7 @@ from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import load_config
 from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.recipes import sweep_run
 from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.recipes.sweep_status import PROGRAM_BYTES, Estimator, duration, plan, status
 from rnnsparse.storage import checkpoint
@@ -39,17 +43,29 @@ FAILING = {"sparsity.method": "static", "training.grad_clip": None, "training.le
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return prepared(tmp_path, monkeypatch)
+
+
+def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder with a text and a configuration, and let child processes find the package."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    data = {"source": "text", "path": str(tmp_path / "text.txt"), "cache": str(tmp_path / "cache")}
-    (tmp_path / "base.yaml").write_text(yaml12.write({"data": data, **BASE}))
-    return tmp_path
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    data = {"source": "text", "path": str(folder / "text.txt"), "cache": str(folder / "cache")}
+    (folder / "base.yaml").write_text(yaml12.write({"data": data, **BASE}))
+    return folder
 
 
 def write(base: Path, **keys: Any) -> Path:
     path = base / "s.yaml"
     path.write_text(yaml12.write({"config": "base.yaml", "dir": str(base / "runs"), **keys}))
     return path
+
+
+def told(*arguments: str) -> tuple[int, str, str]:
+    """Return the exit code of a command, and what it wrote to stdout and stderr."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = main(list(arguments))
+    return code, out.getvalue(), err.getvalue()
 
 
 def estimator_of(run: Run, program_bytes: int = 0) -> Estimator:
@@ -65,71 +81,254 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_failing_run_stops_no_other_and_a_second_sweep_repeats_nothing(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(base, grid=[FAILING, {"run.seed": [1, 2]}], processes=2)
-    failing = "method=static,grad_clip=null,learning_rate=1e+38"
-    assert main(["sweep", str(path)]) == 1
-    out, err = capsys.readouterr()
-    bits = [summary(base, f"seed={seed}")["bits_per_character"] for seed in (1, 2)]
-    for seed, value in enumerate(bits, start=1):
-        assert f"finished     seed={seed}: {value:.4f} bits per character in " in out
-    assert out.splitlines()[0] == "training.threads is not set: each run gets one thread"
-    assert out.splitlines()[-1] == f"2 of 3 runs are done, in {base / 'runs'}; 1 failed"
-    assert err.startswith(f"rnnsparse: {failing}: step ")
-    assert err.endswith(f"({base / 'runs' / failing}.log)\n")
-    assert len(err.splitlines()) == 1
+# ---- one sweep of single runs, and what lay in their folders
 
-    before = content_of(base / "runs" / "seed=1")
-    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}))]) == 0
-    out, err = capsys.readouterr()
-    assert f"done before  seed=1: {bits[0]:.4f} bits per character" in out
+
+class Mixed(NamedTuple):
+    """A sweep of a run that fails, some whose folders are not empty, and one that has nothing against it."""
+
+    base: Path
+    failing: Run
+    other: Run
+    foreign: Run
+    busy: Run
+    damaged: list[Run]
+    free: Run
+    code: int
+    out: str
+    err: str
+
+    def reason(self, run: Run) -> str:
+        """Return what stderr says of a run."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith(f"rnnsparse: {run.name}: ")]
+        return line.removeprefix(f"rnnsparse: {run.name}: ")
+
+
+SPOIL: list[Callable[[dict[str, Any]], Any]] = [
+    lambda s: [],
+    lambda s: s | {"bits_per_character": None},
+    lambda s: {"steps": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        base = prepared(tmp_path_factory.mktemp("mixed"), monkeypatch)
+        path = write(base, grid=[FAILING, {"run.seed": [1, 2, 3, 4, 5, 6, 7]}], processes=1)
+        failing, other, foreign, busy, *damaged, free = load_sweep(path).runs
+        assert told("train", str(base / "base.yaml"), *other.overrides, "training.steps=1")[0] == 0
+        for run, spoil in zip(damaged, SPOIL, strict=True):
+            shutil.copytree(other.config.folder, run.config.folder)
+            (run.config.folder / "config.yaml").write_text(run.config.to_yaml())
+            content = json.dumps(spoil(summary(base, other.name)))
+            (run.config.folder / "summary.json").write_text(content)
+        foreign.config.folder.mkdir()
+        (foreign.config.folder / "thesis.tex").write_text("years of work")
+        busy.config.folder.mkdir()
+        with lock.held(busy.config.folder):
+            found = told("sweep", str(path))
+        yield Mixed(base, failing, other, foreign, busy, damaged, free, *found)
+
+
+def test_one_failing_run_stops_no_other_and_a_second_sweep_repeats_nothing(mixed: Mixed) -> None:
+    base, name = mixed.base, mixed.failing.name
+    assert name == "method=static,grad_clip=null,learning_rate=1e+38"
+    assert mixed.code == 1
+    assert mixed.out.splitlines()[0] == "training.threads is not set: each run gets one thread"
+    assert mixed.out.splitlines()[-1] == f"1 of 8 runs are done, in {base / 'runs'}; 6 failed; 1 run elsewhere"
+    assert mixed.reason(mixed.failing).startswith("step ")
+    assert mixed.reason(mixed.failing).endswith(f"({base / 'runs' / name}.log)")
+    assert len(mixed.err.splitlines()) == 6
+    bits = summary(base, mixed.free.name)["bits_per_character"]
+    assert f"finished     {mixed.free.name}: {bits:.4f} bits per character in " in mixed.out
+
+    before = content_of(mixed.free.config.folder)
+    code, out, _ = told("sweep", str(write(base, grid={"run.seed": [7]})))
+    assert code == 0
+    assert f"done before  {mixed.free.name}: {bits:.4f} bits per character" in out
     assert "started" not in out
-    assert content_of(base / "runs" / "seed=1") == before
+    assert content_of(mixed.free.config.folder) == before
 
 
-def interrupted(command: list[str], metrics: Path) -> tuple[str, str]:
-    """Stop a sweep when a run with these metrics has made some steps; return what it said."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as sweeping:
-        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-            assert sweeping.poll() is None
-            time.sleep(0.02)
-        sweeping.send_signal(signal.SIGTERM)
-        out, err = sweeping.communicate()
-    assert sweeping.returncode == 130, err
-    return out, err
+def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(mixed: Mixed) -> None:
+    assert status(mixed.free).state == "done"
+    assert f"elsewhere    seed=3: process {os.getpid()} on " in mixed.out
+    assert mixed.reason(mixed.other).startswith("training.steps: the run to resume has 1, not 12;")
+    assert mixed.reason(mixed.foreign).startswith("run.dir exists already and nothing is overwritten;")
+    assert (mixed.foreign.config.folder / "thesis.tex").read_text() == "years of work"
+    assert summary(mixed.base, mixed.other.name)["steps"] == 1
+    shutil.rmtree(mixed.foreign.config.folder)
+    assert status(mixed.foreign).state == "new"
 
 
-def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1, 2]})
-    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path), "--shard", "1/2"]
+@pytest.mark.parametrize("number", range(len(SPOIL)))
+def test_a_damaged_summary_fails_its_run_alone(mixed: Mixed, number: int) -> None:
+    assert f"finished     {mixed.free.name}" in mixed.out
+    assert "summary.json: not the summary of a run" in mixed.reason(mixed.damaged[number])
+
+
+# ---- one sweep of packs, within a memory limit
+
+
+class Packed(NamedTuple):
+    base: Path
+    runs: Mapping[str, Run]
+    planned: str
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packed]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        base = prepared(tmp_path_factory.mktemp("packed"), monkeypatch)
+        (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
+        first = str(base / "runs" / "seed=1")
+        grid = {
+            "failing": FAILING,
+            "one": {"run.seed": 1},
+            "nowhere": {"start.weights": "nowhere"},
+            "two": {"run.seed": 2},
+            "three": {"run.seed": 3},
+            "before": {"run.seed": 4},
+            "from one": {"start.weights": first, "data.vocabulary": first, "data.path": str(base / "other.txt")},
+            "taught by one": {"run.seed": 1, "training.teacher": first},
+        }
+        settings = {"data.tokenizer": "char", "training.device": "cpu"}
+        path = write(base, overrides=settings, grid=list(grid.values()), memory="8GB", processes=3, pack=3)
+        runs = dict(zip(grid, load_sweep(path).runs, strict=True))
+        _, planned, _ = told("sweep", str(path), "--dry-run")
+        assert told("train", str(base / "base.yaml"), *runs["before"].overrides)[0] == 0
+        record = runs["before"].config.folder / "summary.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"peak_memory_bytes": 10**10}))
+        yield Packed(base, runs, planned, *told("sweep", str(path)))
+
+
+def test_a_pack_is_one_process_and_each_of_its_runs_is_told_of(packed: Packed, base: Path) -> None:
+    failing, one, two, three = (packed.runs[name] for name in ("failing", "one", "two", "three"))
+    path = write(base, grid=[FAILING, {"run.seed": [1, 2, 3]}, {"model.hidden_size": 7}], pack=3)
+    planned = told("sweep", str(path), "--dry-run")[1]
+    assert f"pack of 3: {failing.name} {one.name} {two.name}\n5 runs" in planned
+    assert packed.code == 1
+    lines = packed.out.splitlines()
+    assert [line.split()[0:2] for line in lines if " in a pack of " in line] == [
+        ["started", run.name] for run in (failing, one, two)
+    ]
+    assert f"started      {three.name}\n" in packed.out
+    assert packed.err.splitlines()[1].startswith(f"rnnsparse: {failing.name}: step ")
+    for run in (one, two, three):
+        bits = summary(packed.base, run.name)["bits_per_character"]
+        assert f"finished     {run.name}: {bits:.4f} bits per character in " in packed.out
+        assert f"validation: {bits:.4f} bits per character" in log_of(packed, run).read_text()
+    assert lines[-2].endswith("; 8 of 8")
+    assert lines[-1] == f"6 of 8 runs are done, in {packed.base / 'runs'}; 2 failed"
+
+
+def log_of(packed: Packed, run: Run) -> Path:
+    return packed.base / "runs" / f"{run.name}.log"
+
+
+def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(packed: Packed) -> None:
+    name = packed.runs["nowhere"].name
+    planned = packed.planned.splitlines()
+    assert planned[3].split() == [name, "new", *"????"]
+    assert any(line.startswith(f"{name}: start.weights: nowhere: ") for line in planned)
+    assert planned[-1].endswith(" FLOPs to train besides the 3 unknown")
+    assert packed.err.startswith(f"rnnsparse: {name}: start.weights: nowhere: ")
+    assert len(packed.err.splitlines()) == 2
+    assert not log_of(packed, packed.runs["nowhere"]).exists()
+
+
+def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(packed: Packed) -> None:
+    first, waiting, taught = (packed.runs[name] for name in ("one", "from one", "taught by one"))
+    assert f"data.vocabulary: {first.config.folder}: there is no such file or folder" in packed.planned
+    for run in (waiting, taught):
+        assert packed.out.index(f"finished     {first.name}: ") < packed.out.index(f"started      {run.name}\n")
+        assert f"finished     {run.name}: " in packed.out
+    assert "warning: data.vocabulary: lacks " in log_of(packed, waiting).read_text()
+
+
+def test_the_memory_of_a_pack_is_not_taken_for_that_of_its_runs(packed: Packed) -> None:
+    assert f"done before  {packed.runs['before'].name}: " in packed.out
+    assert summary(packed.base, packed.runs["before"].name)["peak_memory_bytes"] > 8e9
+    assert f"finished     {packed.runs['three'].name}: " in packed.out
+
+
+# ---- interruptions
+
+
+def interrupted(path: Path, metrics: Path, *arguments: str) -> tuple[str, str, int]:
+    """Stop a sweep when a run with these metrics has made some steps.
+
+    Returns what it said, and how often it had looked at its runs by then.
+    """
+    sleep, looks = time.sleep, 0
+
+    def interrupting(seconds: float) -> None:
+        nonlocal looks
+        sleep(seconds)
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            looks += 1
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(time, "sleep", interrupting)
+        monkeypatch.setattr(sweep_run, "POLL_SECONDS", 0.02)
+        code, out, err = told("sweep", str(path), *arguments)
+    assert code == 130, err
+    return out, err, looks
+
+
+LONG = {"training.steps": 400, "evaluation.interval": 400}
+
+
+def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(base: Path) -> None:
+    path = write(base, overrides=LONG, grid={"run.seed": [1, 2]})
     metrics = base / "runs" / "seed=1" / "metrics.jsonl"
-    out, err = interrupted(command, metrics)
+    out, err, _ = interrupted(path, metrics, "--shard", "1/2")
     assert err == "rnnsparse: interrupted; the same command goes on\n"
     assert "stopped      seed=1" in out
     assert "seed=2" not in out
     stopped = checkpoint.load(base / "runs" / "seed=1").step
     assert 3 <= stopped < 400
-    assert main(["sweep", str(path), "--dry-run"]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:3]] == [
+    assert [line.split()[:2] for line in told("sweep", str(path), "--dry-run")[1].splitlines()[1:3]] == [
         ["seed=1", "interrupted"],
         ["seed=2", "new"],
     ]
 
-    assert main(["sweep", str(path)]) == 0
-    assert "resumed      seed=1\n" in capsys.readouterr().out
+    code, out, _ = told("sweep", str(path), "--shard", "1/2")
+    assert code == 0
+    assert "resumed      seed=1\n" in out
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 401))
-    assert [summary(base, f"seed={seed}")["steps"] for seed in (1, 2)] == [400] * 2
+    assert summary(base, "seed=1")["steps"] == 400
 
 
-def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_them(
-    base: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_waits_is_verified_when_there_may_be_room_and_not_all_the_time(
+    base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(base, overrides={"training.steps": 400, "evaluation.interval": 400}, grid={"run.seed": [1]})
+    path = write(base, overrides=LONG, grid={"run.seed": [1, 2]}, processes=1)
+    first, waiting = load_sweep(path).runs
+    assert told("train", str(base / "base.yaml"), *waiting.overrides)[0] == 0
+    (waiting.config.folder / "summary.json").unlink()
+    verified = []
+
+    def load(place: Path) -> checkpoint.Checkpoint:
+        verified.append(place)
+        return open_checkpoint(place)
+
+    open_checkpoint = checkpoint.load
+    monkeypatch.setattr(checkpoint, "load", load)
+    *_, looks = interrupted(path, first.config.folder / "metrics.jsonl")
+    assert looks > 12, "too fast to tell"
+    assert 1 <= len([place for place in verified if place.is_relative_to(waiting.config.folder)]) <= 6
+
+
+def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_them(base: Path) -> None:
+    path = write(base, overrides=LONG, grid={"run.seed": [1]})
     folder = base / "runs" / "seed=1"
     with subprocess.Popen([sys.executable, "-m", "rnnsparse", "sweep", str(path)], stdout=subprocess.PIPE) as sweeping:
         while not (folder / "metrics.jsonl").exists():
@@ -137,35 +336,46 @@ def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_the
             time.sleep(0.02)
         sweeping.kill()
     assert f" (started by process {sweeping.pid}) since " in (lock.holder(folder) or "already gone")
-    assert main(["sweep", str(path)]) == 0
-    out = capsys.readouterr().out
+    code, out, _ = told("sweep", str(path))
+    assert code == 0
     assert "resumed      seed=1\n" in out
     assert "1 of 1 runs are done" in out
-    told = (base / "runs" / "seed=1.log").read_text()
-    assert "stopped after step " in told
+    assert "stopped after step " in (base / "runs" / "seed=1.log").read_text()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 401))
 
 
-def test_a_run_that_waits_is_verified_when_there_may_be_room_and_not_all_the_time(
-    base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(base, grid={"run.seed": [1, 2]}, processes=1)
-    _, waiting = load_sweep(path).runs
-    assert main(["train", str(base / "base.yaml"), *waiting.overrides]) == 0
-    (waiting.config.folder / "summary.json").unlink()
-    verified, slept = [], []
+def test_an_interrupted_pack_saves_all_its_runs_and_goes_on(base: Path) -> None:
+    path = write(base, overrides=LONG, grid={"run.seed": [1, 2]}, pack=2)
+    metrics = base / "runs" / "seed=2" / "metrics.jsonl"
+    out, *_ = interrupted(path, metrics)
+    assert "stopped      seed=1\nstopped      seed=2" in out
+    assert all(3 <= checkpoint.load(base / "runs" / f"seed={seed}").step < 400 for seed in (1, 2))
+    code, out, _ = told("sweep", str(path))
+    assert (code, "resumed      seed=1 in a pack of 2\n" in out) == (0, True)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 401))
 
-    def load(place: Path) -> checkpoint.Checkpoint:
-        verified.append(place)
-        return open_checkpoint(place)
 
-    open_checkpoint, sleep = checkpoint.load, time.sleep
-    monkeypatch.setattr(checkpoint, "load", load)
-    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
-    assert main(["sweep", str(path)]) == 0
-    assert len(slept) > 12, "too fast to tell"
-    assert len([place for place in verified if place.is_relative_to(waiting.config.folder)]) <= 6
+def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> None:
+    # A sweep packs no runs of two shapes; whoever does finds out.
+    given = [
+        {
+            "config": str(base / "base.yaml"),
+            "overrides": [f"model.hidden_size={size}", f"run.dir={base / str(size)}"],
+            "resume": False,
+            "log": str(base / f"{size}.log"),
+        }
+        for size in (6, 7)
+    ]
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        main(["train-pack", *map(json.dumps, given)])
+    for size in (6, 7):
+        last = (base / f"{size}.log").read_text().splitlines()[-1]
+        assert last.startswith("rnnsparse: RuntimeError in the pack of this run: stack expects")
+        assert lock.holder(base / str(size)) is None
+
+
+# ---- plans, costs and times
 
 
 def test_a_dry_run_lists_the_cost_of_every_run_and_writes_nothing(
@@ -203,33 +413,6 @@ def test_a_plan_reads_each_text_once(base: Path, monkeypatch: pytest.MonkeyPatch
     assert len(loaded) == 1
 
 
-def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(base, grid={"run.seed": [1, 2, 3, 4]})
-    free, other, foreign, busy = load_sweep(path).runs
-    assert main(["train", str(base / "base.yaml"), *other.overrides, "training.steps=1"]) == 0
-    foreign.config.folder.mkdir()
-    (foreign.config.folder / "thesis.tex").write_text("years of work")
-    busy.config.folder.mkdir()
-    with lock.held(busy.config.folder):
-        capsys.readouterr()
-        assert main(["sweep", str(path)]) == 1
-    out, err = capsys.readouterr()
-    assert status(free).state == "done"
-    assert f"elsewhere    seed=4: process {os.getpid()} on " in out
-    assert "1 of 4 runs are done" in out
-    assert "; 2 failed; 1 run elsewhere" in out
-    assert [line.split(";")[0] for line in err.splitlines()] == [
-        "rnnsparse: seed=2: training.steps: the run to resume has 1, not 12",
-        "rnnsparse: seed=3: run.dir exists already and nothing is overwritten",
-    ]
-    assert (foreign.config.folder / "thesis.tex").read_text() == "years of work"
-    assert summary(base, "seed=2")["steps"] == 1
-    shutil.rmtree(foreign.config.folder)
-    assert status(foreign).state == "new"
-
-
 def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(base, grid={"run.seed": 1}, memory="1MB")
     (run,) = load_sweep(path).runs
@@ -240,40 +423,6 @@ def test_a_run_beyond_the_memory_limit_is_not_started(base: Path, capsys: pytest
     assert f"rnnsparse: seed=1: needs about {size / 1e6:,.0f} MB, " in err
     assert f"more than memory: 1 MB in {base / 's.yaml'}; raise it" in err
     assert not (base / "runs").exists()
-
-
-def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(base, grid=[{"run.seed": 1}, {"start.weights": "nowhere"}, {"run.seed": 2}], memory="8GB", pack=2)
-    assert main(["sweep", str(path), "--dry-run"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[2].split() == ["weights=nowhere", "new", *"????"]
-    assert out[-2].startswith("weights=nowhere: start.weights: nowhere: ")
-    assert out[-1].endswith(" FLOPs to train besides the 1 unknown")
-    assert main(["sweep", str(path)]) == 1
-    out, err = capsys.readouterr()
-    assert err.startswith("rnnsparse: weights=nowhere: start.weights: nowhere: ")
-    assert len(err.splitlines()) == 1
-    assert f"2 of 3 runs are done, in {base / 'runs'}; 1 failed" in out
-    assert not (base / "runs" / "weights=nowhere.log").exists()
-
-
-def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(
-    base: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = str(base / "runs" / "seed=1")
-    (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
-    other_text = {"start.weights": first, "data.vocabulary": first, "data.path": str(base / "other.txt")}
-    grid = [{"run.seed": 1}, other_text, {"run.seed": 1, "training.teacher": first}]
-    path = write(base, overrides={"data.tokenizer": "char"}, grid=grid, memory="8GB", processes=3, pack=3)
-    assert main(["sweep", str(path), "--dry-run"]) == 0
-    assert f"data.vocabulary: {first}: there is no such file or folder" in capsys.readouterr().out
-    assert main(["sweep", str(path)]) == 0, capsys.readouterr().err
-    out = capsys.readouterr().out
-    assert out.index("finished     seed=1: ") < out.index("started      weights=")
-    assert "3 of 3 runs are done" in out
-    assert "warning: data.vocabulary: lacks " in next((base / "runs").glob("weights=*.log")).read_text()
 
 
 def test_a_text_that_is_not_there_is_told_before_anything_starts(
@@ -348,81 +497,6 @@ def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", "s.yaml", f"--shard={part}"])
     assert "is not a part such as 1/4" in capsys.readouterr().err
-
-
-def test_a_pack_is_one_process_and_each_of_its_runs_is_told_of(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(base, grid=[FAILING, {"run.seed": [1, 2, 3]}, {"model.hidden_size": 7}], pack=3, processes=1)
-    failing, one, two, three, alone = load_sweep(path).runs
-    assert main(["sweep", str(path), "--dry-run"]) == 0
-    assert f"pack of 3: {failing.name} {one.name} {two.name}\n5 runs" in capsys.readouterr().out
-    assert main(["sweep", str(path)]) == 1
-    out, err = capsys.readouterr()
-    assert [line.split()[0:2] for line in out.splitlines() if " in a pack of 3" in line] == [
-        ["started", run.name] for run in (failing, one, two)
-    ]
-    assert f"started      {three.name}\n" in out
-    assert err.startswith(f"rnnsparse: {failing.name}: step ")
-    assert len(err.splitlines()) == 1
-    for run in (one, two, three, alone):
-        bits = summary(base, run.name)["bits_per_character"]
-        assert f"finished     {run.name}: {bits:.4f} bits per character in " in out
-        assert f"validation: {bits:.4f} bits per character" in (base / "runs" / f"{run.name}.log").read_text()
-    assert "; 3 of 5" in out
-    assert out.splitlines()[-1] == f"4 of 5 runs are done, in {base / 'runs'}; 1 failed"
-
-
-def test_an_interrupted_pack_saves_all_its_runs_and_goes_on(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = {"training.steps": 400, "evaluation.interval": 400}
-    path = write(base, overrides=settings, grid={"run.seed": [1, 2]}, pack=2)
-    command = [sys.executable, "-m", "rnnsparse", "sweep", str(path)]
-    metrics = base / "runs" / "seed=2" / "metrics.jsonl"
-    out, _ = interrupted(command, metrics)
-    assert "stopped      seed=1\nstopped      seed=2" in out
-    assert all(3 <= checkpoint.load(base / "runs" / f"seed={seed}").step < 400 for seed in (1, 2))
-    assert main(["sweep", str(path)]) == 0
-    assert "resumed      seed=1 in a pack of 2\n" in capsys.readouterr().out
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 401))
-
-
-def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> None:
-    # A sweep packs no runs of two shapes; whoever does finds out.
-    given = [
-        {
-            "config": str(base / "base.yaml"),
-            "overrides": [f"model.hidden_size={size}", f"run.dir={base / str(size)}"],
-            "resume": False,
-            "log": str(base / f"{size}.log"),
-        }
-        for size in (6, 7)
-    ]
-    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        main(["train-pack", *map(json.dumps, given)])
-    for size in (6, 7):
-        last = (base / f"{size}.log").read_text().splitlines()[-1]
-        assert last.startswith("rnnsparse: RuntimeError in the pack of this run: stack expects")
-        assert lock.holder(base / str(size)) is None
-
-
-def test_the_memory_of_a_pack_is_not_taken_for_that_of_its_runs(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys: dict[str, Any] = {"pack": 2, "memory": "4GB", "overrides": {"training.device": "cpu"}}
-    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}, **keys))]) == 0
-    for seed in (1, 2):
-        path = base / "runs" / f"seed={seed}" / "summary.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"peak_memory_bytes": 10**10}))
-    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2, 3]}, **keys))]) == 0
-    assert "finished     seed=3" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("spoil", [lambda s: [], lambda s: s | {"bits_per_character": None}, lambda s: {"steps": 1}])
-def test_a_damaged_summary_fails_its_run_alone(base: Path, spoil: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", str(write(base, grid={"run.seed": [1]}))]) == 0
-    path = base / "runs" / "seed=1" / "summary.json"
-    path.write_text(json.dumps(spoil(json.loads(path.read_text()))))
-    assert main(["sweep", str(write(base, grid={"run.seed": [1, 2]}))]) == 1
-    out, err = capsys.readouterr()
-    assert "finished     seed=2" in out
-    assert "summary.json: not the summary of a run" in err
-    assert len(err.splitlines()) == 1
 
 
 def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:

@@ -7,9 +7,10 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -39,7 +40,6 @@ from tests.training.test_trainer import (
     Killed,
     assert_same,
     config_in,
-    kill_after,
     metrics,
     one_line,
     traces,
@@ -47,24 +47,40 @@ from tests.training.test_trainer import (
 
 CPU = torch.device("cpu")
 REWIND = 2  # int(0.3 * STEPS)
-LAST = 3  # the number of the last round, with these settings
-SETTINGS = ["sparsity.rewind=0.3", "sparsity.prune_share=0.4", "sparsity.sparsity=0.6", "model.dropout=0.1"]
+LAST = 2  # the number of the last round, with these settings
+SETTINGS = ["sparsity.rewind=0.3", "sparsity.prune_share=0.5", "sparsity.sparsity=0.6", "model.dropout=0.1"]
 
 
 def ticket_config(tmp_path: Path, run: str, method: str = "lottery", *overrides: str) -> RunConfig:
     return config_in(tmp_path, run, f"sparsity.method={method}", *SETTINGS, *overrides)
 
 
-def trained(config: RunConfig, *, resume: bool = False, stream: io.StringIO | None = None) -> dict[str, Any]:
-    return ticket_rounds.train(config, resume=resume, tell=lambda text: None, stream=stream or io.StringIO())
+def trained(config: RunConfig, *, resume: bool = False, stream: io.StringIO | None = None) -> list[str]:
+    """Return what it told."""
+    told: list[str] = []
+    ticket_rounds.train(config, resume=resume, tell=told.append, stream=stream or io.StringIO())
+    return told
+
+
+class Recipe(NamedTuple):
+    """One that ran through, and what it told."""
+
+    config: RunConfig
+    told: list[str]
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
+    found = {}
+    for method in ("lottery", "kd_ticket"):
+        config = ticket_config(tmp_path_factory.mktemp(method), "run", method)
+        found[method] = Recipe(config, trained(config))
+    return found
 
 
 @pytest.fixture(scope="module", params=["lottery", "kd_ticket"])
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A recipe that ran through."""
-    config = ticket_config(tmp_path_factory.mktemp("finished"), "run", request.param)
-    trained(config)
-    return config
+def finished(request: pytest.FixtureRequest, recipes: dict[str, Recipe]) -> RunConfig:
+    return recipes[request.param].config
 
 
 def rounds_of(config: RunConfig) -> list[Restored]:
@@ -193,7 +209,7 @@ def test_all_rounds_are_complete_runs_that_go_on_from_the_rewind_step(finished: 
 def test_execution_is_chosen_by_the_density_of_each_round(finished: RunConfig) -> None:
     rounds = rounds_of(finished)
     mostly_there = [2 * sum(connections(restored)) > sum(connections(rounds[0])) for restored in rounds]
-    assert mostly_there == [True, True, False, False]
+    assert mostly_there == [True, True, False]
     assert [r.model.execution for r in rounds] == ["masked" if dense else "sparse" for dense in mostly_there]
 
 
@@ -227,24 +243,22 @@ def test_training_flops_are_those_of_all_rounds(finished: RunConfig, capsys: pyt
         assert report["connections"] == summary["connections"] == sum(ticket_rounds.plan(finished).counts[-1])
 
 
-def test_a_kd_ticket_is_a_lottery_ticket_until_its_last_run(tmp_path: Path) -> None:
-    for method in ("lottery", "kd_ticket"):
-        trained(ticket_config(tmp_path, method, method))
+def test_a_kd_ticket_is_a_lottery_ticket_until_its_last_run(recipes: dict[str, Recipe]) -> None:
+    lottery, kd_ticket = (recipes[method].config.folder for method in ("lottery", "kd_ticket"))
     for path in [f"rounds/{number}/{name}" for number in range(LAST) for name in ("last", "ticket")]:
-        found = {checkpoint.load(tmp_path / method / path).weights_sha256 for method in ("lottery", "kd_ticket")}
+        found = {checkpoint.load(folder / path).weights_sha256 for folder in (lottery, kd_ticket)}
         assert len(found) == 1, path
-    teachers = [checkpoint.load(tmp_path / method).training_state()["teacher"] for method in ("lottery", "kd_ticket")]
+    teachers = [checkpoint.load(folder).training_state()["teacher"] for folder in (lottery, kd_ticket)]
     assert teachers[0] is None
-    assert teachers[1]["sha256"] == checkpoint.load(tmp_path / "kd_ticket" / "rounds" / "0").weights_sha256
-    assert metrics(tmp_path / "lottery")[0]["loss"] != metrics(tmp_path / "kd_ticket")[0]["loss"]
+    assert teachers[1]["sha256"] == checkpoint.load(kd_ticket / "rounds" / "0").weights_sha256
+    assert metrics(lottery)[0]["loss"] != metrics(kd_ticket)[0]["loss"]
 
 
-def test_every_round_says_what_it_is(tmp_path: Path) -> None:
-    told: list[str] = []
-    ticket_rounds.train(ticket_config(tmp_path, "run", "kd_ticket"), tell=told.append, stream=io.StringIO())
+def test_every_round_says_what_it_is(recipes: dict[str, Recipe]) -> None:
+    config, told = recipes["kd_ticket"]
     titles = [text for text in told if text.startswith("round ")]
-    assert [title.split()[1] for title in titles] == ["0", "1", "2", "3"]
-    assert f"teacher {tmp_path / 'run' / 'rounds' / '0'}" in told[-1]
+    assert [title.split()[1] for title in titles] == ["0", "1", "2"]
+    assert f"teacher {config.folder / 'rounds' / '0'}" in told[-1]
 
 
 # ---- interruptions
@@ -279,6 +293,19 @@ def checkpoint_step(config: RunConfig) -> int | None:
     return checkpoint.load(config.folder).step if (config.folder / "last").exists() else None
 
 
+class InRound(io.StringIO):
+    """Progress that does something when it reads that a step of the round in a folder is done."""
+
+    def __init__(self, folder: Path, step: int, action: Callable[[], object]) -> None:
+        super().__init__()
+        self.folder, self.start, self.action = folder, f"step {step}/", action
+
+    def write(self, text: str) -> int:
+        if text.startswith(self.start) and (self.folder / "last").exists():
+            self.action()
+        return super().write(text)
+
+
 @pytest.mark.parametrize(("number", "has_checkpoint"), [(0, True), (1, True), (1, False), (LAST, True)])
 def test_a_recipe_killed_in_a_round_ends_as_an_undisturbed_one(
     tmp_path: Path, finished: RunConfig, number: int, has_checkpoint: bool
@@ -286,15 +313,12 @@ def test_a_recipe_killed_in_a_round_ends_as_an_undisturbed_one(
     config = ticket_config(tmp_path, "killed", finished.method.name)
     plan = ticket_rounds.plan(config)
 
-    class KillInRound(io.StringIO):
-        def write(self, text: str) -> int:
-            # Before the first checkpoint of the round but that of its beginning.
-            if text.startswith("step 4/") and (plan.folder(number) / "last").exists():
-                kill_after(4).write(text)
-            return super().write(text)
+    def kill() -> None:
+        raise Killed
 
     with pytest.raises(Killed):
-        trained(config, stream=KillInRound())
+        # Before the first checkpoint of the round but that of its beginning.
+        trained(config, stream=InRound(plan.folder(number), 4, kill))
     assert checkpoint.load(plan.folder(number)).step == (REWIND if number else 0)
     if not has_checkpoint:  # as if it had been killed even before that one
         shutil.rmtree(plan.folder(number) / "last")
@@ -316,9 +340,9 @@ def test_a_recipe_killed_before_it_drew_a_ticket_draws_it(tmp_path: Path, finish
 
 def test_a_recipe_that_has_moved_goes_on(tmp_path: Path, finished: RunConfig) -> None:
     config = ticket_config(tmp_path, "here", finished.method.name)
-    for stops in range(STEPS + 2):
-        with pytest.raises(Interrupted):
-            trained(config, resume=stops > 0, stream=StopEveryStep())
+    in_round_1 = InRound(ticket_rounds.plan(config).folder(1), 4, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted):
+        trained(config, stream=in_round_1)
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = ticket_config(tmp_path, "there", finished.method.name)
     trained(moved, resume=True)
@@ -341,8 +365,8 @@ def test_a_recipe_is_neither_overwritten_nor_resumed_with_other_settings(tmp_pat
     with pytest.raises(UserError, match=r"exists already .*; continue it with --resume") as error:
         trained(config)
     one_line(error)
-    with pytest.raises(UserError, match=r"sparsity\.prune_share: the run to resume has 0\.4, not 0\.5") as error:
-        trained(ticket_config(tmp_path, "run", "lottery", "sparsity.prune_share=0.5"), resume=True)
+    with pytest.raises(UserError, match=r"sparsity\.prune_share: the run to resume has 0\.5, not 0\.4") as error:
+        trained(ticket_config(tmp_path, "run", "lottery", "sparsity.prune_share=0.4"), resume=True)
     one_line(error)
 
 
@@ -388,7 +412,7 @@ def test_a_loop_of_ones_own_comes_to_the_recipes_ticket(tmp_path: Path, method: 
     model.reset_parameters(config.run.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate)
     sparsifier = rs.sparsify(
-        model, method, optimizer, steps=STEPS, sparsity=config.budget.sparsity, prune_share=0.4, rewind=0.3
+        model, method, optimizer, steps=STEPS, sparsity=config.budget.sparsity, prune_share=0.5, rewind=0.3
     )
     states = {0: model.initial_state(training.batch_size)}
     for _ in sparsifier.rounds():

@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from rnnsparse.training.build import restore
+from scripts import average_checkpoints
 from tests.training.test_trainer import config_in, trained
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CPU = torch.device("cpu")
-
-
-def average(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts/average_checkpoints.py"), *map(str, arguments)]
-    return subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
-    done = average(runs / "first", runs / "second", "--out", runs / "mean")
+    command = [sys.executable, ROOT / "scripts/average_checkpoints.py", runs / "first", runs / "second"]
+    done = subprocess.run(
+        [*command, "--out", runs / "mean"], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     mean, *both = [restore(runs / name, CPU).model for name in ("mean", "first", "second")]
     for found, a, b in zip(mean.parameters(), *(model.parameters() for model in both), strict=True):
@@ -55,9 +54,18 @@ def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
         (["nowhere"], "new", "there is no such folder"),
     ],
 )
-def test_what_cannot_be_averaged_is_refused_in_one_line(runs: Path, names: list[str], out: str, message: str) -> None:
-    done = average(*(runs / name for name in names), "--out", runs / out)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_cannot_be_averaged_is_refused_in_one_line(
+    runs: Path,
+    names: list[str],
+    out: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["average_checkpoints.py", *(str(runs / name) for name in names), "--out", str(runs / out)]
+    monkeypatch.setattr(sys, "argv", words)
+    assert average_checkpoints.main() == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
     assert not (runs / "new").exists()

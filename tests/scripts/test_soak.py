@@ -64,7 +64,7 @@ def test_a_process_that_loses_memory_and_files_is_found_out(tmp_path: Path) -> N
 
 def test_a_real_run_is_watched_and_stopped(tmp_path: Path) -> None:
     small = ["model.hidden_size=32", "training.batch_size=4", "logging.interval=2", "evaluation.symbols=500"]
-    watched = soak.soak(0.1, tmp_path / "run", small)
+    watched = soak.soak(0.05, tmp_path / "run", small)
     steps = [part[-1].step for part in watched]
     assert steps == sorted(steps)
     assert 0 < steps[0] < steps[-1]
