@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -93,7 +94,11 @@ class RunConfig:
         return {key: value for key, value in flat.items() if key not in left_out}
 
     def to_yaml(self) -> str:
-        return yaml12.write(self.to_dict())
+        return self._yaml
+
+    @cached_property
+    def _yaml(self) -> str:
+        return yaml12.write(self.to_dict())  # takes milliseconds, and every checkpoint has it
 
 
 SECTIONS: dict[str, type[DataclassInstance]] = {
