@@ -120,6 +120,8 @@ def run(words: list[str]) -> None:
             train(arguments, said)
         case ["rnnsparse", "sweep", path]:
             sweep(Path(path), said)
+        case ["rnnsparse", "evaluate", *arguments, "--dynamic"]:  # of a short text, as it learns from every piece
+            assert main(["evaluate", *arguments, "--dynamic", "--data", "my_text.txt"]) == 0, said
         case ["rnnsparse", *arguments]:
             assert main(arguments) == 0, said
         case _:

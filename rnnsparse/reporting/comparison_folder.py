@@ -12,6 +12,8 @@ from rnnsparse.reporting.reading import is_results
 from rnnsparse.reporting.report import report
 from rnnsparse.reporting.runs import Results
 
+TABLE, RESULTS, REPORT = "results.csv", "results.json", "report.html"
+
 
 def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) -> list[Path]:
     """Write results.csv, results.json, the plots and report.html; return their paths.
@@ -21,19 +23,19 @@ def write(folder: Path, settings: Sequence[Setting], left_out: Sequence[str]) ->
     Raises:
         UserError: the folder cannot be made, or files of these names in it are not of an earlier comparison.
     """
+    pictures = {name: f"{name}.png" for name in OVERVIEW}
+    _claim(folder, [RESULTS, TABLE, REPORT, *pictures.values()])  # before all is drawn, which takes seconds
     plots = overview(settings)
     runs = [run for setting in settings for run in setting.runs]
     files = {
-        "results.csv": as_csv(settings).encode(),
-        "results.json": Results(runs=runs).to_json().encode(),
-        **{f"{plot.name}.png": plot.png for plot in plots if plot.png},
-        "report.html": report(settings, plots, left_out).encode(),
+        TABLE: as_csv(settings).encode(),
+        RESULTS: Results(runs=runs).to_json().encode(),
+        **{pictures[plot.name]: plot.png for plot in plots if plot.png},
+        REPORT: report(settings, plots, left_out).encode(),
     }
-    stale = {f"{name}.png" for name in OVERVIEW} - set(files)
-    _claim(folder, [*files, *stale])
     for name, data in files.items():
         folder.joinpath(name).write_bytes(data)
-    for name in stale:
+    for name in set(pictures.values()) - set(files):
         folder.joinpath(name).unlink(missing_ok=True)
     return [folder / name for name in files]
 
@@ -45,7 +47,7 @@ def _claim(folder: Path, names: Sequence[str]) -> None:
     except OSError as error:
         raise UserError(f"--out: {folder}: cannot be a folder: {error.strerror}; name another") from None
     there = [folder / name for name in names if folder.joinpath(name).exists()]
-    if there and not is_results(folder / "results.json"):
+    if there and not is_results(folder / RESULTS):
         raise UserError(
             f"--out: {there[0]}: is not from an earlier comparison and would be overwritten; name another folder"
         )

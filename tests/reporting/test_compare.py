@@ -28,6 +28,20 @@ def copy(run: Path, to: Path) -> Path:
     return Path(shutil.copytree(run, to))
 
 
+def slim(run: Path, to: Path) -> Path:
+    """Return a copy without a checkpoint, of which no connections are drawn: that takes seconds."""
+    shutil.rmtree(copy(run, to) / "last")
+    return to
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is written about rigl-a."""
+    out = tmp_path_factory.mktemp("compared")
+    assert main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(out)]) == 0
+    return out
+
+
 def test_runs_that_differ_in_seed_place_threads_and_logging_only_are_one_setting(folder: Path) -> None:
     settings = group(read_runs([folder / "runs"])[0])
     found = {setting.label: [run.name for run in setting.runs] for setting in settings}
@@ -92,7 +106,7 @@ def test_the_csv_has_every_number_of_every_summary(folder: Path) -> None:
 
 def test_results_tell_all_that_the_runs_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    some = [str(folder / "runs" / name) for name in ("rigl-a", "rigl-sparser")]
+    some = [str(folder / "runs" / "rigl-a"), str(slim(folder / "runs" / "rigl-sparser", tmp_path / "slim"))]
     assert main(["compare", *some, "--out", str(first)]) == 0
     told = capsys.readouterr().out
     assert main(["compare", str(first / "results.json"), "--out", str(second)]) == 0
@@ -124,9 +138,8 @@ def test_the_score_on_the_test_text_is_that_of_evaluate_and_kept(
 def test_a_run_without_a_checkpoint_is_named_and_not_measured_on_the_test_text(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = copy(folder / "runs" / "rigl-a", tmp_path / "runs" / "a")
+    slim(folder / "runs" / "rigl-a", tmp_path / "runs" / "a")
     copy(folder / "runs" / "static", tmp_path / "runs" / "b")
-    shutil.rmtree(run / "last")
     assert main(["compare", str(tmp_path / "runs"), "--test", "--markdown"]) == 0
     out, err = capsys.readouterr()
     assert err == "rnnsparse: a: has no checkpoint any more, so it is not measured on the test text\n"
@@ -141,8 +154,7 @@ def test_dense_networks_in_other_bases_are_other_settings(folder: Path, tmp_path
 
 
 def test_a_run_of_earlier_results_gets_no_pictures_of_a_namesake(folder: Path, tmp_path: Path) -> None:
-    run = copy(folder / "runs" / "rigl-a", tmp_path / "a" / "seed1")
-    shutil.rmtree(run / "last")
+    run = slim(folder / "runs" / "rigl-a", tmp_path / "a" / "seed1")
     assert main(["compare", str(run), "--out", str(tmp_path / "out")]) == 0
     namesake = copy(folder / "runs" / "rigl-sparser", tmp_path / "b" / "seed1")
     runs, _ = read_runs([tmp_path / "out" / "results.json", namesake])
@@ -179,7 +191,7 @@ def test_a_setting_has_the_sparsity_it_came_to_where_its_own_did_not_decide(
 def test_other_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(folder: Path, tmp_path: Path) -> None:
     places = ["/somewhere/a/base", "/somewhere/b/base", "/somewhere/a/base/step_3", None]
     for number, place in enumerate(places):
-        config = copy(folder / "runs" / "static", tmp_path / "runs" / str(number)) / "config.yaml"
+        config = slim(folder / "runs" / "static", tmp_path / "runs" / str(number)) / "config.yaml"
         config.write_text(config.read_text().replace("weights: null", f"weights: {place or 'null'}"))
 
     def settings_of(*names: str) -> list[str]:
@@ -200,20 +212,18 @@ def test_other_runs_are_called_by_as_much_of_their_paths_as_tells_them_apart(fol
     ]
 
 
-def test_results_and_runs_can_be_mixed(folder: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]) == 0
-    runs, _ = read_runs([tmp_path / "results.json", folder / "runs" / "rigl-b"])
+def test_results_and_runs_can_be_mixed(folder: Path, compared: Path) -> None:
+    runs, _ = read_runs([compared / "results.json", folder / "runs" / "rigl-b"])
     (setting,) = group(runs)
     assert [run.summary.seed for run in setting.runs] == [1, 2]
     assert [run.pictures is not None for run in setting.runs] == [True, False], "one run of each setting has pictures"
 
 
-def test_results_of_a_version_without_a_setting_get_its_default(folder: Path, tmp_path: Path) -> None:
-    main(["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)])
-    data = json.loads((tmp_path / "results.json").read_text())
+def test_results_of_a_version_without_a_setting_get_its_default(compared: Path, tmp_path: Path) -> None:
+    data = json.loads((compared / "results.json").read_text())
     del data["runs"][0]["config"]["training"]["multiplier"]
     (tmp_path / "older.json").write_text(json.dumps(data))
-    assert read_results(tmp_path / "older.json") == read_results(tmp_path / "results.json")
+    assert read_results(tmp_path / "older.json") == read_results(compared / "results.json")
 
 
 def test_unfinished_runs_are_named_and_left_out(
@@ -250,7 +260,7 @@ def test_the_same_dense_network_of_a_sweep_over_sparsities_counts_once(folder: P
 
 
 def test_runs_without_a_checkpoint_are_compared_without_pictures(folder: Path, tmp_path: Path) -> None:
-    shutil.rmtree(copy(folder / "runs" / "rigl-a", tmp_path / "slim") / "last")
+    slim(folder / "runs" / "rigl-a", tmp_path / "slim")
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert [run.pictures for run in read_results(tmp_path / "out" / "results.json").runs] == [None]
 
@@ -309,7 +319,7 @@ def test_a_run_named_twice_or_copied_counts_once(folder: Path, tmp_path: Path) -
 
 def test_of_two_equal_runs_the_one_that_was_measured_on_the_test_text_counts(folder: Path, tmp_path: Path) -> None:
     run = folder / "runs" / "static"
-    assert main(["compare", str(run), "--out", str(tmp_path / "untested")]) == 0
+    assert main(["compare", str(slim(run, tmp_path / "slim")), "--out", str(tmp_path / "untested")]) == 0
     assert main(["compare", str(run), "--test", "--out", str(tmp_path / "tested")]) == 0
     runs, lines = read_runs([tmp_path / name / "results.json" for name in ("untested", "tested")])
     assert [one.summary.test_bits_per_character is not None for one in runs] == [True]
@@ -328,6 +338,7 @@ def test_runs_on_other_texts_of_one_name_are_other_settings_and_a_moved_copy_is_
         place.write_text(text, encoding="utf-8")
         overrides = [f"run.dir={tmp_path / 'runs' / name}", f"run.seed={seed}", f"data.path={place}"]
         assert main(["train", str(folder / "tiny.yaml"), *overrides]) == 0
+        shutil.rmtree(tmp_path / "runs" / name / "last")
     expected = {"rigl, text=A/input.txt": ["A", "C"], "rigl, text=B/input.txt": ["B"]}
     runs, lines = read_runs([tmp_path / "runs"])
     assert (labels(runs), lines) == (expected, [])
@@ -423,19 +434,22 @@ def test_nothing_is_measured_on_the_test_text_if_that_of_one_run_has_changed(
 
 
 def test_foreign_files_are_not_overwritten_and_old_results_are(folder: Path, tmp_path: Path) -> None:
-    foreign = tmp_path / "report.html"
+    runs = [slim(folder / "runs" / name, tmp_path / name) for name in ("rigl-a", "rigl-sparser")]
+    out = tmp_path / "out"
+    out.mkdir()
+    foreign = out / "report.html"
     foreign.write_text("mine")
-    arguments = ["compare", str(folder / "runs" / "rigl-a"), "--out", str(tmp_path)]
+    arguments = ["compare", str(runs[0]), "--out", str(out)]
     assert main(arguments) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert [path.name for path in out.iterdir()] == ["report.html"]
     assert foreign.read_text() == "mine"
     foreign.unlink()
-    assert main(["compare", str(folder / "runs" / "rigl-sparser"), *arguments[1:]]) == 0
-    assert (tmp_path / "bits_by_sparsity.png").exists()
-    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["compare", str(runs[1]), *arguments[1:]]) == 0
+    assert (out / "bits_by_sparsity.png").exists()
+    (out / "notes.txt").write_text("mine")
     assert main(arguments) == 0
-    assert not (tmp_path / "bits_by_sparsity.png").exists(), "a plot of the earlier comparison would lie"
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (out / "bits_by_sparsity.png").exists(), "a plot of the earlier comparison would lie"
+    assert (out / "notes.txt").read_text() == "mine"
 
 
 def test_a_file_is_no_folder_to_write_to(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

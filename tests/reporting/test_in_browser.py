@@ -31,7 +31,7 @@ FRAME = """<!DOCTYPE html><title>not loaded</title>
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    list(write(out, group(read_runs([folder / "runs" / "rigl-a", folder / "runs" / "static"])[0]), []))
+    list(write(out, group(read_runs([folder / "runs" / "rigl-a"])[0]), []))
     return out / "report.html"
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rnnsparse.reporting.compare import Setting, group
+from rnnsparse.reporting.plots.figure import Plot
 from rnnsparse.reporting.plots.network import of_setting, readable
 from rnnsparse.reporting.plots.overview import mean_curve, overview
 from rnnsparse.reporting.plots.series import DENSE
@@ -48,6 +49,11 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def settings(folder: Path) -> list[Setting]:
     return group(read_runs([folder / "runs"])[0])
+
+
+@pytest.fixture(scope="module")
+def plots(settings: list[Setting]) -> list[Plot]:
+    return overview(settings)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +118,8 @@ def test_every_picture_can_be_seen_and_has_a_text_for_those_who_cannot(page: str
             assert image.getextrema()[0] < 100, "something is drawn"
 
 
-def test_plots_are_files_of_few_colours_as_well(settings: list[Setting]) -> None:
-    for plot in overview(settings):
+def test_plots_are_files_of_few_colours_as_well(plots: list[Plot]) -> None:
+    for plot in plots:
         image = Image.open(io.BytesIO(plot.png or b""))
         assert (image.width, image.mode) == (780, "P")
 
@@ -125,8 +131,8 @@ def test_tables_scroll_in_a_box_of_their_own(page: str) -> None:
     assert "@media print" in page
 
 
-def test_axes_are_drawn_for_what_varies_only(settings: list[Setting]) -> None:
-    assert [plot.name for plot in overview(settings)] == [
+def test_axes_are_drawn_for_what_varies_only(settings: list[Setting], plots: list[Plot]) -> None:
+    assert [plot.name for plot in plots] == [
         "bits_by_sparsity",
         "bits_by_training_flops",
         "bits_by_training_length",

@@ -152,6 +152,29 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[name] == expected[name], name
 
 
+def train_in_pieces(config: RunConfig) -> None:
+    """Train, but stop after every step and go on with the next."""
+    for step in range(1, config.training.steps):
+        with pytest.raises(Interrupted, match=rf"stopped after step {step}, saved in {config.folder}/last"):
+            trained(config, resume=step > 1, stream=stop_after(step))
+        assert checkpoint.load(config.folder).step == step
+    trained(config, resume=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """An undisturbed run to compare with, which no test changes."""
+    config = config_in(tmp_path_factory.mktemp("finished"))
+    trained(config)
+    return config
+
+
+def copied(finished: RunConfig, tmp_path: Path) -> RunConfig:
+    config = config_in(tmp_path)
+    shutil.copytree(finished.folder, config.folder)
+    return config
+
+
 def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -160,23 +183,20 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 # ---- determinism
 
 
-def test_the_same_configuration_gives_the_same_run_bit_for_bit(tmp_path: Path) -> None:
-    for run in ("a", "b"):
-        trained(config_in(tmp_path, run))
-    assert_same(traces(tmp_path / "a"), traces(tmp_path / "b"))
+def test_the_same_configuration_gives_the_same_run_bit_for_bit(tmp_path: Path, finished: RunConfig) -> None:
+    trained(config_in(tmp_path))
+    assert_same(traces(tmp_path / "run"), traces(finished.folder))
 
 
-def test_another_seed_gives_another_run(tmp_path: Path) -> None:
-    trained(config_in(tmp_path, "a"))
-    trained(config_in(tmp_path, "b", "run.seed=1"))
-    assert traces(tmp_path / "a")["last"] != traces(tmp_path / "b")["last"]
+def test_another_seed_gives_another_run(tmp_path: Path, finished: RunConfig) -> None:
+    trained(config_in(tmp_path, "run", "run.seed=1"))
+    assert traces(tmp_path / "run")["last"] != traces(finished.folder)["last"]
 
 
-def test_what_a_run_tells_changes_nothing_that_it_computes(tmp_path: Path) -> None:
-    trained(config_in(tmp_path, "a"))
+def test_what_a_run_tells_changes_nothing_that_it_computes(tmp_path: Path, finished: RunConfig) -> None:
     loud = ["logging.tensorboard=true", "logging.pictures=2", "logging.sample_length=5", "checkpoint.interval=2"]
-    trained(config_in(tmp_path, "b", *loud, 'logging.sample_prompt=""', "logging.interval=3"))
-    a, b = traces(tmp_path / "a"), traces(tmp_path / "b")
+    trained(config_in(tmp_path, "run", *loud, 'logging.sample_prompt=""', "logging.interval=3"))
+    a, b = traces(finished.folder), traces(tmp_path / "run")
     assert (a["last"], a["state"], a["summary"]) == (b["last"], b["state"], b["summary"])
 
 
@@ -190,6 +210,8 @@ STOPPED = [(*kind, 1) for kind in STOPPED]
 STOPPED += [("rigl", "gru", "adam", "gate", "masked", 2), ("scout", "lstm", "adamw", "cell", "sparse", 2)]
 STOPPED += [("snfs", "gru", "sgd", "matrix", "masked", 2), ("granet", "gru", "adam", "gate", "sparse", 2)]
 
+TWO_UPDATES = "training.steps=5"  # and an evaluation between
+
 
 @pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution", "block_rows"), STOPPED)
 def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
@@ -197,14 +219,9 @@ def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
 ) -> None:
     settings = [f"sparsity.method={method}", f"model.cell={cell}", f"training.optimizer={optimizer}"]
     settings += [f"sparsity.granularity={granularity}", f"model.execution={execution}"]
-    settings += [f"sparsity.block_rows={block_rows}"]
+    settings += [f"sparsity.block_rows={block_rows}", TWO_UPDATES]
     trained(config_in(tmp_path, "undisturbed", *settings))
-    config = config_in(tmp_path, "stopped", *settings)
-    for step in range(1, STEPS):
-        with pytest.raises(Interrupted, match=rf"stopped after step {step}, saved in .*/stopped/last"):
-            trained(config, resume=step > 1, stream=stop_after(step))
-        assert checkpoint.load(config.folder).step == step
-    trained(config, resume=True)
+    train_in_pieces(config_in(tmp_path, "stopped", *settings))
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
 
 
@@ -218,15 +235,13 @@ def test_a_run_with_step_counts_per_connection_stopped_after_every_step_ends_as_
     tmp_path: Path, kind: str
 ) -> None:
     settings = [f"training.optimizer={kind}", "training.connection_steps=true", "training.connection_warmup=2"]
+    settings += [TWO_UPDATES]
     trained(config_in(tmp_path, "undisturbed", *settings))
     config = config_in(tmp_path, "stopped", *settings)
-    for step in range(1, STEPS):
-        with pytest.raises(Interrupted):
-            trained(config, resume=step > 1, stream=stop_after(step))
-    trained(config, resume=True)
+    train_in_pieces(config)
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
     counts = [entry["connection_steps"] for entry in optimizer_state(config)["state"].values()]
-    assert {int(count) for of_weight in counts for count in of_weight} == {1, 2, 3, 4}  # updates replace three of seven
+    assert {int(count) for of_weight in counts for count in of_weight} == {1, 2, 3}  # updates replace two of five
 
 
 # So fast that validation gets worse before step 5, which starts the averages; updates are at steps 2, 4 and 6.
@@ -234,8 +249,7 @@ AVERAGED = ["training.optimizer=sntasgd", "training.nonmonotone=0", "evaluation.
 AVERAGED += ["training.learning_rate=10", "training.lr_schedule=constant", "training.grad_clip=1"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp64"])
-@pytest.mark.parametrize("method", ["rigl", "set"])
+@pytest.mark.parametrize(("method", "precision"), [("rigl", "fp32"), ("set", "fp64")])
 def test_an_averaging_run_stopped_after_every_step_ends_as_an_undisturbed_one(
     tmp_path: Path, method: str, precision: str
 ) -> None:
@@ -282,17 +296,19 @@ def test_an_averaging_run_scores_and_saves_the_averages_and_keeps_what_it_trains
 
 @pytest.mark.parametrize(("method", "interval", "saved"), [("rigl", 2, 4), ("snfs", 2, 4), ("rigl", 100, 0)])
 def test_a_run_killed_between_checkpoints_ends_as_an_undisturbed_one(
-    tmp_path: Path, method: str, interval: int, saved: int
+    tmp_path: Path, finished: RunConfig, method: str, interval: int, saved: int
 ) -> None:
-    settings = [f"sparsity.method={method}", f"checkpoint.interval={interval}"]
-    trained(config_in(tmp_path, "undisturbed", *settings))
-    config = config_in(tmp_path, "killed", *settings)
+    undisturbed = finished
+    if method != "rigl":
+        undisturbed = config_in(tmp_path, "undisturbed", f"sparsity.method={method}")
+        trained(undisturbed)
+    config = config_in(tmp_path, "killed", f"sparsity.method={method}", f"checkpoint.interval={interval}")
     with pytest.raises(Killed):
         trained(config, stream=kill_after(6))
     assert checkpoint.load(config.folder).step == saved
     assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6]
     trained(config, resume=True)
-    assert_same(traces(tmp_path / "killed"), traces(tmp_path / "undisturbed"))
+    assert_same(traces(tmp_path / "killed"), traces(undisturbed.folder))
     assert [line["step"] for line in metrics(config.folder)] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -331,7 +347,8 @@ def test_a_second_interrupt_loses_no_checkpoint_that_is_being_written(
         saved.append((arguments["step"], folder.name))
 
     monkeypatch.setattr(checkpoint, "save", interrupted)
-    config = config_in(tmp_path, "run", "checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2")
+    settings = ["checkpoint.interval=100", "evaluation.interval=2"]
+    config = config_in(tmp_path, "run", *settings)
     stream = stop_after(3) if stops_at == 3 else None
     with pytest.raises(Interrupted, match=f"stopped after step {stops_at}, "):
         trained(config, stream=stream)
@@ -339,9 +356,7 @@ def test_a_second_interrupt_loses_no_checkpoint_that_is_being_written(
     assert checkpoint.load(config.folder).step == stops_at
     monkeypatch.undo()
     trained(config, resume=True)
-    trained(
-        config_in(tmp_path, "undisturbed", *("checkpoint.interval=100", "logging.interval=1", "evaluation.interval=2"))
-    )
+    trained(config_in(tmp_path, "undisturbed", *settings))
     assert_same(traces(config.folder), traces(tmp_path / "undisturbed"))
 
 
@@ -354,9 +369,8 @@ def test_extended_training_is_the_run_with_more_steps_and_resumes_as_it(tmp_path
     assert_same(traces(tmp_path / "extended"), traces(tmp_path / "longer"))
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    trained(config)
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, finished: RunConfig) -> None:
+    config = copied(finished, tmp_path)
     before = traces(config.folder)
     trained(config, resume=True)
     assert_same(traces(config.folder), before)
@@ -417,10 +431,9 @@ def test_a_run_starts_with_the_scale_that_is_configured(tmp_path: Path, scale: A
     assert not all(torch.equal(a, b) for a, b in zip(found, model.parameters(), strict=True))
 
 
-def test_every_update_keeps_the_number_of_connections(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    summary = trained(config)
-    lines = metrics(config.folder)
+def test_every_update_keeps_the_number_of_connections(finished: RunConfig) -> None:
+    summary = traces(finished.folder)["summary"]
+    lines = metrics(finished.folder)
     assert {line["density"] for line in lines} == {summary["connections"] / summary["positions"]}
     assert [line["moved"] > 0 for line in lines] == [False, True, True, True, True, True, True]
 
@@ -433,9 +446,8 @@ def test_an_update_of_rigl_takes_the_place_of_the_optimizer_step(tmp_path: Path)
     assert state["sparsifier"]["updates"] == 3
 
 
-def test_the_recurrent_state_and_the_position_go_on_at_every_step(tmp_path: Path) -> None:
-    trained(config_in(tmp_path))
-    state = checkpoint.load(tmp_path / "run" / "last").training_state()
+def test_the_recurrent_state_and_the_position_go_on_at_every_step(finished: RunConfig) -> None:
+    state = checkpoint.load(finished.folder / "last").training_state()
     assert state["lanes"] == {"position": STEPS * 2 * 5}
     assert state["recurrent_state"].shape == (2, 1, 3, 6)
     assert state["recurrent_state"].abs().min() > 0
@@ -644,8 +656,9 @@ def full_disk(size: int) -> None:
 
 # The limits stop metrics.jsonl, and the training state of the next checkpoint.
 @pytest.mark.parametrize("size", [50, 5000])
-def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_later(tmp_path: Path, size: int) -> None:
-    trained(config_in(tmp_path, "undisturbed", "checkpoint.interval=2"))
+def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_later(
+    tmp_path: Path, finished: RunConfig, size: int
+) -> None:
     config = config_in(tmp_path, "full", "checkpoint.interval=2")
     with disk_as_it_was(), pytest.raises(RunFailed) as error:
         trained(config, stream=AfterStep(5, lambda: full_disk(size)))
@@ -654,7 +667,7 @@ def test_a_full_disk_fails_in_one_line_and_the_run_goes_on_later(tmp_path: Path,
     assert "--resume" in str(error.value)
     assert checkpoint.load(config.folder).step == 4
     trained(config, resume=True)
-    assert_same(traces(tmp_path / "full"), traces(tmp_path / "undisturbed"))
+    assert_same(traces(tmp_path / "full"), traces(finished.folder))
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_an_empty_folder_that_may_be_used(tmp_path: Path) -> None:
@@ -714,13 +727,11 @@ def test_to_prepare_a_run_changes_nothing_on_the_disk(tmp_path: Path, resume: bo
     assert config.folder.exists() == resume
 
 
-def test_an_existing_run_is_refused_and_untouched(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    trained(config)
-    before = {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()}
+def test_an_existing_run_is_refused_and_untouched(finished: RunConfig) -> None:
+    before = {path: path.read_bytes() for path in finished.folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="exists already and nothing is overwritten"):
-        prepare(config)
-    assert {path: path.read_bytes() for path in config.folder.rglob("*") if path.is_file()} == before
+        prepare(finished)
+    assert {path: path.read_bytes() for path in finished.folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -753,11 +764,9 @@ def test_who_looked_before_another_trained_here_is_refused(tmp_path: Path, resum
     assert traces(config.folder) == before
 
 
-def test_a_run_with_other_settings_is_not_resumed(tmp_path: Path) -> None:
-    config = config_in(tmp_path)
-    trained(config)
+def test_a_run_with_other_settings_is_not_resumed(finished: RunConfig) -> None:
     with pytest.raises(UserError, match=r"training\.accumulate: the run to resume has 2, not 3"):
-        prepare(config_in(tmp_path, "run", "training.accumulate=3"), resume=True)
+        prepare(config_in(finished.folder.parent, "run", "training.accumulate=3"), resume=True)
 
 
 @pytest.mark.parametrize("change", ["longer", "shorter", "other"])
@@ -774,22 +783,19 @@ def test_a_run_is_not_resumed_on_another_text(tmp_path: Path, change: str) -> No
     assert trained(config, resume=True)["steps"] == STEPS
 
 
-def test_a_run_and_its_text_may_move(tmp_path: Path) -> None:
-    config = config_in(tmp_path, "undisturbed")
-    trained(config)
+def test_a_run_and_its_text_may_move(tmp_path: Path, finished: RunConfig) -> None:
     with pytest.raises(Interrupted):
         trained(config_in(tmp_path, "moving"), stream=stop_after(3))
     shutil.move(tmp_path / "moving", tmp_path / "moved")
     shutil.copy(tmp_path / "text.txt", tmp_path / "copy.txt")
     moved = [f"data.path={tmp_path / 'copy.txt'}", f"data.cache={tmp_path / 'other'}"]
     trained(config_in(tmp_path, "moved", *moved), resume=True)
-    assert_same(traces(tmp_path / "moved"), traces(tmp_path / "undisturbed"))
+    assert_same(traces(tmp_path / "moved"), traces(finished.folder))
 
 
 @pytest.mark.parametrize("state", [{}, {"corpus": 1}, "emptied", "other optimizer", "other sparsifier", "other method"])
-def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, state: Any) -> None:
-    config = config_in(tmp_path)
-    trained(config)
+def test_a_foreign_training_state_is_refused_in_one_line(tmp_path: Path, finished: RunConfig, state: Any) -> None:
+    config = copied(finished, tmp_path)
     last = config.folder / "last"
     if isinstance(state, str):
         genuine = torch.load(last / "training_state.pt", weights_only=True)
