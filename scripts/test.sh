@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every check: format, lint, types, tests. Arguments go to pytest: bash scripts/test.sh -k rigl
-# With --quick first, only the tests that neither start processes nor train for long: a minute and a half on two cores.
+# With --quick first, only the tests that neither start processes nor train for long: a minute on two cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
