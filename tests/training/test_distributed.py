@@ -209,7 +209,8 @@ def cli_config(tmp_path: Path) -> list[str | Path]:
 
 
 def test_after_a_rank_is_killed_torchrun_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
-    done = torchrun("--max-restarts=1", PROGRAM, "killed", *cli_config(tmp_path))
+    # Seldom looked at, so that the other rank finds out before torchrun ends it.
+    done = torchrun("--max-restarts=1", "--monitor-interval=2", PROGRAM, "killed", *cli_config(tmp_path))
     assert done.returncode == 0, done.stderr
     assert len(said(done)) == 1
     assert said(done)[0].startswith("rnnsparse: another rank has ended (")
