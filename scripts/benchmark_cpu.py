@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import sparse
+from rnnsparse.nn.cross_entropy import cross_entropy
 from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.recurrent import RecurrentLayer
@@ -168,7 +168,7 @@ def training_step(
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
         def step() -> None:
-            loss = F.cross_entropy(logits_of(tokens[:-1]).flatten(0, 1), tokens[1:].flatten())
+            loss = cross_entropy(logits_of(tokens[:-1]), tokens[1:])
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -283,7 +283,7 @@ def print_peak_memory(hidden: int, sparsity: float, batch: int, times: int) -> N
         tokens = torch.randint(256, (times + 1, batch))
         sparsifier.before_backward(step)
         logits, _ = model(tokens[:-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[1:].flatten())
+        loss = cross_entropy(logits, tokens[1:])
         loss.backward()
         del loss, logits
         if sparsifier.after_backward(step):

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from rnnsparse.nn.cross_entropy import cross_entropy
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
@@ -73,7 +73,7 @@ def trainer(method: Method, cell: str, hidden_size: int, arguments: argparse.Nam
             sparsifier.before_backward(step)
             logits_TBV, state = model(text_TB[:-1], state)
             state = state.detach()
-            F.cross_entropy(logits_TBV.flatten(0, 1), text_TB[1:].flatten()).backward()
+            cross_entropy(logits_TBV, text_TB[1:]).backward()
             del logits_TBV
             clip_gradients(model.parameters(), 10.0)
             if sparsifier.after_backward(step):
