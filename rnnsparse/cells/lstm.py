@@ -62,7 +62,7 @@ class LSTMCell(Cell):
     gates = "ifgo"
     states = 2
     open_gate = "f"
-    sparse_wins_from = 0.7
+    sparse_wins_from = 0.5
     kept_rows = 4  # i f g o
     module = nn.LSTM
     packed = _Packed
