@@ -843,8 +843,11 @@ def test_help_answers_for_every_command_without_loading_torch() -> None:
 
 def test_training_starts_without_what_only_torch_compile_needs(prepared: Path, tmp_path: Path) -> None:
     """Its import takes longer than torch's own."""
-    command = ["train", str(prepared / "tiny.yaml"), f"run.dir={tmp_path / 'new'}"]
-    code = f"import sys; from rnnsparse.cli import main; assert main({command!r}) == 0"
+    code = "import sys; from rnnsparse.cli import main"
+    for optimizer in ("adam", "sgd", "sntasgd", "adamw"):
+        command = ["train", str(prepared / "tiny.yaml"), f"run.dir={tmp_path / optimizer}"]
+        command += [f"training.optimizer={optimizer}", f"training.connection_steps={optimizer == 'adamw'}".lower()]
+        code += f"; assert main({command!r}) == 0"
     code += "; assert 'torch' in sys.modules and 'torch._dynamo' not in sys.modules"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=False

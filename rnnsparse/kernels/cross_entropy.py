@@ -22,7 +22,7 @@ PARTIAL = 64  # terms of a sum, so that the error does not grow with the vocabul
 
 
 @kernel
-def _log_sum_exp(thread, threads, row, logits, times, vocabulary, targets, out, nats):
+def _nats(thread, threads, row, logits, times, vocabulary, targets, log_sums, nats):
     width = VECTOR_BYTES // logits.itemsize
     batch = len(row) * width
     size = vocabulary * batch
@@ -39,10 +39,10 @@ def _log_sum_exp(thread, threads, row, logits, times, vocabulary, targets, out, 
                 total = total + part
             place = t * batch + b - t * size
             store(nats, place, top)
-            store(out, place, total)
+            store(log_sums, place, total)
         for place in range(t * batch, (t + 1) * batch):
-            out[place] = nats[place] + math.log(out[place])
-            nats[place] = out[place] - logits[t * size + targets[place] * batch + place - t * batch]
+            log_sums[place] = nats[place] + math.log(log_sums[place])
+            nats[place] = log_sums[place] - logits[t * size + targets[place] * batch + place - t * batch]
 
 
 @kernel
@@ -69,7 +69,7 @@ def nats(logits_TVB: Tensor, targets_TB: Tensor) -> tuple[Tensor, Tensor]:
     times, vocabulary, batch = logits_TVB.shape
     log_sums, out = torch.empty((2, times, batch), dtype=logits_TVB.dtype)
     threads.run(
-        _log_sum_exp, row_of(logits_TVB), logits_TVB.detach().view(-1).numpy(), times, vocabulary,
+        _nats, row_of(logits_TVB), logits_TVB.detach().view(-1).numpy(), times, vocabulary,
         targets_TB.view(-1).numpy(), log_sums.view(-1).numpy(), out.view(-1).numpy(),
     )  # fmt: skip
     return out, log_sums

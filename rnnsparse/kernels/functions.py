@@ -112,16 +112,6 @@ _TANH_SERIES = tuple(
 
 
 @intrinsic
-def exp(typing: Any, x: Any) -> Any:
-    """Return e^x of every element; below -87, or -708 in double precision, what it is there, which is next to zero."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _Expression(builder, arguments[0].type).exp(arguments[0])
-
-    return x(x), generate
-
-
-@intrinsic
 def maximum(typing: Any, a: Any, b: Any) -> Any:
     """Return the larger of two numbers in every element, and a where b is not a number."""
 
@@ -132,21 +122,17 @@ def maximum(typing: Any, a: Any, b: Any) -> Any:
     return a(a, b), generate
 
 
-@intrinsic
-def sigmoid(typing: Any, x: Any) -> Any:
-    """Return 1 / (1 + e^-x) of every element."""
+def _of_every_element(name: str) -> Any:
+    @intrinsic
+    def apply(typing: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return getattr(_Expression(builder, arguments[0].type), name)(arguments[0])
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _Expression(builder, arguments[0].type).sigmoid(arguments[0])
+        return x(x), generate
 
-    return x(x), generate
+    return apply
 
 
-@intrinsic
-def tanh(typing: Any, x: Any) -> Any:
-    """Return the hyperbolic tangent of every element."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _Expression(builder, arguments[0].type).tanh(arguments[0])
-
-    return x(x), generate
+exp = _of_every_element("exp")  # below -87, or -708 in double precision, what it is there, which is next to zero
+sigmoid = _of_every_element("sigmoid")
+tanh = _of_every_element("tanh")

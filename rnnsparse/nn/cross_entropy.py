@@ -33,12 +33,10 @@ class _BatchInnermost(torch.autograd.Function):
 def cross_entropy(logits_TBV: Tensor, targets_TB: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
     """Return -ln p of each target [T, B], or their mean, in the precision of the logits, single at least.
 
-    Sums of exponentials lose too much in half precision.
-
     Raises:
         IndexError: a target is no symbol.
     """
-    logits_TBV = logits_TBV.to(torch.promote_types(logits_TBV.dtype, torch.float32))
+    logits_TBV = at_least_fp32(logits_TBV)
     if _is_for_kernels(logits_TBV):
         # Compiled look-ups do not check, and would read and write elsewhere.
         if not 0 <= int(targets_TB.min()) <= int(targets_TB.max()) < logits_TBV.shape[2]:
@@ -47,6 +45,11 @@ def cross_entropy(logits_TBV: Tensor, targets_TB: Tensor, reduction: Literal["me
         return nats_TB.mean() if reduction == "mean" else nats_TB
     nats = F.cross_entropy(logits_TBV.flatten(0, 1), targets_TB.flatten(), reduction=reduction)
     return nats if reduction == "mean" else nats.view(targets_TB.shape)
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Return logits in single precision at least: in half precision sums of exponentials lose too much."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _is_for_kernels(logits_TBV: Tensor) -> bool:

@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Any:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import benchmark_pareto
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return benchmark_pareto
 
 
 def run(name: str, rate: float, seed: int, bits: float) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from rnnsparse.training.step.uncompiled import Adam
+
 PER_CONNECTION = ("connection_steps", "exp_avg", "exp_avg_sq")
 
 
-class ConnectionAdam(torch.optim.Adam):
+class ConnectionAdam(Adam):
     """Adam whose bias correction knows the age of each connection (SMET, arXiv 2606.00888).
 
     Adam divides the moments by what they lack after so many steps. A connection grown late has the moments of a

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnnsparse.errors import UserError
-from rnnsparse.nn.cross_entropy import cross_entropy
+from rnnsparse.nn.cross_entropy import at_least_fp32, cross_entropy
 from rnnsparse.nn.language_model import CharLM
 
 EXACT_NUMBERS = 1 << 20  # that are in memory in float64 at once
@@ -70,8 +70,8 @@ def training_loss(
     nats = cross_entropy(logits_TBV, targets_TB)
     if teacher_TBV is None:
         return nats, nats
-    logits_NV = _at_least_fp32(logits_TBV)
-    teacher_NV = _at_least_fp32(teacher_TBV)
+    logits_NV = at_least_fp32(logits_TBV.flatten(0, 1))
+    teacher_NV = at_least_fp32(teacher_TBV.flatten(0, 1))
     log_p_NV = F.log_softmax(teacher_NV / temperature, dim=-1)
     log_q_NV = F.log_softmax(logits_NV / temperature, dim=-1)
     # "batchmean" divides the sum by the positions; "mean" would divide by the vocabulary too.
@@ -126,8 +126,3 @@ def read_later(*numbers: Tensor) -> Callable[[], list[float]]:
         return values
 
     return read
-
-
-def _at_least_fp32(logits_TBV: Tensor) -> Tensor:
-    # Sums of exponentials lose too much in half precision.
-    return logits_TBV.flatten(0, 1).to(torch.promote_types(logits_TBV.dtype, torch.float32))

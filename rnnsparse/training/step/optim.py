@@ -7,7 +7,6 @@ two steps (pruning, redistribution): PyTorch's optimizers read both anew at ever
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,17 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.training.step.connection_adam import ConnectionAdam
 from rnnsparse.training.step.sntasgd import SNTASGD
-
-
-def _uncompiled(optimizer: type[Any]) -> type[Any]:
-    """Return the same optimizer without what torch.compile needs of it, whose import takes seconds at every start."""
-    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
-    return type(optimizer.__name__, (optimizer,), plain | {"step": torch.no_grad()(inspect.unwrap(optimizer.step))})
-
-
-_SGD: type[torch.optim.SGD] = _uncompiled(torch.optim.SGD)
-_Adam: type[torch.optim.Adam] = _uncompiled(torch.optim.Adam)
+from rnnsparse.training.step.uncompiled import SGD, Adam
 
 
 def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
@@ -44,7 +33,7 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
     """
     if config.optimizer == "sgd":
         # Not fused: that kernel leaves the velocity uninitialised if the very first step overflows in fp16.
-        return _SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+        return SGD(parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.optimizer == "sntasgd":
         return SNTASGD(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, nonmonotone=config.nonmonotone
@@ -59,7 +48,7 @@ def build_optimizer(config: TrainingConfig, parameters: Iterable[Parameter]) -> 
     if config.connection_steps:
         return ConnectionAdam(parameters, connection_warmup=config.connection_warmup, **settings)
     # Fused: one pass over memory; the same on CPU and CUDA, so that checkpoints can change device.
-    return _Adam(parameters, fused=True, **settings)
+    return Adam(parameters, fused=True, **settings)
 
 
 def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:

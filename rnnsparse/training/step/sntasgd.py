@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from rnnsparse.training.step.uncompiled import SGD
 
-class SNTASGD(torch.optim.SGD):
+
+class SNTASGD(SGD):
     """Plain SGD that averages each connection over its own life, once validation stops getting better.
 
     The trigger is that of NT-ASGD (Merity et al. 2018, algorithm 1), the average per connection that of Selfish-RNN

@@ -11,26 +11,15 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SCRIPTS = ROOT / "scripts"
+ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("ceilings", "steps", "layers", "sampling", "graphs")
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Any:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import benchmark_gpu
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return benchmark_gpu
 
 
 def test_every_section_runs_on_a_cpu_and_leaves_no_results() -> None:
     results = ROOT / "checkpoints/results"
     before = sorted(results.glob("*"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPTS / "benchmark_gpu.py"), "--device", "cpu", "--quick", "--json"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark_gpu.py"), "--device", "cpu", "--quick", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
