@@ -21,6 +21,7 @@ from rnnsparse.nn.language_model import CharLM
 from rnnsparse.randomness import generator_for
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.updater import Updater
+from rnnsparse.training.step.captured import CapturedPass, Pass
 from rnnsparse.training.step.distributed import Ranks
 from rnnsparse.training.step.loss import Teacher, read_later, training_loss
 from rnnsparse.training.step.nonfinite import BadBatch, Diverged, diagnosis, lost_lanes, without_lost_lanes
@@ -81,6 +82,11 @@ class Learner:
         self.skipped = self.bad_in_a_row = 0
         self.left_out = ""
         self._states_before = self._states()
+        # A teacher has a state of its own, and its loss is computed in another way where somebody reads it.
+        is_captured = self.device.type == "cuda" and teacher is None
+        self.forward_and_backward: Pass = self._forward_and_backward
+        if is_captured:
+            self.forward_and_backward = CapturedPass(self._forward_and_backward, model)
         self._groups = [budget.group for budget in sparsifier.budgets if not budget.dense]
         # Counting characters needs only a look at each symbol, so it costs next to nothing.
         self._starts_character = torch.from_numpy(np.array(corpus.tokenizer.starts_character))
@@ -145,14 +151,19 @@ class Learner:
         )
 
     def _backward(self, inputs_TB: Tensor, targets_TB: Tensor) -> Callable[[], list[float]]:
-        """Add one batch's gradients; return what reads its mean loss and cross-entropy. Its graph ends here."""
+        """Add one batch's gradients; return what reads its mean loss and cross-entropy."""
         inputs_TB, targets_TB = to_device(inputs_TB, self.device), to_device(targets_TB, self.device)
-        logits_TBV, state = self.model(inputs_TB, self.state)
-        self.state = state.detach()
+        self.state, loss, nats = self.forward_and_backward(inputs_TB, targets_TB, self.state)
+        return read_later(loss, nats)
+
+    def _forward_and_backward(
+        self, inputs_TB: Tensor, targets_TB: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add one batch's gradients; return the state after it, its mean loss and its cross-entropy."""
+        logits_TBV, state = self.model(inputs_TB, state)
         loss, nats = self.loss(logits_TBV, inputs_TB, targets_TB)
-        read = read_later(loss, nats)
         self.scaler.scale(loss / self.training.accumulate).backward()
-        return read
+        return state.detach(), loss.detach(), nats.detach()
 
     def end_step(self, losses: Sequence[Sequence[float]], characters: float, started: float) -> dict[str, Any]:
         """Let gradients change values and topology; return the step's metrics.
