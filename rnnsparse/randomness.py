@@ -33,29 +33,3 @@ def draw_positions(count: int, positions: int, generator: torch.Generator) -> Te
         more = torch.randint(positions, (count - drawn.numel(),), generator=generator)
         drawn = torch.cat([drawn, more]).unique()
     return drawn
-
-
-class OwnRandomNumbers:
-    """PyTorch's global random numbers (dropout) of one among several: inside of `with` as if there were no others."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._others = self._own = self._states()
-
-    def __enter__(self) -> None:
-        self._others = self._states()
-        self._set(self._own)
-
-    def __exit__(self, *error: object) -> None:
-        self._own = self._states()
-        self._set(self._others)
-
-    def _states(self) -> tuple[Tensor, Tensor | None]:
-        on_cuda = self._device.type == "cuda"
-        return torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if on_cuda else None
-
-    def _set(self, states: tuple[Tensor, Tensor | None]) -> None:
-        cpu, cuda = states
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self._device)

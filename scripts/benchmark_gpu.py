@@ -230,7 +230,7 @@ def sampling(sizes: Sizes, device: torch.device) -> Iterator[Case]:
         yield case, lambda case=case: measure(**case)
 
 
-# Packed training has a script of its own, benchmark_packed.py.
+# What the trainer's own graphs bring is in benchmark_captured.py.
 SECTIONS = {"ceilings": ceilings, "steps": steps, "layers": layers, "sampling": sampling, "graphs": graphs}
 
 # ---- all of it

@@ -17,7 +17,6 @@ from rnnsparse.data.batches import Lanes
 from rnnsparse.data.split import Split
 from rnnsparse.data.tokenizer import Tokenizer
 from rnnsparse.evaluation import evaluate
-from rnnsparse.nn import packed
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
@@ -50,7 +49,6 @@ CALLS: dict[str, Callable[[], Any]] = {
     "a tokenizer of 3 symbols": lambda: Sampler(model(), CHAR),
     "a tokenizer of 3 symbols is": lambda: evaluate(model(), Split(TOKENS, 9, 9), CHAR, EvaluationConfig()),
     "temperature: -1 is not above 0": lambda: candidates(torch.zeros(3), -1),
-    "cannot be packed": lambda: packed.forward([model("sparse")], torch.zeros(1, 1, 1).long(), [torch.zeros(1)], []),
     "3 rows do not split into 2 equal": lambda: SparseWeight("w", 3, 2, ["a", "b"]),
     "trained by its recipe": lambda: prepare(parse_config({"sparsity": {"method": "lottery"}}, "c.yaml")),
     "static is no recipe": lambda: ticket_rounds.plan(parse_config({}, "c.yaml")),

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ class Cell(ABC):
         kept_rows: how many tensors [H, B] the kernels keep for each moment until the backward pass.
         input_gradient_overwrites: whether `input_gradient` writes over what `recurrent_gradient` returned.
         module: PyTorch's module of dense layers of this cell, and the arguments that make it this cell.
-        packed: the recurrence of several models at once (`nn/packed.py`), or None if it cannot be packed.
     """
 
     name: ClassVar[str]
@@ -53,7 +51,6 @@ class Cell(ABC):
     kept_rows: ClassVar[int]
     input_gradient_overwrites: ClassVar[bool] = False
     module: ClassVar[type[nn.RNNBase]]
-    packed: ClassVar[type[torch.autograd.Function] | None] = None
 
     # ---- dense
 
@@ -143,27 +140,3 @@ def register(name: str) -> Callable[[C], C]:
         return cell
 
     return decorate
-
-
-# ---- what the packed recurrences of all cells share
-
-
-def room_for_states(gates_MTBG: Tensor, state_MSBH: Tensor) -> list[Tensor]:
-    """Return for each state tensor room for its value at all times [M, T + 1, B, H], the first of which is there."""
-    models, times, batch, _ = gates_MTBG.shape
-    states = [gates_MTBG.new_empty(models, times + 1, batch, state_MSBH.shape[-1]) for _ in range(state_MSBH.shape[1])]
-    for state, first_MBH in zip(states, state_MSBH.unbind(1), strict=True):
-        state[:, 0] = first_MBH
-    return states
-
-
-def packed_result(ctx: Any, *states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all outputs, and the last state, which is a number to autograd."""
-    last_MSBH = torch.stack([state[:, -1] for state in states], dim=1)
-    ctx.mark_non_differentiable(last_MSBH)
-    return states[0][:, 1:], last_MSBH
-
-
-def packed_gradients(d_MTBG: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of w_hh and b_hh: one product over the whole sequence."""
-    return torch.bmm(d_MTBG.flatten(1, 2).mT, h[:, :-1].flatten(1, 2)), d_MTBG.sum(dim=(1, 2))

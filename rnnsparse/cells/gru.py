@@ -1,57 +1,20 @@
-"""Gated recurrent unit; gates r z n. Shape suffixes as in `cell.py`, and M packed models.
+"""Gated recurrent unit; gates r z n. Shape suffixes as in `cell.py`.
 
 n = tanh(x_n + r * m), where m is the product with the state, its bias included, as in cuDNN and PyTorch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from rnnsparse.cells.cell import Cell, FrozenProduct, packed_gradients, packed_result, register, room_for_states
+from rnnsparse.cells.cell import Cell, FrozenProduct, register
 
 if TYPE_CHECKING:
     from rnnsparse.kernels.matrix import Matrix
     from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
-
-
-class _Packed(torch.autograd.Function):
-    """(products with the input [M, T, B, G], w_hh, b_hh, state) -> (outputs [M, T, B, H], state)."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MTBG: Tensor, w_MGH: Tensor, b_MG: Tensor, state_MSBH: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = w_MGH.shape[2]
-        gates = b_MG[:, None, None].expand_as(x_MTBG).clone()  # r z m
-        gates[..., : 2 * hidden] += x_MTBG[..., : 2 * hidden]
-        n = x_MTBG[..., 2 * hidden :].clone()
-        (h,) = room_for_states(gates, state_MSBH)
-        w_MHG = w_MGH.mT
-        for t in range(gates.shape[1]):
-            gates_MBG = gates[:, t].baddbmm_(h[:, t], w_MHG)
-            gates_MBG[..., : 2 * hidden].sigmoid_()
-            r, z, m = gates_MBG.chunk(3, dim=-1)
-            n[:, t].addcmul_(r, m).tanh_()
-            torch.lerp(n[:, t], h[:, t], z, out=h[:, t + 1])
-        ctx.save_for_backward(w_MGH, gates, n, h)
-        return packed_result(ctx, h)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        w_MGH, gates, n, h = ctx.saved_tensors
-        r, z, m = gates.chunk(3, dim=-1)
-        # What one unit of gradient of h is to each of r z m (and to n's argument); then times that gradient.
-        h_to_n = (1 - z) * (1 - n * n)
-        d_MTBGH = torch.stack([h_to_n * m * r * (1 - r), (h[:, :-1] - n) * z * (1 - z), h_to_n * r], dim=-2)
-        dh = gradients[0].clone()
-        for t in reversed(range(gates.shape[1])):
-            d_MBGH = d_MTBGH[:, t].mul_(dh[:, t].unsqueeze(-2))
-            if t > 0:
-                dh[:, t - 1].addcmul_(dh[:, t], z[:, t]).baddbmm_(d_MBGH.flatten(-2), w_MGH)
-        d_MTBG = d_MTBGH.flatten(-2)
-        dx_MTBG = torch.cat([d_MTBG[..., : -h.shape[-1]], h_to_n.mul_(dh)], dim=-1)
-        return dx_MTBG, *packed_gradients(d_MTBG, h), None
 
 
 @register("gru")
@@ -64,7 +27,6 @@ class GRUCell(Cell):
     kept_rows = 4  # n r z m; after the backward pass rows H to 4H are in the order of the weight's rows
     input_gradient_overwrites = True
     module = nn.GRU
-    packed = _Packed
 
     @staticmethod
     def textbook(x_BI: Tensor, state_SBH: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:

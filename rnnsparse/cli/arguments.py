@@ -140,10 +140,6 @@ def _parser() -> argparse.ArgumentParser:
         help="only part I of N, from 1/N to N/N: together they are the whole sweep",
     )
 
-    pack = subparsers.add_parser("train-pack")  # what `sweep` starts; without a help text it is in no list
-    pack.add_argument("runs", nargs="+", metavar="JSON")
-    pack.set_defaults(command="train_pack")
-
     add("methods", "List the methods with their settings.")
 
     compare = add("compare", "Compare finished runs: a table, and with --out plots and a report.")

@@ -24,7 +24,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments.sweep, arguments.overrides)
     runs = shard(sweep.runs, *arguments.shard)
     if arguments.dry_run:
-        print("\n".join(plan(runs, sweep.pack)))
+        print("\n".join(plan(runs)))
         return 0
     outcome = run_sweep(sweep, runs, say=lambda line: print(line, flush=True))
     told = [f"{len(outcome.done)} of {len(runs)} runs are done, in {sweep.folder}"]

@@ -9,7 +9,6 @@ grid:                                 # every combination is a run; or a list of
   sparsity.drop_fraction: [0.1, 0.3]  # says nothing to static, of which one run per seed is left
   run.seed: [1, 2]
 processes: 2                          # runs at the same time; by default as many as there are cores for
-pack: 16                              # runs of one shape that one process trains together, on a GPU; by default 1
 memory: 8GB                           # do not start another run beyond it, by estimate; by default no limit
 """
 
@@ -32,7 +31,7 @@ from rnnsparse.errors import UserError, suggest
 from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
 from rnnsparse.training.build import require_buildable
 
-KEYS = ("config", "dir", "overrides", "grid", "processes", "pack", "memory")
+KEYS = ("config", "dir", "overrides", "grid", "processes", "memory")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
 LONGEST_VALUE = 40
@@ -57,7 +56,6 @@ class Sweep:
     folder: Path
     runs: tuple[Run, ...]
     processes: int | None
-    pack: int
     memory_bytes: int | None
 
 
@@ -136,11 +134,6 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         raise UserError(
             f"processes: {_shown(processes)} is not a whole number above 0; null means what the cores allow"
         )
-    pack = data.get("pack", 1)
-    if type(pack) is not int or pack < 1:
-        raise UserError(
-            f"pack: {_shown(pack)} is not a whole number above 0; 1 trains each run in a process of its own"
-        )
     base_path, folder = path.parent / os.path.expanduser(base), os.path.expanduser(folder)
     points = list(_points(data.get("grid")))
     fixed = _settings(data.get("overrides") or {}, "overrides") | _typed(overrides, {key for p in points for key in p})
@@ -150,7 +143,6 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         folder=Path(folder),
         runs=tuple(_runs(base_path, Path(folder), fixed, points)),
         processes=processes,
-        pack=pack,
         memory_bytes=_bytes(data.get("memory")),
     )
 

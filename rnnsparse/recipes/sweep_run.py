@@ -1,8 +1,7 @@
-"""Running a sweep: each run, or pack of runs, is a child process of its own, within a budget of cores and memory."""
+"""Running a sweep: each run is a child process of its own, within a budget of cores and memory."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,14 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
-from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
 from rnnsparse.training.device import training_device
 from rnnsparse.training.run import lock
@@ -39,25 +36,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Member:
+class _Child:
     """A run in a child process."""
 
     run: Run
-    log: Path
-    log_start: int
-    resumed: bool
-
-
-@dataclass(frozen=True)
-class _Child:
-    members: tuple[_Member, ...]
     process: subprocess.Popen[bytes]
     started: float
     memory_bytes: int
-
-    @property
-    def runs(self) -> list[Run]:
-        return [member.run for member in self.members]
+    log: Path
+    log_start: int
+    resumed: bool
 
 
 def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
@@ -78,7 +66,7 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
         training_device(run.config.training)
     # Each text is tokenized once, here, and not by every run at the same time.
     vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
-    return _Runner(sweep, runs, say, Estimator(vocab_sizes), Packing(runs, sweep.pack, vocab_sizes)).run()
+    return _Runner(sweep, runs, say, Estimator(vocab_sizes)).run()
 
 
 class _Runner:
@@ -88,9 +76,8 @@ class _Runner:
         runs: Sequence[Run],
         say: Callable[[str], None],
         estimator: Estimator,
-        packing: Packing,
     ) -> None:
-        self._sweep, self._say, self._estimator, self._packing = sweep, say, estimator, packing
+        self._sweep, self._say, self._estimator = sweep, say, estimator
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
@@ -107,7 +94,7 @@ class _Runner:
             with stop_on_signals() as stop:
                 self._await_ending(stop)
                 for run in self._pending:
-                    self._learn(run, status(run), alone=self._sweep.pack == 1)  # or who knows in what company
+                    self._learn(run, status(run))
                 changed = True
                 while (self._pending or self._children) and not stop.requested:
                     # What waits is looked at again only when there may be room for it: that reads its checkpoint.
@@ -133,9 +120,9 @@ class _Runner:
             time.sleep(POLL_SECONDS)
             ending = [run for run in ending if is_ending(run)]
 
-    def _learn(self, run: Run, found: Status, alone: bool) -> None:
+    def _learn(self, run: Run, found: Status) -> None:
         if found.summary:
-            self._estimator.learn(run, found.summary, with_memory=alone and self._sweep.memory_bytes is not None)
+            self._estimator.learn(run, found.summary, with_memory=self._sweep.memory_bytes is not None)
 
     def _start_next(self) -> bool:
         """Take the next run if there is room for it; False if it has to wait."""
@@ -149,17 +136,14 @@ class _Runner:
             self._elsewhere(run, found.detail)
         elif found.state == "refused":
             self._fail(run, found.detail.removeprefix(f"{run.config.folder}: "))
-        elif needs(run, self._in_training()):
+        elif needs(run, [child.run for child in self._children]):
             return False
         elif reason := self._unknown(run):
             self._fail(run, reason)
         else:
-            memory = self._memory([run])
+            memory = self._memory(run)
             if self._has_room(run.config, memory):
-                pack = self._pack(run)
-                for member in pack:
-                    self._pending.remove(member)
-                self._start(pack)
+                self._start(self._pending.popleft())
                 return True
             if self._children:
                 return False
@@ -168,32 +152,16 @@ class _Runner:
         self._pending.popleft()
         return True
 
-    def _pack(self, first: Run) -> list[Run]:
-        """Return the next run and those that start with it, as many as there is room for."""
-        others = (run for run in islice(self._pending, 1, None) if self._may_join(run))
-        pack = self._packing.together(first, others)
-        while len(pack) > 1 and not self._has_room(first.config, self._memory(pack)):
-            pack.pop()
-        return pack
-
-    def _may_join(self, run: Run) -> bool:
-        """Whether a run could start now in a pack, with other runs that are not trained yet."""
-        is_open = status(run).state in ("new", "interrupted")
-        return is_open and not needs(run, [*self._in_training(), *self._pending]) and not self._unknown(run)
-
-    def _in_training(self) -> list[Run]:
-        return [run for child in self._children for run in child.runs]
-
     def _unknown(self, run: Run) -> str:
         """Return why nobody can tell how much memory a run needs, or ""."""
         try:
-            self._memory([run])
+            self._memory(run)
         except UserError as error:
             return str(error)
         return ""
 
-    def _memory(self, runs: Sequence[Run]) -> int:
-        return self._estimator.memory(*(run.config for run in runs)) if self._sweep.memory_bytes else 0
+    def _memory(self, run: Run) -> int:
+        return self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
 
     def _has_room(self, config: RunConfig, memory: int) -> bool:
         limit, used = self._sweep.memory_bytes, sum(child.memory_bytes for child in self._children)
@@ -201,63 +169,43 @@ class _Runner:
             return False
         if self._sweep.processes is not None:
             return len(self._children) < self._sweep.processes
-        threads = sum(_threads(child.runs[0].config) for child in self._children)
+        threads = sum(_threads(child.run.config) for child in self._children)
         return not self._children or threads + _threads(config) <= self._cores
 
-    def _start(self, runs: Sequence[Run]) -> None:
+    def _start(self, run: Run) -> None:
         self._sweep.folder.mkdir(parents=True, exist_ok=True)
-        members = []
-        for run in runs:
-            log = self._sweep.folder / f"{run.name}.log"
-            log_start = log.stat().st_size if log.exists() else 0
-            members.append(_Member(run, log, log_start, resumed=status(run).state == "interrupted"))
-        # What concerns a whole pack is told in the log of its first run.
-        with members[0].log.open("ab") as output:
+        log = self._sweep.folder / f"{run.name}.log"
+        log_start = log.stat().st_size if log.exists() else 0
+        resumed = status(run).state == "interrupted"
+        overrides = [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
+        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *overrides]
+        with log.open("ab") as output:
             # In a session of its own, so that Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
-                self._command(members),
+                [*command, *(["--resume"] if resumed else [])],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 **self._lifeline.options(),
             )
-        self._children.append(_Child(tuple(members), process, time.monotonic(), self._memory(runs)))
-        for member in members:
-            together = f" in a pack of {len(members)}" if len(members) > 1 else ""
-            self._say(f"{'resumed' if member.resumed else 'started':11}  {member.run.name}{together}")
-
-    def _command(self, members: Sequence[_Member]) -> list[str]:
-        base, program = str(self._sweep.base), [sys.executable, "-m", "rnnsparse"]
-        overrides = [
-            [*m.run.overrides, *(["training.threads=1"] if m.run.config.training.threads is None else [])]
-            for m in members
-        ]
-        if len(members) == 1:
-            return [*program, "train", base, *overrides[0], *(["--resume"] if members[0].resumed else [])]
-        given = [
-            {"config": base, "overrides": settings, "resume": m.resumed, "log": str(m.log)}
-            for m, settings in zip(members, overrides, strict=True)
-        ]
-        return [*program, "train-pack", *map(json.dumps, given)]
+        self._children.append(_Child(run, process, time.monotonic(), self._memory(run), log, log_start, resumed))
+        self._say(f"{'resumed' if resumed else 'started':11}  {run.name}")
 
     def _reap(self) -> bool:
         """Take note of every run that has ended; return whether there was one."""
         ended = [child for child in self._children if child.process.poll() is not None]
         for child in ended:
             self._children.remove(child)
-            took, found = time.monotonic() - child.started, [status(run) for run in child.runs]
-            for run, state in zip(child.runs, found, strict=True):
-                self._learn(run, state, alone=len(found) == 1)
-            whole = child.process.returncode == 0 and not any(member.resumed for member in child.members)
-            if whole and (estimated := self._estimated_seconds(child.runs)):
+            took, found = time.monotonic() - child.started, status(child.run)
+            self._learn(child.run, found)
+            if child.process.returncode == 0 and not child.resumed and (estimated := self._seconds(child.run)):
                 self._took, self._estimated = self._took + took, self._estimated + estimated
-            for member, state in zip(child.members, found, strict=True):
-                self._ended(member, state, child.process.returncode, took)
+            self._ended(child, found, took)
         return bool(ended)
 
-    def _ended(self, member: _Member, found: Status, code: int, took: float) -> None:
-        run = member.run
+    def _ended(self, child: _Child, found: Status, took: float) -> None:
+        run = child.run
         if found.summary:
             self._outcome.done.append(run)
             bits = found.summary["bits_per_character"]
@@ -265,22 +213,19 @@ class _Runner:
         elif (other := lock.holder(run.config.folder)) is not None:
             self._elsewhere(run, other)
         else:
-            self._fail(run, f"{_reason(member, code)} ({member.log})")
+            self._fail(run, f"{_reason(child)} ({child.log})")
 
-    def _estimated_seconds(self, runs: Sequence[Run]) -> float:
-        """Return what all steps of some runs take; 0 if nobody knows."""
-        return sum(self._estimator.seconds(run.config) or 0.0 for run in runs)
+    def _seconds(self, run: Run) -> float:
+        """Return what all steps of a run take; 0 if nobody knows."""
+        return self._estimator.seconds(run.config) or 0.0
 
     def _progress(self) -> str:
         now, slower = time.monotonic(), self._took / self._estimated if self._estimated else 1.0
-        left = slower * self._estimated_seconds(list(self._pending))
-        left += sum(
-            max(slower * self._estimated_seconds(child.runs) - (now - child.started), 0.0) for child in self._children
-        )
+        left = slower * sum(map(self._seconds, self._pending))
+        left += sum(max(slower * self._seconds(child.run) - (now - child.started), 0.0) for child in self._children)
         at_once = len(self._children) + bool(self._pending)  # the place that has just become free
         time_left = f", about {duration(left / at_once)} left" if left else ""
-        ended = self._total - len(self._pending) - sum(len(child.members) for child in self._children)
-        return f"{ended} of {self._total}{time_left}"
+        return f"{self._total - len(self._pending) - len(self._children)} of {self._total}{time_left}"
 
     def _elsewhere(self, run: Run, other: str) -> None:
         self._outcome.elsewhere.append(run)
@@ -294,7 +239,7 @@ class _Runner:
         """Let every run save itself; a second Ctrl-C is passed on, and cuts no saving short."""
         stop.save_from_here()
         self._outcome.interrupted = True
-        self._say(f"stopping: {sum(len(child.members) for child in self._children)} runs save themselves")
+        self._say(f"stopping: {len(self._children)} runs save themselves")
         for child in self._children:
             child.process.send_signal(signal.SIGINT)
         passed_on = False
@@ -306,22 +251,22 @@ class _Runner:
                     child.process.send_signal(signal.SIGINT)
             for child in [child for child in self._children if child.process.poll() is not None]:
                 self._children.remove(child)
-                self._outcome.done += [run for run in child.runs if status(run).summary]
-                for run in child.runs:
-                    self._say(f"stopped      {run.name}")
+                self._outcome.done += [child.run] if status(child.run).summary else []
+                self._say(f"stopped      {child.run.name}")
 
 
 def _threads(config: RunConfig) -> int:
     return config.training.threads or 1
 
 
-def _reason(member: _Member, code: int) -> str:
+def _reason(child: _Child) -> str:
     """Return in one line why a run has failed: what killed it, or what it said last."""
+    code = child.process.returncode
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    with member.log.open("rb") as log:
-        log.seek(member.log_start)
+    with child.log.open("rb") as log:
+        log.seek(child.log_start)
         lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     own = [line.removeprefix("rnnsparse: ") for line in lines if line.startswith("rnnsparse: ")]
-    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{member.run.config.folder}: ")
+    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: ")

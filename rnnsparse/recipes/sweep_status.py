@@ -12,7 +12,6 @@ from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
-from rnnsparse.recipes.sweep_packs import Packing
 from rnnsparse.reporting.reading import read_summary
 from rnnsparse.settings.data import DataConfig
 from rnnsparse.settings.marks import OfOneRun, Repetition
@@ -147,13 +146,13 @@ class Estimator:
         rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
         return steps * _symbols_per_step(config) / (sum(rates) / len(rates))
 
-    def memory(self, *configs: RunConfig) -> int:
-        """Return bytes for runs in one process: what `inspect` counts, and the most that one had in use beyond that.
+    def memory(self, config: RunConfig) -> int:
+        """Return bytes for a run: what `inspect` counts, and the most that one had in use beyond that.
 
         Raises:
             UserError: as `cost`.
         """
-        return self._overhead_bytes + sum(self.cost(config).memory_bytes for config in configs)
+        return self._overhead_bytes + self.cost(config).memory_bytes
 
     def cost(self, config: RunConfig) -> Cost:
         """Return what `inspect` says; it is the same for every seed, and kept.
@@ -193,8 +192,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.settings(OfOneRun, Repetition)
 
 
-def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
-    """Return a table of what a sweep with packs of that size would do, as lines; nothing is trained or written.
+def plan(runs: Sequence[Run]) -> list[str]:
+    """Return a table of what a sweep would do, as lines; nothing is trained or written.
 
     Raises:
         UserError: a text is not there, whose characters are the symbols of a run.
@@ -227,9 +226,6 @@ def plan(runs: Sequence[Run], pack: int = 1) -> list[str]:
         for run, state in zip(runs, states, strict=True)
         if state.detail
     ]
-    to_train = [run for run, state in zip(runs, states, strict=True) if state.state in ("new", "interrupted")]
-    packs = [together for together in Packing(runs, pack, vocab_sizes).all(to_train) if len(together) > 1]
-    lines += [f"pack of {len(together)}: {' '.join(run.name for run in together)}" for together in packs]
     counts = {state: [s.state for s in states].count(state) for state in dict.fromkeys(s.state for s in states)}
     told = ", ".join(f"{count} {state}" for state, count in counts.items())
     besides = f" besides the {len(unknown)} unknown" if unknown else ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any, TextIO
@@ -27,8 +25,6 @@ from rnnsparse.training.step.learner import Learner
 from rnnsparse.training.step.nonfinite import LOWER, Diverged
 from rnnsparse.training.step.optim import after_evaluation, averaged
 
-TakeStep = Callable[[], dict[str, Any]]  # returns the step's metrics
-Training = Generator[None, TakeStep, dict[str, Any]]  # returns the run's summary
 COUNTERS = ("best", "evaluations_without_gain")
 ONE_SYMBOL = "all count as one symbol, which is easier to predict than they are"
 
@@ -84,21 +80,6 @@ class Trainer:
             RunFailed: loss or gradients are not finite, or a checkpoint cannot be written; the last one is intact.
         """
         told_on = (self._stream or sys.stderr) if self.ranks.is_first else None
-        training = self.training(stop_on_signals(told_on))
-        try:
-            next(training)
-            while True:
-                training.send(self.learner.take_step)
-        except StopIteration as end:
-            summary: dict[str, Any] = end.value
-            return summary
-
-    def training(self, stopping: AbstractContextManager[StopRequest]) -> Training:
-        """Do what `train` does, as a coroutine that waits for each step: send it a function that takes the next one.
-
-        Args:
-            stopping: the context of all steps, in which one may be asked to stop.
-        """
         try:
             with self.record.held() as warning:
                 if not (begun := self.record.is_begun()):
@@ -109,7 +90,7 @@ class Trainer:
                     self.save()  # before any other trace of it: from here on the run has the new settings
                 self.record.go_on(self.step, self.stretches, begun=begun, ends=not self._goes_on())
                 with (
-                    stopping as self._stop,
+                    stop_on_signals(told_on) as self._stop,
                     self.record.logger(self.step, self._records, self.config, self._stream) as logger,
                 ):
                     if warning:
@@ -119,7 +100,7 @@ class Trainer:
                     if self.step == 0:
                         logger.connection_counts(0, connection_counts(self.model))
                     while self._goes_on():
-                        self._train_step((yield), logger)
+                        self._train_step(logger)
                         if self.ranks.any(self._stop.requested):
                             self._stop.save_from_here()
                             break
@@ -136,11 +117,11 @@ class Trainer:
                 f"{error.strerror or error}; mend that, then train again with --resume"
             ) from error
 
-    def _train_step(self, take_step: TakeStep, logger: RunLogger) -> None:
+    def _train_step(self, logger: RunLogger) -> None:
         """One step and what is due after it."""
         config = self.config
         try:
-            metrics = take_step()
+            metrics = self.learner.take_step()
         except Diverged as error:
             raise self.record.failure(str(error)) from None
         step, last = self.step, self.step == config.training.steps

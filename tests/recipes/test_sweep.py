@@ -94,7 +94,6 @@ def test_what_is_typed_wrongly_is_one_line(tmp_path: Path, override: str, compla
 def test_by_default_the_runs_go_to_checkpoints_and_use_what_the_machine_has(tmp_path: Path) -> None:
     found = sweep(tmp_path, grid={"run.seed": [1]})
     assert (found.folder, found.processes, found.memory_bytes) == (Path("checkpoints/my_sweep"), None, None)
-    assert found.pack == 1
     assert sweep(tmp_path, grid={"run.seed": 1}, memory="1.5GB", processes=3).memory_bytes == 1_500_000_000
 
 
@@ -164,8 +163,6 @@ GRID = {"run.seed": [1, 2]}
         ({"grid": GRID, "proceses": 2}, "proceses: unknown key (did you mean 'processes'?); there are config, dir"),
         ({"grid": GRID, "processes": 0}, "processes: 0 is not a whole number above 0"),
         ({"grid": GRID, "processes": True}, "processes: true is not a whole number above 0"),
-        ({"grid": GRID, "pack": 0}, "pack: 0 is not a whole number above 0; 1 trains each run in a process of its own"),
-        ({"grid": GRID, "pack": None}, "pack: null is not a whole number above 0"),
         ({"grid": GRID, "memory": "much"}, 'memory: "much" is not a size such as 8GB'),
         ({"grid": GRID, "memory": "0GB"}, 'memory: "0GB" is not a size such as 8GB'),
         ({"grid": GRID, "memory": 8}, "memory: 8 is not a size such as 8GB"),

@@ -168,10 +168,10 @@ def test_a_damaged_summary_fails_its_run_alone(mixed: Mixed, number: int) -> Non
     assert "summary.json: not the summary of a run" in mixed.reason(mixed.damaged[number])
 
 
-# ---- one sweep of packs, within a memory limit
+# ---- one sweep within a memory limit
 
 
-class Packed(NamedTuple):
+class Swept(NamedTuple):
     base: Path
     runs: Mapping[str, Run]
     planned: str
@@ -181,9 +181,9 @@ class Packed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packed]:
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        base = prepared(tmp_path_factory.mktemp("packed"), monkeypatch)
+        base = prepared(tmp_path_factory.mktemp("swept"), monkeypatch)
         (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
         first = str(base / "runs" / "seed=1")
         grid = {
@@ -197,63 +197,49 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packed]:
             "taught by one": {"run.seed": 1, "training.teacher": first},
         }
         settings = {"data.tokenizer": "char", "training.device": "cpu"}
-        path = write(base, overrides=settings, grid=list(grid.values()), memory="8GB", processes=3, pack=3)
+        path = write(base, overrides=settings, grid=list(grid.values()), memory="8GB", processes=3)
         runs = dict(zip(grid, load_sweep(path).runs, strict=True))
         _, planned, _ = told("sweep", str(path), "--dry-run")
         assert told("train", str(base / "base.yaml"), *runs["before"].overrides)[0] == 0
-        record = runs["before"].config.folder / "summary.json"
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"peak_memory_bytes": 10**10}))
-        yield Packed(base, runs, planned, *told("sweep", str(path)))
+        yield Swept(base, runs, planned, *told("sweep", str(path)))
 
 
-def test_a_pack_is_one_process_and_each_of_its_runs_is_told_of(packed: Packed, base: Path) -> None:
-    failing, one, two, three = (packed.runs[name] for name in ("failing", "one", "two", "three"))
-    path = write(base, grid=[FAILING, {"run.seed": [1, 2, 3]}, {"model.hidden_size": 7}], pack=3)
-    planned = told("sweep", str(path), "--dry-run")[1]
-    assert f"pack of 3: {failing.name} {one.name} {two.name}\n5 runs" in planned
-    assert packed.code == 1
-    lines = packed.out.splitlines()
-    assert [line.split()[0:2] for line in lines if " in a pack of " in line] == [
-        ["started", run.name] for run in (failing, one, two)
-    ]
-    assert f"started      {three.name}\n" in packed.out
-    assert packed.err.splitlines()[1].startswith(f"rnnsparse: {failing.name}: step ")
-    for run in (one, two, three):
-        bits = summary(packed.base, run.name)["bits_per_character"]
-        assert f"finished     {run.name}: {bits:.4f} bits per character in " in packed.out
-        assert f"validation: {bits:.4f} bits per character" in log_of(packed, run).read_text()
+def test_a_run_that_fails_stops_no_other_and_each_is_told_of(swept: Swept) -> None:
+    failing, *others = (swept.runs[name] for name in ("failing", "one", "two", "three"))
+    assert swept.code == 1
+    lines = swept.out.splitlines()
+    assert swept.err.splitlines()[1].startswith(f"rnnsparse: {failing.name}: step ")
+    for run in others:
+        bits = summary(swept.base, run.name)["bits_per_character"]
+        assert f"started      {run.name}\n" in swept.out
+        assert f"finished     {run.name}: {bits:.4f} bits per character in " in swept.out
+        assert f"validation: {bits:.4f} bits per character" in log_of(swept, run).read_text()
     assert lines[-2].endswith("; 8 of 8")
-    assert lines[-1] == f"6 of 8 runs are done, in {packed.base / 'runs'}; 2 failed"
+    assert lines[-1] == f"6 of 8 runs are done, in {swept.base / 'runs'}; 2 failed"
 
 
-def log_of(packed: Packed, run: Run) -> Path:
-    return packed.base / "runs" / f"{run.name}.log"
+def log_of(swept: Swept, run: Run) -> Path:
+    return swept.base / "runs" / f"{run.name}.log"
 
 
-def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(packed: Packed) -> None:
-    name = packed.runs["nowhere"].name
-    planned = packed.planned.splitlines()
+def test_a_run_that_cannot_be_costed_fails_alone_within_a_memory_limit(swept: Swept) -> None:
+    name = swept.runs["nowhere"].name
+    planned = swept.planned.splitlines()
     assert planned[3].split() == [name, "new", *"????"]
     assert any(line.startswith(f"{name}: start.weights: nowhere: ") for line in planned)
     assert planned[-1].endswith(" FLOPs to train besides the 3 unknown")
-    assert packed.err.startswith(f"rnnsparse: {name}: start.weights: nowhere: ")
-    assert len(packed.err.splitlines()) == 2
-    assert not log_of(packed, packed.runs["nowhere"]).exists()
+    assert swept.err.startswith(f"rnnsparse: {name}: start.weights: nowhere: ")
+    assert len(swept.err.splitlines()) == 2
+    assert not log_of(swept, swept.runs["nowhere"]).exists()
 
 
-def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(packed: Packed) -> None:
-    first, waiting, taught = (packed.runs[name] for name in ("one", "from one", "taught by one"))
-    assert f"data.vocabulary: {first.config.folder}: there is no such file or folder" in packed.planned
+def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(swept: Swept) -> None:
+    first, waiting, taught = (swept.runs[name] for name in ("one", "from one", "taught by one"))
+    assert f"data.vocabulary: {first.config.folder}: there is no such file or folder" in swept.planned
     for run in (waiting, taught):
-        assert packed.out.index(f"finished     {first.name}: ") < packed.out.index(f"started      {run.name}\n")
-        assert f"finished     {run.name}: " in packed.out
-    assert "warning: data.vocabulary: lacks " in log_of(packed, waiting).read_text()
-
-
-def test_the_memory_of_a_pack_is_not_taken_for_that_of_its_runs(packed: Packed) -> None:
-    assert f"done before  {packed.runs['before'].name}: " in packed.out
-    assert summary(packed.base, packed.runs["before"].name)["peak_memory_bytes"] > 8e9
-    assert f"finished     {packed.runs['three'].name}: " in packed.out
+        assert swept.out.index(f"finished     {first.name}: ") < swept.out.index(f"started      {run.name}\n")
+        assert f"finished     {run.name}: " in swept.out
+    assert "warning: data.vocabulary: lacks " in log_of(swept, waiting).read_text()
 
 
 # ---- interruptions
@@ -345,36 +331,6 @@ def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_the
     assert steps == list(range(1, 401))
 
 
-def test_an_interrupted_pack_saves_all_its_runs_and_goes_on(base: Path) -> None:
-    path = write(base, overrides=LONG, grid={"run.seed": [1, 2]}, pack=2)
-    metrics = base / "runs" / "seed=2" / "metrics.jsonl"
-    out, *_ = interrupted(path, metrics)
-    assert "stopped      seed=1\nstopped      seed=2" in out
-    assert all(3 <= checkpoint.load(base / "runs" / f"seed={seed}").step < 400 for seed in (1, 2))
-    code, out, _ = told("sweep", str(path))
-    assert (code, "resumed      seed=1 in a pack of 2\n" in out) == (0, True)
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 401))
-
-
-def test_a_pack_that_breaks_down_tells_so_in_the_log_of_each_run(base: Path) -> None:
-    # A sweep packs no runs of two shapes; whoever does finds out.
-    given = [
-        {
-            "config": str(base / "base.yaml"),
-            "overrides": [f"model.hidden_size={size}", f"run.dir={base / str(size)}"],
-            "resume": False,
-            "log": str(base / f"{size}.log"),
-        }
-        for size in (6, 7)
-    ]
-    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        main(["train-pack", *map(json.dumps, given)])
-    for size in (6, 7):
-        last = (base / f"{size}.log").read_text().splitlines()[-1]
-        assert last.startswith("rnnsparse: RuntimeError in the pack of this run: stack expects")
-        assert lock.holder(base / str(size)) is None
-
-
 # ---- plans, costs and times
 
 
@@ -409,7 +365,7 @@ def test_a_plan_reads_each_text_once(base: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(build, "load_corpus", counted)
     grid = {"model.hidden_size": [6, 7, 8], "run.seed": [1, 2]}
-    plan(load_sweep(write(base, overrides={"data.tokenizer": "char"}, grid=grid)).runs, pack=2)
+    plan(load_sweep(write(base, overrides={"data.tokenizer": "char"}, grid=grid)).runs)
     assert len(loaded) == 1
 
 
@@ -497,9 +453,3 @@ def test_a_part_that_is_none_is_refused(part: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="2"):
         main(["sweep", "s.yaml", f"--shard={part}"])
     assert "is not a part such as 1/4" in capsys.readouterr().err
-
-
-def test_runs_in_one_process_share_the_memory_of_the_program(base: Path) -> None:
-    runs = load_sweep(write(base, grid={"run.seed": [1, 2, 3]})).runs
-    each = estimator_of(runs[0]).cost(runs[0].config).memory_bytes
-    assert estimator_of(runs[0], program_bytes=1000).memory(*(run.config for run in runs)) == 1000 + 3 * each
