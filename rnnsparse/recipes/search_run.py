@@ -64,7 +64,7 @@ def run_search(sweep: Sweep, part: Part, say: Callable[[str], None]) -> Outcome:
         say: gets one line per event, and at the end the table of the last rung.
 
     Raises:
-        UserError: a text or the device is not there.
+        UserError: a text or the device is not there, or a trial whose speed is measured cannot be trained.
         RunFailed: no trial of a rung has finished.
     """
     search = _search(sweep)
@@ -116,9 +116,17 @@ class _Ladder:
         return self._sweep.folder / f"rung_{rung.number}" if self._search.rungs > 1 else self._sweep.folder
 
     def timed(self, rung: Rung, trial: Run, say: Callable[[str], None]) -> Run:
-        """Return a trial as it is trained on a rung; measure its speed if that decides its steps."""
+        """Return a trial as it is trained on a rung; measure its speed if that decides its steps.
+
+        Raises:
+            UserError: it cannot be trained.
+        """
         if self._search.minutes is not None and self.speeds.known(trial.config) is None:
-            say(f"measured     {trial.name}: {self.speeds.of(trial.config):.3g} seconds of processor time per step")
+            try:
+                seconds = self.speeds.of(trial.config)
+            except UserError as error:
+                raise UserError(f"{self._sweep.path}: run {trial.name}: {error}") from None
+            say(f"measured     {trial.name}: {seconds:.3g} seconds of processor time per step")
         run = self.known(rung, trial)
         assert run is not None
         return run

@@ -13,7 +13,8 @@ from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.settings.marks import Changeable, Incidental, OfOneRun, Repetition
 from rnnsparse.training.device import training_device
-from rnnsparse.training.step.learner import WARM_UP_STEPS
+from rnnsparse.training.step.learner import WARM_UP_STEPS, Learner
+from rnnsparse.training.step.nonfinite import Diverged
 from rnnsparse.training.train import prepare
 
 LONGEST_INTERVAL = 200  # steps; what comes less often than that costs little in the mean
@@ -87,7 +88,7 @@ def seconds_per_step(config: RunConfig) -> float:
     Nothing is written.
 
     Raises:
-        UserError: the run is for a GPU; or as `prepare`.
+        UserError: the run is for a GPU, or loses its numbers at once; or as `prepare`.
     """
     if training_device(config.training).type != "cpu":
         raise UserError(
@@ -104,11 +105,17 @@ def seconds_per_step(config: RunConfig) -> float:
     nowhere = replace(config.run, dir=str(config.folder / "timed"))
     learner = prepare(replace(config, run=nowhere, written_training=training)).learner
     interval = min(max(getattr(config.method, "interval", 0), WARM_UP_STEPS), LONGEST_INTERVAL)
-    for _ in range(interval):
-        learner.take_step()
-    started, intervals, seconds = time.process_time(), 0, 0.0
-    while seconds < LEAST_SECONDS and intervals < MOST_INTERVALS:
-        for _ in range(interval):
-            learner.take_step()
-        intervals, seconds = intervals + 1, time.process_time() - started
+    try:
+        _take_steps(learner, interval)
+        started, intervals, seconds = time.process_time(), 0, 0.0
+        while seconds < LEAST_SECONDS and intervals < MOST_INTERVALS:
+            _take_steps(learner, interval)
+            intervals, seconds = intervals + 1, time.process_time() - started
+    except Diverged as error:
+        raise UserError(f"{error}; this was at learning rate {LEARNING_RATE:g}, to measure the speed") from None
     return seconds / (intervals * interval)
+
+
+def _take_steps(learner: Learner, steps: int) -> None:
+    for _ in range(steps):
+        learner.take_step()

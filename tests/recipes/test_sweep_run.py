@@ -517,6 +517,16 @@ def test_minutes_decide_nothing_where_steps_are_multiplied(base: Path) -> None:
         load_sweep(path)
 
 
+def test_a_trial_whose_speed_cannot_be_measured_is_one_line_before_anything_starts(base: Path) -> None:
+    grid = {"training.sequence_length": [100_000]}
+    path = write(base, overrides={"training.device": "cpu"}, grid=grid, search={"trials": 1, "minutes": 1})
+    code, _, err = told("sweep", str(path))
+    assert code == 2
+    assert err.startswith(f"rnnsparse: {path}: run sequence_length=100000: the training text has ")
+    assert err.count("\n") == 1
+    assert not (base / "runs").exists()
+
+
 def test_a_trial_that_cannot_be_trained_at_all_keeps_the_search_from_going_on(base: Path) -> None:
     search = {"trials": 2, "halving": 2, "rungs": 2}
     path = write(base, grid={"run.seed": [1, 2]}, search=search, processes=1)
