@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from rnnsparse.errors import RunFailed, UserError
 
@@ -69,6 +70,30 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, which several processes may do, and after a line that a kill has torn."""
+    line = f"{json.dumps(record)}\n".encode()
+    with path.open("a+b", buffering=0) as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+
+
+def records(path: Path, largest: int = 1 << 26) -> list[dict[str, Any]]:
+    """Return the lines of such a file; none if there is no file, and without what is torn.
+
+    Raises:
+        UserError: as `read`.
+        OSError: it cannot be read.
+    """
+    found = []
+    for line in read(path, largest).splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return [record for record in found if isinstance(record, dict)]
 
 
 def os_error(error: OSError | RuntimeError) -> OSError:

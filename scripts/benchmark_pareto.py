@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The same machine, the same minutes: dense and sparse networks after equal processor time of training.
 
-The training step of each network is timed first, in processor time of one thread, topology updates included. Each run
-then gets as many steps as fit into its minutes. Its bits per character are those of the whole validation text after
-training, which the minutes do not include. A run is what `rnnsparse train` makes of configs/pareto.yaml and of the
-settings that the result names. What is finished is not repeated, so the benchmark goes on where it was stopped.
+The training step of each network is timed first, in processor time of one thread, topology updates included
+(rnnsparse/training/speed.py). Each run then gets as many steps as fit into its minutes. Its bits per character are
+those of the whole validation text after training, which the minutes do not include. A run is what `rnnsparse train`
+makes of configs/pareto.yaml and of the settings that the result names. What is finished is not repeated, so the
+benchmark goes on where it was stopped.
 
     python scripts/benchmark_pareto.py --list
     python scripts/benchmark_pareto.py --minutes 10 --networks "dense gru-256" "gru-512 90 %*"
@@ -28,10 +29,10 @@ from matplotlib.figure import Figure
 
 import rnnsparse as rs
 from rnnsparse.config import load_config
-from rnnsparse.training.train import prepare, train
+from rnnsparse.training.speed import Speeds, steps_in
+from rnnsparse.training.train import train
 
 CONFIG = Path(__file__).parent.parent / "configs/pareto.yaml"
-INTERVAL, TIMED_INTERVALS = 100, 2  # steps between two updates in CONFIG, and how many of these are timed
 QUICK = {"data.source": "python_docs", "training.batch_size": 2, "training.sequence_length": 8}
 COLORS = {"dense": "#c44e52", "sparse": "#4c72b0"}
 AXES: dict[str, Callable[[Mapping[str, Any]], float]] = {
@@ -62,23 +63,6 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def seconds_per_step(name: str, settings: Mapping[str, Any], out: Path) -> float:
-    """Return the processor time of a training step; speeds.json remembers it."""
-    record = out / "speeds.json"
-    speeds: dict[str, float] = json.loads(record.read_text()) if record.exists() else {}
-    if name not in speeds:
-        config = load_config(CONFIG, overrides({**settings, "run.dir": str(out / "nowhere"), "training.steps": 10**6}))
-        learner = prepare(config).learner
-        for _ in range(INTERVAL):  # compiles, and finds its memory
-            learner.take_step()
-        started = time.process_time()
-        for _ in range(TIMED_INTERVALS * INTERVAL):
-            learner.take_step()
-        speeds[name] = (time.process_time() - started) / (TIMED_INTERVALS * INTERVAL)
-        record.write_text(json.dumps(speeds, indent=1))
-    return speeds[name]
-
-
 def written_per_second(folder: Path, length: int = 2000) -> float:
     """Return how many characters a run writes in a second of processor time."""
     trained = rs.load(folder)
@@ -93,9 +77,9 @@ def contend(name: str, minutes: float, rate: float, seed: int, shared: Mapping[s
     settings = networks()[name] | dict(shared)
     folder = out / f"{name}, {minutes:g} minutes, rate {rate:g}, seed {seed}"
     if not (folder / "summary.json").exists():
-        steps = max(1, int(60 * minutes / seconds_per_step(name, settings, out)))
-        of_run: dict[str, Any] = {"training.steps": steps, "training.learning_rate": rate, "run.seed": seed}
-        of_run |= {"evaluation.interval": steps, "run.dir": str(folder)}
+        of_run: dict[str, Any] = {"training.learning_rate": rate, "run.seed": seed, "run.dir": str(folder)}
+        steps = steps_in(minutes, Speeds(out / "speeds.jsonl").of(load_config(CONFIG, overrides(settings | of_run))))
+        of_run |= {"training.steps": steps, "evaluation.interval": steps}
         train(load_config(CONFIG, overrides(settings | of_run)), resume=(folder / "last").exists())
     summary = json.loads((folder / "summary.json").read_text())
     return {

@@ -22,6 +22,7 @@ import pytest
 from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import load_config
+from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint
 from tests.readme import FILES, ROOT, TEXTS, code_blocks, table
@@ -190,6 +191,14 @@ def test_rigl_takes_at_most_twelve_lines_of_an_own_loop() -> None:
 def test_the_sweep_shown_is_the_one_in_the_file() -> None:
     lines = (ROOT / "configs/sweeps/quick.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
     assert "".join(line for line in lines if not line.startswith("#")) in code_blocks("yaml")
+
+
+def test_the_search_shown_is_valid_and_as_long_as_it_says(tmp_path: Path) -> None:
+    (shown,) = [block for block in code_blocks("yaml") if "search:" in block]
+    (tmp_path / "search.yaml").write_text(shown.replace("config: ", f"config: {ROOT}/configs/"))
+    found = load_sweep(tmp_path / "search.yaml")
+    assert found.search is not None
+    assert [(rung.trials, 10 * rung.share) for rung in found.search.ladder()] == [(64, 0.625), (16, 2.5), (4, 10)]
 
 
 def test_the_method_shown_is_the_one_in_the_code() -> None:

@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     validate = add("validate", "Check YAML files.")
     validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
 
-    sweep = add("sweep", "Train every combination of settings in a grid; again to go on.")
+    sweep = add("sweep", "Train every combination of settings in a grid, or search it; again to go on.")
     sweep.add_argument("sweep", type=Path, metavar="SWEEP.yaml")
     add_overrides(sweep)
     sweep.add_argument("--dry-run", action="store_true", help="list the runs with FLOPs and times; start none")

@@ -1,4 +1,4 @@
-"""`sweep`: train every combination of settings in a grid."""
+"""`sweep`: train every combination of settings in a grid, or search it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from rnnsparse.recipes.search_run import run_search, search_plan
     from rnnsparse.recipes.sweep import load_sweep, shard
     from rnnsparse.recipes.sweep_run import run_sweep
     from rnnsparse.recipes.sweep_status import plan
@@ -24,10 +25,16 @@ def _sweep(arguments: argparse.Namespace) -> int:
     sweep = load_sweep(arguments.sweep, arguments.overrides)
     runs = shard(sweep.runs, *arguments.shard)
     if arguments.dry_run:
-        print("\n".join(plan(runs)))
+        lines = search_plan(sweep, arguments.shard) if sweep.search else plan(runs)
+        print("\n".join(lines))
         return 0
-    outcome = run_sweep(sweep, runs, say=lambda line: print(line, flush=True))
-    told = [f"{len(outcome.done)} of {len(runs)} runs are done, in {sweep.folder}"]
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    outcome = run_search(sweep, arguments.shard, say) if sweep.search else run_sweep(sweep, runs, say)
+    of_all = "" if sweep.search else f" of {len(runs)}"
+    told = [f"{len(outcome.done)}{of_all} runs are done, in {sweep.folder}"]
     told += [f"{len(outcome.failed)} failed"] if outcome.failed else []
     told += [f"{len(outcome.elsewhere)} run elsewhere"] if outcome.elsewhere else []
     print("; ".join(told))

@@ -58,7 +58,7 @@ class Lanes:
             raise UserError(
                 f"the training text has {len(tokens)} symbols and must have at least {least} for "
                 f"training.sequence_length={sequence_length} and training.batch_size={batch_size}; "
-                "lower these, or use more text"
+                "lower these, or use more text (a larger data.limit, if that is set)"
             )
         if not 0 <= rank < world_size or position < 0:
             raise ValueError(f"rank {rank} of {world_size} cannot read from position {position}")

@@ -39,7 +39,7 @@ class Corpus:
     """Three splits in the symbols of one tokenizer.
 
     `description` is one line for people, and `notes` are more: which files were taken as which split, and what was left
-    out. `fingerprint` identifies text and division, whatever the tokenizer.
+    out. `identity` is that of the whole text, whatever the tokenizer and however much of it is trained on.
     """
 
     tokenizer: Tokenizer
@@ -47,12 +47,28 @@ class Corpus:
     validation: Split
     test: Split
     description: str
-    fingerprint: str
+    identity: TextIdentity
     notes: tuple[str, ...] = ()
 
     @property
-    def identity(self) -> TextIdentity:
-        return TextIdentity(self.fingerprint, {name: getattr(self, name).bytes for name in SPLITS})
+    def fingerprint(self) -> str:
+        return self.identity.fingerprint
+
+    def limited(self, symbols: int | None) -> Corpus:
+        """Return the corpus with the first `symbols` of its training text only (`data.limit`), None for all.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        if symbols is None:
+            return self
+        if symbols > len(self.train.tokens):
+            raise UserError(
+                f"data.limit: {symbols}: the training text has {len(self.train.tokens)} symbols; use at most so many, "
+                "or null for all"
+            )
+        limited = f"{self.description}; the first {symbols:,} symbols of train"
+        return replace(self, train=self.train.head(symbols, self.tokenizer), description=limited)
 
     def unknown(self) -> str:
         """Return how many characters the tokenizer does not know, in the parts that training reads; "" for none."""
@@ -83,7 +99,7 @@ def load_corpus(
         tokenizer=entry.tokenizer,
         **_readable(entry.splits, source),
         description=f"{source.name} ({sizes} bytes)",
-        fingerprint=source.digest,
+        identity=TextIdentity(source.digest, {name: entry.splits[name].bytes for name in SPLITS}),
         notes=source.notes,
     )
 

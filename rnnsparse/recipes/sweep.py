@@ -8,6 +8,7 @@ grid:                                 # every combination is a run; or a list of
   sparsity.method: [static, set, rigl]
   sparsity.drop_fraction: [0.1, 0.3]  # says nothing to static, of which one run per seed is left
   run.seed: [1, 2]
+search: {trials: 20, halving: 4}      # draw from the grid instead, which may then have ranges (`search`); optional
 processes: 2                          # runs at the same time; by default as many as there are cores for
 memory: 8GB                           # do not start another run beyond it, by estimate; by default no limit
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,16 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from rnnsparse import layered, yaml12
-from rnnsparse.config import SECTIONS, RunConfig, is_text, keys, load_config, parse_override
+from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
+from rnnsparse.recipes.grid import Grid, different, draws, grids_in, points, settings_in
+from rnnsparse.recipes.search import DECIDED, Search, parse_search
 from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
 from rnnsparse.training.build import require_buildable
+from rnnsparse.training.speed import require_timeable
 
-KEYS = ("config", "dir", "overrides", "grid", "processes", "memory")
+KEYS = ("config", "dir", "overrides", "grid", "search", "processes", "memory")
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
 LONGEST_VALUE = 40
-MOST_POINTS = 10_000  # of a grid; each is validated before the first run starts
+MOST_DRAWS = 20  # for each trial of a search: what is drawn may say nothing to a method, and the run be the same again
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All runs of a sweep file, in the order of its grid, and how many may run at once."""
+    """All runs of a sweep file, in the order of its grid, and how many may run at once.
+
+    With a `search`, these are its trials, as long as the file says; what is trained is of its rungs.
+    """
 
     path: Path
     base: Path
@@ -57,6 +63,7 @@ class Sweep:
     runs: tuple[Run, ...]
     processes: int | None
     memory_bytes: int | None
+    search: Search | None = None
 
 
 def is_sweep(path: Path) -> bool:
@@ -92,10 +99,11 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two sweeps: of the overrides each holds by itself, a grid as a whole."""
+    """Merge two sweeps: what overrides and search say, each holds by itself, a grid as a whole."""
     merged = {**base, **own}
-    if isinstance(base.get("overrides"), dict) and isinstance(own.get("overrides"), dict):
-        merged["overrides"] = {**base["overrides"], **own["overrides"]}
+    for key in ("overrides", "search"):
+        if isinstance(base.get(key), dict) and isinstance(own.get(key), dict):
+            merged[key] = {**base[key], **own[key]}
     return merged
 
 
@@ -135,62 +143,68 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
             f"processes: {_shown(processes)} is not a whole number above 0; null means what the cores allow"
         )
     base_path, folder = path.parent / os.path.expanduser(base), os.path.expanduser(folder)
-    points = list(_points(data.get("grid")))
-    fixed = _settings(data.get("overrides") or {}, "overrides") | _typed(overrides, {key for p in points for key in p})
+    search = parse_search(data["search"]) if data.get("search") is not None else None
+    grids = grids_in(data.get("grid"), drawn=search is not None)
+    in_grid = {key for grid in grids for key in grid}
+    fixed = settings_in(data.get("overrides") or {}, "overrides") | _typed(overrides, in_grid)
+    if search:
+        runs = _trials(base_path, Path(folder), fixed, grids, search)
+    else:
+        runs = list(_runs(base_path, Path(folder), fixed, in_grid, list(points(grids))))
+    _require_effect(in_grid, runs)
     return Sweep(
         path=path,
         base=base_path,
         folder=Path(folder),
-        runs=tuple(_runs(base_path, Path(folder), fixed, points)),
+        runs=tuple(runs),
         processes=processes,
         memory_bytes=_bytes(data.get("memory")),
+        search=search,
     )
-
-
-def _settings(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: must hold settings such as `training.steps: 500`, but is {_shown(values)}")
-    for key in sorted(keys(OfOneRun)):
-        if key in values:
-            raise UserError(f"{where}: {key}: the sweep names its runs itself; see the key dir")
-    return values
 
 
 def _typed(overrides: Sequence[str], in_grid: set[str]) -> dict[str, Any]:
     """Return what was typed after the name of the file."""
-    settings = _settings(dict(map(parse_override, overrides)), "overrides")
+    settings = settings_in(dict(map(parse_override, overrides)), "overrides")
     if twice := settings.keys() & in_grid:
         raise UserError(f"{min(twice)}: the grid sets it, run by run; change it there")
     return settings
 
 
-def _points(grid: Any) -> Iterator[dict[str, Any]]:
-    """Yield every combination, the last key varying fastest; a value that is no list stands for itself."""
-    grids = grid if isinstance(grid, list) else [grid]
-    if not grids or not all(isinstance(part, dict) and part for part in grids):
-        raise UserError("grid: must hold lists of values such as `run.seed: [1, 2]`, or be a list of such grids")
-    for part in grids:
-        choices = [value if isinstance(value, list) else [value] for value in _settings(part, "grid").values()]
-        if not all(choices):
-            raise UserError(f"grid: {list(part)[choices.index([])]}: has no values; give at least one")
-        if math.prod(map(len, choices)) > MOST_POINTS:
-            raise UserError(f"grid: has {math.prod(map(len, choices)):,} combinations; use at most {MOST_POINTS:,}")
-        for point in itertools.product(*choices):
-            yield dict(zip(part, point, strict=True))
+def _trials(base: Path, folder: Path, fixed: dict[str, Any], grids: Sequence[Grid], search: Search) -> list[Run]:
+    """Return as many different runs as a search wants, drawn from the grids."""
+    in_grid = {key for grid in grids for key in grid}
+    if search.minutes is not None:
+        for key in DECIDED:
+            if key in fixed or key in in_grid:
+                raise UserError(f"{key}: search.minutes decide how many steps each run has; leave it out")
+    drawn = itertools.islice(different(draws(grids, search.seed)), MOST_DRAWS * search.trials)
+    runs = list(itertools.islice(_runs(base, folder, fixed, in_grid, drawn), search.trials))
+    if len(runs) < search.trials:
+        raise UserError(
+            f"search: trials: {search.trials}: the grid offers only {len(runs)} different runs, or hardly more; use "
+            "fewer trials, or offer more values"
+        )
+    for run in runs if search.minutes is not None else []:
+        try:
+            require_timeable(run.config)
+        except UserError as error:
+            raise UserError(f"search: minutes: run {run.name}: {error}") from None
+    return runs
 
 
-def _runs(base: Path, folder: Path, fixed: dict[str, Any], points: Sequence[dict[str, Any]]) -> Iterator[Run]:
+def _runs(
+    base: Path, folder: Path, fixed: dict[str, Any], in_grid: set[str], points: Iterable[dict[str, Any]]
+) -> Iterator[Run]:
     """Yield each different run once; settings that say nothing to a run are no part of it or of its name."""
-    labels = _labels({key for point in points for key in point})
+    labels = _labels(in_grid)
     seen: set[str] = set()
-    effective: set[str] = set()
     valid: set[str] = set()
     for point in points:
         config = _load(base, fixed | point)
         own = {key: value for key, value in point.items() if key not in config.idle}
-        effective |= own.keys()
         name = _name(own, labels)
-        settings = fixed | own | {"run.name": name, "run.dir": str(folder / name)}
+        settings = fixed | own | placed(folder, name)
         config = _load(base, settings)
         if (what := json.dumps(config.settings(OfOneRun), sort_keys=True)) in seen:
             continue
@@ -198,13 +212,21 @@ def _runs(base: Path, folder: Path, fixed: dict[str, Any], points: Sequence[dict
         if (what := json.dumps(config.settings(OfOneRun, Repetition), sort_keys=True)) not in valid:
             valid.add(what)
             _check(config, name)
-        yield Run(name, tuple(_override(*item) for item in settings.items()), config)
-    if idle := labels.keys() - effective:
+        yield Run(name, overrides_of(settings), config)
+
+
+def _require_effect(in_grid: set[str], runs: Iterable[Run]) -> None:
+    if idle := in_grid - {override.partition("=")[0] for run in runs for override in run.overrides}:
         raise UserError(f"grid: {min(idle)} has no effect in any run; leave it out")
 
 
+def placed(folder: Path, name: str) -> dict[str, Any]:
+    """Return the settings that give a run its place in the folder of a sweep."""
+    return {"run.name": name, "run.dir": str(folder / name)}
+
+
 def _load(base: Path, settings: Mapping[str, Any]) -> RunConfig:
-    return load_config(base, [_override(*item) for item in settings.items()])
+    return load_config(base, overrides_of(settings))
 
 
 def _check(config: RunConfig, name: str) -> None:
@@ -239,8 +261,12 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def overrides_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return settings as the command line takes them."""
+    return tuple(_override(*item) for item in settings.items())
+
+
 def _override(key: str, value: Any) -> str:
-    """Return a setting as the command line takes it."""
     if isinstance(value, str):
         try:
             plain = yaml12.read(value) == value

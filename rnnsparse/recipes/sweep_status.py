@@ -219,8 +219,7 @@ def plan(runs: Sequence[Run]) -> list[str]:
             numbers = ["?"] * 3
             unknown.append(f"{run.name}: {error}")
         rows.append([run.name, state.state, *numbers, duration(seconds)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_aligned(row, widths)) for row in rows]
+    lines = aligned(rows, left=[0, 1])
     lines += [
         f"{run.name}: {state.detail.removeprefix(f'{run.config.folder}: ')}"
         for run, state in zip(runs, states, strict=True)
@@ -232,9 +231,14 @@ def plan(runs: Sequence[Run]) -> list[str]:
     return [*lines, *unknown, f"{len(runs)} runs: {told}; {total:.3g} FLOPs to train{besides}"]
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    left = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
-    return left + [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+def aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Return the rows of a table as lines, with these columns aligned on the left, and numbers in the others."""
+    columns = [
+        [cell.ljust(width) if number in left else cell.rjust(width) for cell in column]
+        for number, column in enumerate(zip(*rows, strict=True))
+        for width in [max(map(len, column))]
+    ]
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
 
 
 def duration(seconds: float | None) -> str:

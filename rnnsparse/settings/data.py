@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt, MinLen
+from annotated_types import Ge, Gt, MinLen
 from typing_extensions import Doc
 
 from rnnsparse.errors import UserError
-from rnnsparse.settings.marks import Incidental, OnlyWith, OnOneMachine, OtherRun, PathName
+from rnnsparse.settings.marks import Incidental, KeptOnRewind, OnlyWith, OnOneMachine, OtherRun, PathName
 
 NEED_PATH = {
     "text": "a UTF-8 file or a folder",
@@ -60,6 +60,14 @@ class DataConfig:
         Doc(
             "train, validation and test, in this order, of a text without splits, or else of what is for training: "
             "shares that add up to 1, or numbers of bytes; null: its splits, or [0.9, 0.05, 0.05]"
+        ),
+    ] = None
+    limit: Annotated[
+        Annotated[int, Ge(2)] | None,
+        KeptOnRewind,
+        Doc(
+            "train on the first so many symbols of the training text only, null for all; vocabulary, validation and "
+            "test stay those of the whole text"
         ),
     ] = None
     spaced: Annotated[

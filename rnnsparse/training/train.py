@@ -84,6 +84,7 @@ def prepare(
     torch.manual_seed(config.run.seed)
     device = training_device(config.training)
     corpus = load_corpus(config.data, Tokenizer.from_json(saved.tokenizer_json) if saved else None)
+    corpus = corpus.limited(config.data.limit)
     earlier: dict[str, Any] = {}
     if saved:
         model, budgets = saved_model(saved, config, corpus.tokenizer, device)

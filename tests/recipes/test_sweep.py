@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from rnnsparse import yaml12
 from rnnsparse.config import load_config
 from rnnsparse.errors import UserError
+from rnnsparse.recipes.grid import draws
+from rnnsparse.recipes.search import parse_search
 from rnnsparse.recipes.sweep import Sweep, is_sweep, load_sweep, shard
 
 BASE = "model: {embedding_dim: 4, hidden_size: 8}\nsparsity: {method: rigl, sparsity: 0.5}\n"
@@ -154,7 +156,99 @@ def test_shards_are_disjoint_and_complete(count: int, runs: Any) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+# ---- a search
+
+
+OFFER = {
+    "sparsity.method": ["static", "set"],
+    "training.learning_rate": {"low": 1e-3, "high": 2e-2, "log": True},
+    "training.batch_size": {"low": 3, "high": 5},
+    "sparsity.drop_fraction": [0.1, {"low": 0.4, "high": 0.6}],
+    "training.grad_clip": 1.0,
+}
+
+
+def test_a_search_draws_its_trials_from_the_grid_and_every_time_the_same(tmp_path: Path) -> None:
+    found = sweep(tmp_path, search={"trials": 12}, grid=OFFER)
+    assert len(set(names(found))) == 12
+    for run in found.runs:
+        assert load_config(found.base, run.overrides) == run.config
+        training, drop = run.config.training, getattr(run.config.method, "drop_fraction", 0.1)
+        assert 1e-3 <= training.learning_rate <= 2e-2
+        assert training.batch_size in (3, 4, 5)
+        assert drop == 0.1 or 0.4 <= drop <= 0.6
+        assert ("drop_fraction" in run.name) == (run.config.method.name == "set")
+    assert names(found) == names(sweep(tmp_path, search={"trials": 12}, grid=OFFER))
+    assert names(found) == names(sweep(tmp_path, search={"trials": 20}, grid=OFFER))[:12]
+    assert names(found) != names(sweep(tmp_path, search={"trials": 12, "seed": 1}, grid=OFFER))
+
+
+def test_another_key_leaves_what_is_drawn_for_the_others() -> None:
+    few, more = draws([OFFER], seed=3), draws([OFFER | {"run.seed": [1, 2]}], seed=3)
+    for one, other in itertools.islice(zip(few, more, strict=False), 20):
+        assert one.items() < other.items()
+
+
+@given(low=st.floats(1e-6, 1e3), factor=st.floats(1.001, 1e6), log=st.booleans(), seed=st.integers(0, 99))
+def test_what_is_drawn_lies_within_its_range(low: float, factor: float, log: bool, seed: int) -> None:
+    offer = {"low": low, "high": low * factor, "log": log}
+    assert low <= next(draws([{"key": offer}], seed))["key"] <= low * factor
+    whole = {"low": 7, "high": 7 + int(factor), "log": log}
+    number = next(draws([{"key": whole}], seed))["key"]
+    assert type(number) is int
+    assert 7 <= number <= 7 + int(factor)
+
+
+def test_ranges_are_drawn_from_evenly_or_by_their_logarithm() -> None:
+    def share_below(offer: dict[str, Any], middle: float) -> float:
+        return sum(draw["key"] < middle for draw in itertools.islice(draws([{"key": offer}], 0), 1000)) / 1000
+
+    assert share_below({"low": 0.0, "high": 1.0}, 0.25) == pytest.approx(0.25, abs=0.05)
+    assert share_below({"low": 1e-4, "high": 1.0, "log": True}, 1e-2) == pytest.approx(0.5, abs=0.05)
+    assert share_below({"low": 1, "high": 4}, 2) == pytest.approx(0.25, abs=0.05)
+    assert share_below({"low": 1, "high": 15, "log": True}, 4) == pytest.approx(0.5, abs=0.05)
+    assert share_below({"low": -3, "high": 0}, 0) == pytest.approx(0.75, abs=0.05)
+
+
+def test_of_several_grids_each_trial_is_of_one(tmp_path: Path) -> None:
+    grids = [{"model.num_layers": 1, "model.hidden_size": [8, 16]}, {"model.num_layers": 3, "model.hidden_size": 4}]
+    found = sweep(tmp_path, search={"trials": 3}, grid=grids)
+    assert {(run.config.model.num_layers, run.config.model.hidden_size) for run in found.runs} == {
+        (1, 8),
+        (1, 16),
+        (3, 4),
+    }
+
+
+@pytest.mark.parametrize(
+    ("keys", "ladder"),
+    [
+        ({"trials": 5}, [(5, 1.0)]),
+        ({"trials": 3, "halving": 4}, [(3, 1.0)]),
+        ({"trials": 64, "halving": 4}, [(64, 1 / 16), (16, 1 / 4), (4, 1.0)]),
+        ({"trials": 50, "halving": 2, "rungs": 3}, [(50, 1 / 4), (25, 1 / 2), (12, 1.0)]),
+        ({"trials": 9, "halving": 3, "rungs": 3}, [(9, 1 / 9), (3, 1 / 3), (1, 1.0)]),
+    ],
+)
+def test_each_rung_has_a_share_of_the_trials_and_the_last_the_whole_length(
+    keys: dict[str, Any], ladder: list[tuple[int, float]]
+) -> None:
+    assert [(rung.trials, rung.share) for rung in parse_search(keys).ladder()] == [
+        (trials, pytest.approx(share)) for trials, share in ladder
+    ]
+
+
+def test_a_search_may_build_on_another(tmp_path: Path) -> None:
+    sweep(tmp_path, search={"trials": 4, "halving": 2}, grid=OFFER)
+    (tmp_path / "longer.yaml").write_text("base: my_sweep.yaml\nsearch: {minutes: 2}\n")
+    search = load_sweep(tmp_path / "longer.yaml").search
+    assert search is not None
+    assert (search.trials, search.halving, search.rungs, search.minutes) == (4, 2, 2, 2.0)
+
+
 GRID = {"run.seed": [1, 2]}
+RATES = {"training.learning_rate": {"low": 1e-3, "high": 2e-2, "log": True}}
+ONE, TIMED = {"trials": 1}, {"trials": 1, "minutes": 1}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +283,44 @@ GRID = {"run.seed": [1, 2]}
         (
             {"grid": {"sparsity.method": ["static"], "sparsity.drop_fraction": [0.1, 0.2]}},
             "grid: sparsity.drop_fraction has no effect in any run",
+        ),
+        (
+            {"grid": {"sparsity.method": ["static"], "sparsity.drop_fraction": [0.1, 0.2], **RATES}, "search": ONE},
+            "grid: sparsity.drop_fraction has no effect in any run",
+        ),
+        ({"grid": RATES}, "grid: training.learning_rate: a range is drawn from; say how often in search.trials"),
+        ({"search": ONE}, "grid: must hold lists of values"),
+        ({"grid": GRID, "search": 5}, "search: must hold keys such as `trials: 20`, but is 5"),
+        ({"grid": GRID, "search": {}}, "search: trials: missing"),
+        ({"grid": GRID, "search": {"trails": 1}}, "search: trails: unknown key (did you mean 'trials'?)"),
+        ({"grid": GRID, "search": {"trials": 0}}, "search: trials: 0 is not a whole number from 1"),
+        ({"grid": GRID, "search": {"trials": 2, "halving": 1}}, "search: halving: 1 is not a whole number from 2"),
+        ({"grid": GRID, "search": {"trials": 2, "rungs": 2}}, "search: rungs: 2: without halving there is one"),
+        (
+            {"grid": GRID, "search": {"trials": 2, "halving": 2, "rungs": 3}},
+            "search: rungs: 3: of 2 trials, none would be left for the last",
+        ),
+        ({"grid": GRID, "search": {"trials": 1, "minutes": 0}}, "search: minutes: 0 is not a number above 0"),
+        ({"grid": GRID, "search": {"trials": 1, "minutes": 10**400}}, "is not a number above 0, up to 1,000,000"),
+        ({"grid": GRID, "search": {"trials": 1, "seed": -1}}, "search: seed: -1 is not a whole number from 0"),
+        ({"grid": GRID, "search": {"trials": 3}}, "search: trials: 3: the grid offers only 2 different runs"),
+        ({"grid": GRID, "search": TIMED, "overrides": {"training.steps": 5}}, "training.steps: search.minutes decide"),
+        ({"grid": {"training.multiplier": [2]}, "search": TIMED}, "training.multiplier: search.minutes decide"),
+        (
+            {"grid": {"sparsity.method": ["lottery"]}, "search": TIMED},
+            "search: minutes: run method=lottery: sparsity.method: lottery: trains several runs",
+        ),
+        *(
+            ({"grid": {"training.grad_clip": [offer]}, "search": ONE}, "is not a range such as {low: 1e-3, high: 2e-2,")
+            for offer in (
+                {"low": 1},
+                {"low": 2, "high": 1},
+                {"low": 0, "high": 1, "log": True},
+                {"low": 1, "high": 2, "log": 1},
+                {"low": "1", "high": 2},
+                {"low": 1, "high": 10**400},
+                {"low": float("nan"), "high": 1},
+            )
         ),
     ],
 )

@@ -17,16 +17,18 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from rnnsparse import yaml12
+from rnnsparse import files, yaml12
 from rnnsparse.cli import main
-from rnnsparse.config import load_config
+from rnnsparse.config import RunConfig, load_config
 from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.errors import UserError
 from rnnsparse.recipes import sweep_run
 from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.recipes.sweep_status import PROGRAM_BYTES, Estimator, duration, plan, status
 from rnnsparse.storage import checkpoint
 from rnnsparse.training import build
 from rnnsparse.training.run import lock
+from rnnsparse.training.speed import Speeds
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = "pack my box with five dozen liquor jugs. the quick brown fox jumps over the lazy dog, ünd ein ß.\n" * 20
@@ -329,6 +331,170 @@ def test_runs_of_a_killed_sweep_save_themselves_and_the_next_sweep_waits_for_the
     assert "stopped after step " in (base / "runs" / "seed=1.log").read_text()
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 401))
+
+
+# ---- a search
+
+
+class Searched(NamedTuple):
+    """A search of three trials, of which the first fails, for some milliseconds each; in two commands."""
+
+    base: Path
+    path: Path
+    names: list[str]
+    planned: str
+    part: str
+    code: int
+    out: str
+    err: str
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.base / "runs" / "search.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        base = prepared(tmp_path_factory.mktemp("searched"), monkeypatch)
+        drawn = {"training.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
+        path = write(
+            base,
+            overrides={"training.device": "cpu", "training.warmup": 4},
+            grid=[FAILING, drawn],
+            search={"trials": 3, "halving": 2, "rungs": 2, "minutes": 0.0005},
+        )
+        names = [run.name for run in load_sweep(path).runs]
+        assert [name.startswith("method=static") for name in names] == [True, False, False]
+        _, planned, _ = told("sweep", str(path), "--dry-run")
+        assert not (base / "runs").exists()
+        _, part, _ = told("sweep", str(path), "--shard", "1/2")
+        yield Searched(base, path, names, planned, part, *told("sweep", str(path)))
+
+
+def test_a_plan_of_a_search_has_its_rungs_and_where_each_trial_stands(searched: Searched) -> None:
+    rungs = [
+        "rung 1: 3 trials, 0.00025 core minutes each, 0.00075 in all",
+        "rung 2: 1 trials, 0.0005 core minutes each, 0.0005 in all",
+    ]
+    assert searched.planned.splitlines()[:2] == rungs
+    assert [line.split()[0::2] for line in searched.planned.splitlines()[3:]] == [
+        [name, "new"] for name in searched.names
+    ]
+    now = [line.split() for line in told("sweep", str(searched.path), "--dry-run")[1].splitlines()[3:]]
+    first, last = searched.result()["rungs"]
+    bits = {
+        rung["rung"]: {run["run"]: f"{run['bits_per_character']:.4f}" for run in rung["runs"]} for rung in (first, last)
+    }
+    assert now[0][2:] == ["failed"]
+    for name, *states in [(row[0], *row[2:]) for row in now[1:]]:
+        assert states == [bits[1][name], *([bits[2][name]] if name in bits[2] else [])]
+
+
+def test_a_rung_is_decided_when_the_trials_of_all_parts_are_done(searched: Searched) -> None:
+    assert "rung 1 is not decided: 1 of its 3 trials are trained by others, or still to be" in searched.part
+    assert "rung 2 of 2" not in searched.part
+    assert (searched.code, searched.err) == (0, "")
+    assert f"out before   {searched.names[0]}: step " in searched.out
+    assert f"done before  {searched.names[2]}: " in searched.out
+
+
+def test_the_best_of_a_rung_is_trained_anew_for_a_whole_schedule_of_its_own_minutes(searched: Searched) -> None:
+    first, last = searched.result()["rungs"]
+    assert [run["run"] for run in first["runs"]] == sorted(
+        searched.names[1:], key=lambda name: summary(searched.base, f"rung_1/{name}")["bits_per_character"]
+    )
+    assert list(first["failed"]) == searched.names[:1]
+    assert [run["run"] for run in last["runs"]] == [first["runs"][0]["run"]]
+    assert (first["minutes"], last["minutes"]) == (0.00025, 0.0005)
+    for rung in (first, last):
+        for run in rung["runs"]:
+            config = load_config(searched.base / "base.yaml", run["overrides"])
+            assert config.training.steps == run["steps"] == max(1, int(60 * rung["minutes"] / run["seconds_per_step"]))
+            assert config.training.warmup == 4 * rung["minutes"] / 0.0005
+            assert config.folder == Path(run["folder"])
+    table = searched.out.splitlines()[-4:-2]
+    assert table[1].split()[0] == f"{last['runs'][0]['bits_per_character']:.4f}"
+    assert table[1].endswith(last["runs"][0]["run"])
+    assert yaml12.read(yaml12.write(searched.result()["base"])) == load_config(searched.base / "base.yaml").to_dict()
+
+
+def test_a_finished_search_trains_and_measures_nothing_again_and_compares_as_any_runs(searched: Searched) -> None:
+    runs = searched.base / "runs"
+    before = content_of(runs)
+    code, out, err = told("sweep", str(searched.path))
+    assert (code, err) == (0, "")
+    assert not any(line.startswith(("started", "measured", "resumed")) for line in out.splitlines())
+    assert content_of(runs) == before
+    assert len((runs / "speeds.jsonl").read_text().splitlines()) == 2, "the learning rate changes no speed"
+    code, out, _ = told("compare", str(runs / "rung_2"))
+    assert code == 0
+    assert f"{searched.result()['rungs'][1]['runs'][0]['bits_per_character']:.4f}"[:5] in out
+
+
+def test_an_interrupted_search_goes_on_and_its_rungs_have_shares_of_the_steps(base: Path) -> None:
+    overrides = LONG | {"training.warmup": 100}
+    path = write(base, overrides=overrides, grid={"run.seed": [1, 2]}, search={"trials": 2, "halving": 2, "rungs": 2})
+    first = base / "runs" / "rung_1" / load_sweep(path).runs[0].name
+    interrupted(path, first / "metrics.jsonl", "--shard", "1/2")
+    assert not (base / "runs" / "failures.jsonl").exists()
+    assert 3 <= checkpoint.load(first).step < 200
+    code, out, _ = told("sweep", str(path))
+    assert code == 0
+    assert f"resumed      {first.name}\n" in out
+    (best,) = (base / "runs" / "rung_2").glob("*/summary.json")
+    assert json.loads(best.read_text())["steps"] == 400
+    assert {json.loads(path.read_text())["steps"] for path in base.glob("runs/rung_1/*/summary.json")} == {200}
+    assert load_config(first / "config.yaml").training.warmup == 50
+
+
+def test_a_speed_is_measured_once_and_who_writes_it_first_decides(base: Path) -> None:
+    def config(*overrides: str) -> RunConfig:
+        return load_config(base / "base.yaml", [f"run.dir={base / 'run'}", *overrides])
+
+    path = base / "new" / "speeds.jsonl"
+    speeds = Speeds(path)
+    assert speeds.known(config()) is None
+    first = speeds.of(config("training.learning_rate=1e38", "training.grad_clip=null"))
+    assert 0 < first < 1
+    assert speeds.of(config("run.seed=3", "training.learning_rate=1e-3", "training.steps=3")) == first
+    files.append_record(path, json.loads(path.read_text()) | {"seconds_per_step": 9.0})
+    path.write_bytes(path.read_bytes() + b'{"settings": "torn by a k')
+    assert speeds.known(config("model.hidden_size=7")) is None
+    assert speeds.of(config("model.hidden_size=7")) == speeds.known(config("model.hidden_size=7")) != first
+    assert speeds.known(config()) == first
+    assert not (base / "run").exists()
+
+
+def test_minutes_decide_nothing_where_steps_are_multiplied(base: Path) -> None:
+    path = write(base, grid={"run.seed": [1]}, search={"trials": 1, "minutes": 1})
+    (base / "base.yaml").write_text((base / "base.yaml").read_text().replace("training:", "training:\n  multiplier: 2"))
+    with pytest.raises(UserError, match=r"search: minutes: run seed=1: training\.multiplier: 2: minutes decide"):
+        load_sweep(path)
+
+
+def test_a_trial_whose_speed_cannot_be_measured_is_one_line_before_anything_starts(base: Path) -> None:
+    grid = {"training.sequence_length": [100_000]}
+    path = write(base, overrides={"training.device": "cpu"}, grid=grid, search={"trials": 1, "minutes": 1})
+    code, _, err = told("sweep", str(path))
+    assert code == 2
+    assert err.startswith(f"rnnsparse: {path}: run sequence_length=100000: the training text has ")
+    assert err.count("\n") == 1
+    assert not (base / "runs").exists()
+
+
+def test_a_trial_that_cannot_be_trained_at_all_keeps_the_search_from_going_on(base: Path) -> None:
+    search = {"trials": 2, "halving": 2, "rungs": 2}
+    path = write(base, grid={"run.seed": [1, 2]}, search=search, processes=1)
+    run = load_sweep(path).runs[0]
+    foreign = base / "runs" / "rung_1" / run.name
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.tex").write_text("years of work")
+    code, out, err = told("sweep", str(path))
+    assert code == 1
+    assert err.startswith(f"rnnsparse: {run.name}: run.dir exists already and nothing is overwritten")
+    assert "rung 2 of 2" not in out
+    assert not (base / "runs" / "failures.jsonl").exists()
 
 
 # ---- plans, costs and times

@@ -31,7 +31,6 @@ def test_the_race_goes_from_speeds_to_a_table_and_a_picture_and_repeats_nothing(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = {"model.hidden_size": 8, "evaluation.symbols": 100, "sparsity.interval": 2}
-    monkeypatch.setattr(benchmark, "INTERVAL", 2)
     monkeypatch.setattr(benchmark, "QUICK", benchmark.QUICK | {"data.source": "text", "data.path": text(tmp_path)})
     contenders = {"dense": small | benchmark.networks()["dense gru-128"] | small, "sparse": small}
     monkeypatch.setattr(benchmark, "networks", lambda: contenders)

@@ -24,11 +24,13 @@ from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
+from rnnsparse.reporting.reading import read_runs
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.banner import banner
 from rnnsparse.training.build import new_model, restore
 from rnnsparse.training.inspection import inspect
+from rnnsparse.training.measured_text import other_text, own_text
 from rnnsparse.training.run import lock
 from rnnsparse.training.run.interrupts import Interrupted
 from rnnsparse.training.train import prepare, train
@@ -837,6 +839,47 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_written(tmp_path
     with pytest.raises(UserError, match="too short"):
         prepare(config_in(tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_reads_the_first_symbols_of_its_training_text_only_if_told(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    corpus = load_corpus(config_in(tmp_path).data)
+    size = len(corpus.train.tokens)
+    trainer = prepare(config_in(tmp_path, "run", "data.limit=31"))
+    batches = [trainer.learner.next_batch()[0].T.tolist() for _ in range(7)]
+    starts = [0, 10, 20]
+    wanted = [[corpus.train.tokens[(start + i) % 31] for i in range(35)] for start in starts]
+    assert [[symbol for batch in batches for symbol in batch[lane]] for lane in range(3)] == wanted
+    for name in ("validation", "test"):
+        assert (getattr(trainer.corpus, name).tokens == getattr(corpus, name).tokens).all()
+    assert trainer.corpus.identity == corpus.identity
+    assert any("; the first 31 symbols of train" in line for line in banner(trainer))
+    whole = prepare(config_in(tmp_path, "run", f"data.limit={size}"))
+    assert len(whole.corpus.train.tokens) == size
+    with pytest.raises(UserError, match=rf"data\.limit: {size + 1}: the training text has {size} symbols") as error:
+        prepare(config_in(tmp_path, "run", f"data.limit={size + 1}"))
+    one_line(error)
+    with pytest.raises(UserError, match=r"has 5 symbols and must have at least 6 .*a larger data\.limit") as error:
+        prepare(config_in(tmp_path, "run", "data.limit=5"))
+    one_line(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_another_limit_is_another_run_and_is_measured_as_any(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "data.limit=40")
+    trained(config)
+    for limit in (41, None):
+        with pytest.raises(UserError, match=r"data\.limit: the run to resume has 40, not"):
+            prepare(config_in(tmp_path, "run", f"data.limit={json.dumps(limit)}"), resume=True)
+        rewound = [f"start.rewind={config.folder}", f"data.limit={json.dumps(limit)}", "training.steps=9"]
+        with pytest.raises(UserError, match=r"was trained with data\.limit=40"):
+            prepare(config_in(tmp_path, "rewound", *rewound))
+    (run,) = read_runs([config.folder])[0]
+    assert run.settings()["data.limit"] == 40
+    restored = restore(config.folder, CPU)
+    assert len(own_text(restored, "test").text.tokens) == len(load_corpus(config.data).test.tokens)
+    (tmp_path / "tiny.txt").write_text("it is short\n" * 3)
+    assert other_text(restored, str(tmp_path / "tiny.txt"), "test").text.bytes
 
 
 def test_a_validation_text_without_characters_to_score_is_found_before_training(tmp_path: Path) -> None:
