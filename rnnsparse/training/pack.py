@@ -50,10 +50,12 @@ def pack_key(config: RunConfig, vocab_size: int) -> Hashable | None:
     """Return what runs have in common that fit into one pack, or None for a run that has to be alone.
 
     Method, sparsity, seed, steps, text, and all of the optimizer may differ. Alone are recipes, half precision,
-    runs in sparse execution, and cells that have no packed recurrence.
+    runs in sparse execution, normalised layers, skip connections, and cells that have no packed recurrence.
     """
     training = config.training
     if config.method.recipe or training.precision in COMPUTE_TYPES or CELLS[config.model.cell].packed is None:
+        return None
+    if config.model.layer_norm or config.model.skip_connections:
         return None
     # A machine without CUDA can tell what one with CUDA would pack.
     device = torch.device("cuda") if training.device == "cuda" else choose_device(training.device)
