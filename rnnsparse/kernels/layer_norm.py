@@ -17,6 +17,8 @@ from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.products import flat, row_of
 from rnnsparse.kernels.vector import at, fill, load, multiply_add, store, zero
 
+FEATURES = 32  # whose sums over all moments stay in the nearest cache
+
 
 @kernel
 def _forward(thread, threads, row, x, x_step, times, gain, bias, epsilon, means, scales, out):
@@ -52,8 +54,6 @@ def _backward(thread, threads, row, g, g_step, x, x_step, times, gain, share, me
     batch = len(row) * width
     features = len(gain)
     size = features * batch
-    of_gain = 2 * thread * size
-    of_bias = of_gain + size
     for t in range(times * thread // threads, times * (thread + 1) // threads):
         for b in range(0, batch, width):
             mean, scale = load(means, t * batch + b), load(scales, t * batch + b)
@@ -69,8 +69,16 @@ def _backward(thread, threads, row, g, g_step, x, x_step, times, gain, share, me
                 own, normal = load(g, t * g_step + place), (load(x, t * x_step + place) - mean) * scale
                 part = own * fill(at(gain, f)) - total - normal * along
                 store(dx, t * size + place, part * scale)
-                store(sums, of_gain + place, multiply_add(own, normal, load(sums, of_gain + place)))
-                store(sums, of_bias + place, load(sums, of_bias + place) + own)
+    # Features are shared out here, so that the sums do not depend on the number of threads.
+    first, last = features * thread // threads, features * (thread + 1) // threads
+    for low in range(first, last, FEATURES):
+        for t in range(times):
+            for b in range(0, batch, width):
+                mean, scale = load(means, t * batch + b), load(scales, t * batch + b)
+                for place in range(low * batch + b, min(low + FEATURES, last) * batch, batch):
+                    own, normal = load(g, t * g_step + place), (load(x, t * x_step + place) - mean) * scale
+                    store(sums, place, multiply_add(own, normal, load(sums, place)))
+                    store(sums, size + place, load(sums, size + place) + own)
 
 
 def forward(x_TFB: Tensor, gain_F: Tensor, bias_F: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,12 +99,11 @@ def backward(
     """Return the gradients of x [T, F, B], gain [F] and bias [F] from that of what `forward` returned."""
     times, features, batch = x_TFB.shape
     dx_TFB = memory.empty(x_TFB.shape, x_TFB.dtype)
-    # Each thread has its own.
-    sums = torch.zeros((threads.thread_count(), 2, features, batch), dtype=x_TFB.dtype)
+    sums = torch.zeros((2, features, batch), dtype=x_TFB.dtype)
     threads.run(
         _backward, row_of(x_TFB), flat(g_TFB), g_TFB.stride(0), flat(x_TFB), x_TFB.stride(0), times,
         gain_F.detach().numpy(), np.full(1, 1 / features, gain_F.detach().numpy().dtype), means_TB.view(-1).numpy(),
         scales_TB.view(-1).numpy(), dx_TFB.view(-1).numpy(), sums.view(-1).numpy(),
     )  # fmt: skip
-    dgain_F, dbias_F = sums.sum((0, 3))
+    dgain_F, dbias_F = sums.sum(2)
     return dx_TFB, dgain_F, dbias_F

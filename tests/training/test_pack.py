@@ -123,6 +123,11 @@ def require_same(packed: RunConfig, alone: RunConfig) -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("setting", ["layer_norm", "skip_connections"])
+def test_normalised_layers_and_skip_connections_are_trained_alone(tmp_path: Path, setting: str) -> None:
+    assert key_of(config_in(tmp_path, "run", f"model.{setting}=true")) is None
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_run_in_a_pack_is_the_run_alone(tmp_path: Path, cell: str) -> None:
     configs = different_runs(tmp_path / "packed", cell)

@@ -21,11 +21,11 @@ class SmallDense(Dense):
 
     def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
         def shape(hidden_size: int) -> ModelConfig:
-            shape = replace(config, hidden_size=hidden_size, tie_embeddings=False)
             # Where the state itself meets a tied output, the embedding has to follow.
             follows = config.tie_embeddings and not config.readout_dims
-            width = shape.output_features if follows else config.embedding_dim
-            return replace(shape, embedding_dim=width, tie_embeddings=config.tie_embeddings)
+            untied = replace(config, hidden_size=hidden_size, tie_embeddings=False)
+            width = untied.output_features if follows else config.embedding_dim
+            return replace(untied, embedding_dim=width, tie_embeddings=config.tie_embeddings)
 
         def size(hidden_size: int) -> int:
             return sum(w.positions for w in CharLM(shape(hidden_size), vocab_size).sparse_weights().values())
