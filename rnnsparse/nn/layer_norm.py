@@ -30,7 +30,7 @@ class _BatchInnermost(torch.autograd.Function):
         from rnnsparse.kernels import layer_norm
 
         (g_MHB,) = gradients
-        if not g_MHB[0].is_contiguous():
+        if not g_MHB[:1].is_contiguous():
             g_MHB = g_MHB.contiguous()
         return *layer_norm.backward(g_MHB, *ctx.saved_tensors), None
 

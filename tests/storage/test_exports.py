@@ -23,6 +23,7 @@ from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.selection import draw_positions
 from rnnsparse.storage.exports import FORMATS, export
+from tests.readme import code_blocks
 
 VOCABULARY = 20
 TOKENIZER = Tokenizer.char("\n abcdefghijklmnopé")
@@ -146,6 +147,20 @@ def test_normalised_layers_and_skip_connections_are_layers_of_a_list(
         found = {name for name in file.keys() if ".norm." in name}  # noqa: SIM118 (no mapping)
         assert found == {f"rnn.{i}.norm.{part}" for i in range(layers) for part in ("weight", "bias") if norm}
         assert all(torch.equal(file.get_tensor(name), model.get_parameter(name)) for name in found)
+
+
+@pytest.mark.parametrize(("norm", "skip", "layers"), [(True, False, 1), (False, True, 2), (True, True, 3)])
+def test_the_readme_says_how_to_build_them(tmp_path: Path, norm: bool, skip: bool, layers: int) -> None:
+    (example,) = (block for block in code_blocks("python", "checkpoints/README.md") if "class PlainChain" in block)
+    names: dict[str, Any] = {}
+    exec(compile(example, "checkpoints/README.md", "exec"), names)
+    model = sparse_model(num_layers=layers, layer_norm=norm, skip_connections=skip, embedding_dim=8, hidden_size=12)
+    export("torch", model, TOKENIZER, tmp_path / "model.pt")
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    plain = names["PlainChain"](exported["config"])
+    plain.load_state_dict(exported["state_dict"], strict=True)
+    tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
+    torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=1e-5)
 
 
 def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -> None:
