@@ -19,7 +19,7 @@ CLASSES = {
 }  # fmt: skip
 STACK = (
     "input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, *, sparsity=0.0, "
-    "block_rows=1, execution='auto', device=None, dtype=None, **unsupported"
+    "block_rows=1, execution='auto', layer_norm=False, skip_connections=False, device=None, dtype=None, **unsupported"
 )
 SIGNATURES = {
     "LSTM": STACK,

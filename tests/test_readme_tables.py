@@ -234,6 +234,18 @@ def on_a_gpu(one: Table) -> None:
     assert one.rows == wanted
 
 
+@checks("network")
+def captured(one: Table) -> None:
+    results = json.loads((RESULTS / "captured-nvidia-h200.json").read_text())["results"]
+    wanted = []
+    for result in results:
+        low, median, high = result["ratio"]
+        row = [f"{result['cell'].upper()} {result['hidden']:,} {result['precision']}"]
+        row += [f"{value:.1f}" for value in result["milliseconds"].values()]
+        wanted.append([*row, f"{median:.2f} ({low:.2f}-{high:.2f})", f"{result['symbols per second']:,}"])
+    assert one.rows == [row for row in wanted if "tf32" not in row[0]]
+
+
 @checks("fault")
 def faults(one: Table) -> None:
     assert one.rows == [[kind, "each" if n == EVERY else str(n)] for kind, (_, _, n) in CAMPAIGNS.items()]

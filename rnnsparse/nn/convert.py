@@ -35,8 +35,12 @@ def to_dense(module: nn.Module) -> Any:
     """Undo `convert`: put PyTorch's layers in the place of sparse ones, with zeros where there are no connections.
 
     The module is changed in place and returned; one that is a sparse layer itself is replaced by the one returned.
+
+    Raises:
+        ValueError: recurrent layers have layer_norm or skip_connections, which PyTorch's have not; nothing has changed
+            then.
     """
-    return _replaced(module, _dense_of, lambda m: isinstance(m, Linear | Embedding | Recurrent))
+    return _replaced(module, _dense_of, lambda m: isinstance(m, Linear | Embedding | Recurrent), _require_plain)
 
 
 def _replaced(
@@ -91,6 +95,15 @@ def _require_supported(called: str, layer: nn.Module) -> None:
     for name, supported in refused.items():
         if (value := getattr(layer, name, supported)) != supported:
             raise ValueError(f"{called}: {name}={value!r} is not supported by sparse layers; convert the others alone")
+
+
+def _require_plain(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        if isinstance(layer, Recurrent) and (layer.skips or any(each.norm for each in layer.layers)):
+            raise ValueError(
+                f"{name or type(layer).__name__}: torch.nn.{layer.cell.module.__name__} has no layer_norm or "
+                "skip_connections; make one of each layer, and what is between them by hand"
+            )
 
 
 # ---- each layer

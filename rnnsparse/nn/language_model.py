@@ -5,6 +5,7 @@ Shape suffixes: T time, B batch, V vocabulary, E embedding, H hidden, L recurren
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -38,9 +39,9 @@ class CharLM(nn.Module):
         self.embedding = Embedding(vocab_size, config.embedding_dim, sparsity=None)
         self.rnn = STACKS[config.cell](
             config.embedding_dim, config.hidden_size, config.num_layers, dropout=config.dropout, sparsity=None,
-            execution="masked",
+            execution="masked", layer_norm=config.layer_norm, skip_connections=config.skip_connections,
         )  # fmt: skip
-        widths = [config.hidden_size, *config.readout_dims]
+        widths = [config.recurrent_features, *config.readout_dims]
 
         def linear(inputs: int, outputs: int) -> Linear:
             return Linear(inputs, outputs, sparsity=None, execution="masked")
@@ -106,14 +107,21 @@ class CharLM(nn.Module):
         tiles = sparse.Tiles(batch, self.embedding.values.dtype)
         tokens_MB = tiles.cut(tokens_TB).flatten(0, 1).int()
         (embedding_VE,) = materialise([self.embedding])
+
+        def embedded() -> Tensor:
+            return F.embedding(tokens_MB, embedding_VE).transpose(1, 2).contiguous()
+
         symbols: Tensor | None = tokens_MB
+        skipped_MEB = embedded() if self.rnn.skips else None
         if self.vocab_size <= tokens_MB.numel():
             x = F.pad(embedding_VE.T, (0, -self.vocab_size % tiles.width)).contiguous()[None]
         else:
             # More symbols than moments: a table would cost more than it saves.
-            symbols, x = None, F.embedding(tokens_MB, embedding_VE).transpose(1, 2).contiguous()
+            symbols, x = None, embedded() if skipped_MEB is None else skipped_MEB
         dropout = self.config.dropout if self.training else 0.0
-        x, state_LSBH, later = sparse.run_layers(self.recurrent_layers, symbols, x, state_LSBH, dropout, tiles)
+        x, state_LSBH, later = sparse.run_layers(
+            self.recurrent_layers, symbols, x, state_LSBH, dropout, tiles, skipped_MEB
+        )
         (weight, bias_R), *others = self.linears()
         logits_MVB = sparse.product(weight, bias_R, x, later)
         activation = ACTIVATIONS[self.config.readout_activation]
@@ -128,7 +136,9 @@ class CharLM(nn.Module):
             from rnnsparse.nn import sparse_stepper
 
             activation = ACTIVATIONS[self.config.readout_activation]
-            return sparse_stepper.SparseStepper(self.embedding, self.recurrent_layers, self.linears(), activation)
+            return sparse_stepper.SparseStepper(
+                self.embedding, self.recurrent_layers, self.linears(), activation, self.rnn.skips
+            )
         return Stepper(self)
 
 
@@ -152,20 +162,28 @@ class Stepper:
     """A CharLM at one moment, its weights made dense once in the parameters' precision; reads one symbol per call."""
 
     def __init__(self, model: CharLM) -> None:
-        self._embedding_VE = model.embedding.to_dense()
+        self._embedding_VE, self._skips = model.embedding.to_dense(), model.rnn.skips
         with torch.no_grad():
-            self._layers = [(layer.cell.fused_step, layer.dense()) for layer in model.recurrent_layers]
+            self._layers = [
+                (layer.cell.fused_step, layer.dense(), copy.deepcopy(layer.norm)) for layer in model.recurrent_layers
+            ]
         self._linears = [(weight.to_dense(), bias_R.detach().clone()) for weight, bias_R in model.linears()]
         self._activation = ACTIVATIONS[model.config.readout_activation]
 
     @torch.no_grad()
     def step(self, tokens_B: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits [B, V] of the next symbol and the new state."""
-        x = self._embedding_VE[tokens_B]
+        x = embedded_BE = self._embedding_VE[tokens_B]
+        outputs: list[Tensor] = []
         states = []
-        for (step, dense), state_SBH in zip(self._layers, state_LSBH.to(x.dtype), strict=True):
+        for (step, dense, norm), state_SBH in zip(self._layers, state_LSBH.to(x.dtype), strict=True):
+            if outputs and self._skips:
+                x = torch.cat([x, embedded_BE], -1)
             states.append(step(x, state_SBH, dense))
-            x = states[-1][0]
+            x = states[-1][0] if norm is None else norm(states[-1][0])
+            outputs.append(x)
+        if self._skips:
+            x = torch.cat(outputs, -1)
         for weight, bias in self._linears[:-1]:
             x = self._activation(F.linear(x, weight, bias))
         return F.linear(x, *self._linears[-1]), torch.stack(states)

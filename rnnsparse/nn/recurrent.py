@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rnnsparse.cells.cell import CELLS, Cell
 from rnnsparse.nn.execution import Execution, refuse_unsupported, require_execution, require_floating, runs_sparse
 from rnnsparse.nn.initial import Scale, draw_uniform, draw_values
+from rnnsparse.nn.layer_norm import LayerNorm
 from rnnsparse.nn.layers import start
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.weight import SparseWeight
@@ -28,14 +29,16 @@ class RecurrentLayer(nn.Module):
 
     Args:
         name: full name in the model, such as "rnn.0".
+        layer_norm: whether what it puts out is normalised; its state is not.
     """
 
     bias_ih: nn.Parameter | None
     bias_hh: nn.Parameter | None
 
     def __init__(
-        self, cell: type[Cell], name: str, input_size: int, hidden_size: int, bias: bool = True, block_rows: int = 1
-    ) -> None:
+        self, cell: type[Cell], name: str, input_size: int, hidden_size: int, bias: bool = True, block_rows: int = 1,
+        layer_norm: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.cell, self.input_size, self.hidden_size = cell, input_size, hidden_size
         rows = len(cell.gates) * hidden_size
@@ -48,6 +51,7 @@ class RecurrentLayer(nn.Module):
         self.input, self.recurrent = weight("input", input_size), weight("recurrent", hidden_size)
         for which in ("bias_ih", "bias_hh"):
             self.register_parameter(which, nn.Parameter(torch.zeros(rows)) if bias else None)
+        self.norm = LayerNorm(hidden_size) if layer_norm else None
 
     def biases(self) -> tuple[Tensor, Tensor]:
         """Return both biases [R], of zeros if there are none."""
@@ -59,10 +63,12 @@ class RecurrentLayer(nn.Module):
     def reset_parameters(self, seed: int, scale: Scale = "neuron") -> None:
         """Draw first values and biases, in +-1/sqrt(H), by generators that depend on the seed and the names alone.
 
-        A gate that starts open has biases of one and zero.
+        A gate that starts open has biases of one and zero; a normalisation, gains of one and biases of zero.
         """
         for weight in (self.input, self.recurrent):
             draw_values(weight, seed, scale)
+        if self.norm is not None:
+            self.norm.reset_parameters()
         if self.bias_ih is None or self.bias_hh is None:
             return
         layer, _, _ = self.input.name.rpartition(".")
@@ -80,7 +86,8 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
         """Return all outputs [T, B, H] and the state [S, B, H] after the last, in masked execution."""
-        return self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
+        y_TBH, state_SBH = self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
+        return y_TBH if self.norm is None else self.norm(y_TBH), state_SBH
 
 
 class Recurrent(nn.ModuleList):
@@ -95,6 +102,10 @@ class Recurrent(nn.ModuleList):
         block_rows: how many consecutive rows of a gate share the column of a connection: 1, 2, 4, 8 or 16.
         execution: "masked" by the fused dense kernels, "sparse" from the connections alone (CPU, float32 and
             float64), or "auto", which is sparse from a sparsity of the cell's `sparse_wins_from` on.
+        layer_norm: whether the outputs of each layer are normalised over its units, with a learned gain and bias
+            (Ba et al. 2016); states are not.
+        skip_connections: whether each layer above the first also reads the input, behind the outputs of the layer
+            below, and the outputs are those of all layers in a row, [T, B, num_layers * H] (Graves 2013).
 
     Raises:
         ValueError: bidirectional, proj_size or another nonlinearity is asked for; the sparsity is not in [0, 1); or
@@ -115,6 +126,8 @@ class Recurrent(nn.ModuleList):
         sparsity: float | None = 0.0,
         block_rows: int = 1,
         execution: Execution = "auto",
+        layer_norm: bool = False,
+        skip_connections: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         **unsupported: Any,
@@ -126,14 +139,21 @@ class Recurrent(nn.ModuleList):
                 f"{called}: input_size={input_size}, hidden_size={hidden_size}, num_layers={num_layers}, "
                 f"dropout={dropout}: sizes must be at least 1, and dropout from 0 to 1"
             )
-        widths = [input_size] + [hidden_size] * (num_layers - 1)
+        above = hidden_size + (input_size if skip_connections else 0)
+        widths = [input_size] + [above] * (num_layers - 1)
         super().__init__(
-            RecurrentLayer(self.cell, f"rnn.{i}", n, hidden_size, bias, block_rows) for i, n in enumerate(widths)
+            RecurrentLayer(self.cell, f"rnn.{i}", n, hidden_size, bias, block_rows, layer_norm)
+            for i, n in enumerate(widths)
         )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
-        self.execution = require_execution(execution)
+        self.execution, self.skip_connections = require_execution(execution), skip_connections
         start(self, sparsity, device, dtype)
+
+    @property
+    def skips(self) -> bool:
+        """Whether there are layers that skip connections reach."""
+        return self.skip_connections and len(self) > 1
 
     @property
     def layers(self) -> list[RecurrentLayer]:
@@ -151,7 +171,7 @@ class Recurrent(nn.ModuleList):
             layer.reset_parameters(seed, scale)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Return all outputs of the last layer and the last states of all, as PyTorch's module does.
+        """Return all outputs of the last layer (with skip connections, of all) and the last states of all.
 
         Args:
             x: [T, B, I], with batch_first [B, T, I], or [T, I] for one sequence.
@@ -192,20 +212,23 @@ class Recurrent(nn.ModuleList):
         return torch.stack(states, dim=1)
 
     def run(self, x_TBI: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
-        """Return all outputs [T, B, H] of the last layer and the last states [L, S, B, H]."""
+        """Return all outputs [T, B, H] of the last layer, or [T, B, L * H] of all, and the last states [L, S, B, H]."""
         if runs_sparse(self.execution, list(self.weights()), x_TBI, self.cell.sparse_wins_from):
             # Imported late: its kernels take a second to load.
             from rnnsparse.nn import sparse
 
             dropout = self.dropout if self.training else 0.0
-            return sparse.recurrent(self.layers, x_TBI, state_LSBH.to(x_TBI.dtype), dropout)
-        states = []
+            return sparse.recurrent(self.layers, x_TBI, state_LSBH.to(x_TBI.dtype), dropout, self.skips)
+        y, outputs, states = x_TBI, [], []
         for i, layer in enumerate(self.layers):
             if i > 0:
-                x_TBI = F.dropout(x_TBI, self.dropout, self.training)
-            x_TBI, state_SBH = layer(x_TBI, state_LSBH[i].to(x_TBI.dtype))
+                y = F.dropout(y, self.dropout, self.training)
+                if self.skips:
+                    y = torch.cat([y, x_TBI], -1)
+            y, state_SBH = layer(y, state_LSBH[i].to(y.dtype))
+            outputs.append(y)
             states.append(state_SBH)
-        return x_TBI, torch.stack(states)
+        return torch.cat(outputs, -1) if self.skips else y, torch.stack(states)
 
     def flatten_parameters(self) -> None:
         """Do nothing: weights are put where cuDNN wants them at every call. Models call it on PyTorch's modules."""

@@ -30,16 +30,18 @@ from rnnsparse.kernels.products import (
     tile_width,
 )
 from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
+from rnnsparse.nn.layer_norm import LayerNorm
 from rnnsparse.nn.topology import Topology
 from rnnsparse.nn.weight import SparseWeight
 
 
 class Layer(Protocol):
-    """A recurrent layer: its cell, its weights [R, I] and [R, H], and both biases [R]."""
+    """A recurrent layer: its cell, its weights [R, I] and [R, H], both biases [R], and what normalises its outputs."""
 
     cell: type[Cell]
     input: SparseWeight
     recurrent: SparseWeight
+    norm: LayerNorm | None
 
     def biases(self) -> tuple[Tensor, Tensor]: ...
 
@@ -171,22 +173,27 @@ def run_layers(
     state_LSBH: Tensor,
     dropout: float,
     tiles: Tiles,
-) -> tuple[Tensor, Tensor, LaterGradient]:
+    skipped_MIB: Tensor | None = None,
+) -> tuple[Tensor, Tensor, LaterGradient | None]:
     """Run recurrent layers one after the other.
 
     Args:
         x: the input sequence [M, I, B] or, with `symbols` [M, B], the transposed embedding [1, E, V].
         dropout: share of units dropped between layers, 0 for none.
+        skipped_MIB: with skip connections, what each layer above the first also reads: the input sequence.
 
     Returns:
-        the outputs of the last layer [M, H, B], the last states [L, S, B, H], and where a linear layer after them may
-        leave the gradient of those outputs.
+        the outputs of the last layer [M, H, B], or with skip connections of all, [M, L * H, B]; the last states
+        [L, S, B, H]; and where a linear layer after them may leave the gradient of those outputs, if anywhere.
     """
     times = len(x if symbols_MB is None else symbols_MB) // tiles.count
     states: list[Tensor] = []
+    outputs: list[Tensor] = []
     for layer, state_SBH in zip(layers, state_LSBH, strict=True):
         if states:
             symbols_MB, x = None, _dropout(x, dropout, tiles, times)
+            if skipped_MIB is not None:
+                x = torch.cat([x, skipped_MIB], 1)
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
         later = LaterGradient()
         x_KTHB, state_SKHB = _Recurrence.apply(
@@ -195,14 +202,23 @@ def run_layers(
         )  # fmt: skip
         x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
-    return x, torch.stack(states), later
+        if layer.norm is not None:
+            x = layer.norm.batch_innermost(x)
+        if skipped_MIB is not None:
+            outputs.append(x)
+    if outputs:
+        return torch.cat(outputs, 1), torch.stack(states), None
+    return x, torch.stack(states), later if layer.norm is None else None
 
 
-def recurrent(layers: Sequence[Layer], x_TBI: Tensor, state_LSBH: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+def recurrent(
+    layers: Sequence[Layer], x_TBI: Tensor, state_LSBH: Tensor, dropout: float, skip_connections: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return all outputs [T, B, H] and the last states [L, S, B, H] of layers in PyTorch's layout."""
     tiles = Tiles(x_TBI.shape[1], x_TBI.dtype)
     x_MIB = tiles.cut(x_TBI.transpose(1, 2)).flatten(0, 1)
-    x_MHB, last_LSBH, _ = run_layers(layers, None, x_MIB, state_LSBH, dropout, tiles)
+    skipped_MIB = x_MIB if skip_connections else None
+    x_MHB, last_LSBH, _ = run_layers(layers, None, x_MIB, state_LSBH, dropout, tiles, skipped_MIB)
     return tiles.join(x_MHB.unflatten(0, (tiles.count, -1))).transpose(1, 2), last_LSBH
 
 

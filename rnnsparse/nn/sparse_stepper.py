@@ -5,6 +5,7 @@ Shape suffixes as in `sparse.py`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +26,7 @@ class SparseStepper:
 
     Args:
         linears: the weights and biases after the recurrent layers, in order; `activation` stands between them.
+        skips: whether every layer reads the embedding, and the first of `linears` all of them.
     """
 
     def __init__(
@@ -33,13 +35,13 @@ class SparseStepper:
         layers: Sequence[Layer],
         linears: Sequence[tuple[SparseWeight, Tensor]],
         activation: Callable[[Tensor], Tensor],
+        skips: bool = False,
     ) -> None:
-        (embedding_VE,) = materialise([embedding])
+        self._embedding_VE, self._skips = materialise([embedding])[0].detach(), skips
         first, *others = layers
-        self._layers = [_LayerStepper(first, embedding_VE.detach()), *map(_LayerStepper, others)]
+        self._layers = [_LayerStepper(first, self._embedding_VE), *map(_LayerStepper, others)]
         self._linears = [_FrozenLinear(weight, bias_R) for weight, bias_R in linears]
         self._activation = activation
-        self._dtype = embedding_VE.dtype
 
     @torch.no_grad()
     def step(self, tokens_B: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,11 +52,14 @@ class SparseStepper:
 
     def _step_one(self, token: int, state_LSH: Tensor) -> tuple[Tensor, Tensor]:
         x: Tensor | int = token
+        outputs: list[Tensor] = []
         states = []
-        for layer, state_SH in zip(self._layers, state_LSH.to(self._dtype), strict=True):
+        for layer, state_SH in zip(self._layers, state_LSH.to(self._embedding_VE.dtype), strict=True):
+            if outputs:
+                x = torch.cat([outputs[-1], self._embedding_VE[token]]) if self._skips else outputs[-1]
             states.append(layer.step(x, state_SH.contiguous()))
-            x = states[-1][0]
-        assert isinstance(x, Tensor)
+            outputs.append(layer.handed_on(states[-1][0]))
+        x = torch.cat(outputs) if self._skips else outputs[-1]
         for linear in self._linears[:-1]:
             x = self._activation(linear(x))
         return self._linears[-1](x), torch.stack(states)
@@ -84,6 +89,7 @@ class _LayerStepper:
         bias_ih, bias_hh = layer.biases()
         bias_R = layer.cell.step_bias(bias_ih, bias_hh).detach()
         self._recurrent = _FrozenLinear(layer.recurrent, bias_hh)
+        self._norm = copy.deepcopy(layer.norm)
         self._embedding_VE = embedding_VE
         self._table_VR: Tensor | None = None
         self._input: _FrozenLinear | None = None
@@ -103,6 +109,10 @@ class _LayerStepper:
             assert self._embedding_VE is not None, "only the first layer reads symbols"
             from_input_R = self._input(self._embedding_VE[x])
         return self._cell.step(from_input_R, self._recurrent, state_SH)
+
+    def handed_on(self, y_H: Tensor) -> Tensor:
+        """Return what goes up of an output [H]: the same, or normalised."""
+        return y_H if self._norm is None else self._norm(y_H)
 
 
 def _input_table(weight: SparseWeight, bias_R: Tensor, embedding_VE: Tensor) -> Tensor:

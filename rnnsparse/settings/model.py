@@ -37,6 +37,14 @@ class ModelConfig:
     readout_activation: Annotated[
         Literal["identity", "relu", "tanh"], OnlyWith("readout_dims"), Doc("after each readout layer")
     ] = "relu"
+    layer_norm: Annotated[bool, Doc("normalise what each recurrent layer puts out, with a learned gain and bias")] = (
+        False
+    )
+    skip_connections: Annotated[
+        bool,
+        OnlyWith("num_layers", range(2, sys.maxsize), "with one layer: it reads the embedding anyway"),
+        Doc("every recurrent layer also reads the embedding, and readout or output reads all recurrent layers"),
+    ] = False
     tie_embeddings: Annotated[bool, Doc("use the embedding as output weight too")] = False
     dropout: Annotated[
         float,
@@ -53,12 +61,19 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.tie_embeddings and self.output_features != self.embedding_dim:
             last = "readout_dims[-1]" if self.readout_dims else "hidden_size"
+            if self.recurrent_features > self.hidden_size and not self.readout_dims:
+                last += f" times its {self.num_layers} layers, with skip_connections"
             raise UserError(
                 f"model.tie_embeddings: the output reuses the embedding, so model.{last} ({self.output_features}) must "
                 f"equal model.embedding_dim ({self.embedding_dim}); change one, or set model.tie_embeddings=false"
             )
 
     @property
+    def recurrent_features(self) -> int:
+        """Width of what the recurrent layers hand on: the last one, or all of them."""
+        return self.hidden_size * (self.num_layers if self.skip_connections else 1)
+
+    @property
     def output_features(self) -> int:
         """Width of what the output layer reads."""
-        return self.readout_dims[-1] if self.readout_dims else self.hidden_size
+        return self.readout_dims[-1] if self.readout_dims else self.recurrent_features

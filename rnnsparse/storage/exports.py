@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SAFETENSORS_VERSION = 1
 NOT_IN_ARCHITECTURE = {"dropout", "execution"}
+# Left out where they are off, so that files are what they were before there was such a thing.
+WHERE_ON = {"layer_norm", "skip_connections"}
 
 
 Rounding = Literal["fp16", "int8"]
@@ -70,8 +72,10 @@ def _write_torch(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, _: Options
     The file holds {"config": ..., "state_dict": ..., "vocabulary": ..., "tokenizer": ...}. The state loads strictly
     into a module of `embedding` (nn.Embedding), `rnn` (one nn.LSTM, nn.GRU or nn.RNN with all layers), `readout`
     (nn.Linear layers, each followed by the activation; absent if there are none) and `output` (nn.Linear; if tied, the
-    embedding's weight). The vocabulary has the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for
-    all others. The tokenizer is the JSON text of tokenizer.json.
+    embedding's weight). With `layer_norm` or `skip_connections` in the config, `rnn` is a list of one-layer modules;
+    with the former, `norm` is one of nn.LayerNorm, for the outputs of the layer of the same number. The vocabulary has
+    the bytes of each symbol: a byte, or a character in UTF-8 and b"<unk>" for all others. The tokenizer is the JSON
+    text of tokenizer.json.
     """
     import torch
 
@@ -90,8 +94,26 @@ def _torch_state_dict(model: CharLM) -> dict[str, Tensor]:
 
     plain = copy.deepcopy(model)
     plain.rnn.dropout = 0.0  # of which a single layer of PyTorch's warns that it has no effect
+    if model.config.layer_norm or model.config.skip_connections:
+        _take_apart(plain)
     state: dict[str, Tensor] = {name: tensor.cpu() for name, tensor in to_dense(plain).state_dict().items()}
     return {"output.weight": state["embedding.weight"]} | state  # if tied, it has none of its own
+
+
+def _take_apart(model: CharLM) -> None:
+    """Make each recurrent layer a module of its own, and put those that normalise its outputs beside them."""
+    from torch import nn
+
+    layers, norms = nn.ModuleList(), nn.ModuleList()
+    for layer in model.recurrent_layers:
+        alone = type(model.rnn)(layer.input_size, layer.hidden_size, sparsity=None)
+        alone[0] = layer
+        layers.append(alone)
+        if layer.norm is not None:
+            norms.append(layer.norm)
+            layer.norm = None
+    model.add_module("rnn", layers)
+    model.add_module("norm", norms)
 
 
 def _write_safetensors(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, _: Options) -> None:
@@ -123,7 +145,11 @@ def _write_html(file: BinaryIO, model: CharLM, tokenizer: Tokenizer, options: Op
 
 def _architecture(model: CharLM) -> dict[str, Any]:
     """Return all that is needed to build a model of the same shape, as plain data."""
-    config = {k: v for k, v in dataclasses.asdict(model.config).items() if k not in NOT_IN_ARCHITECTURE}
+    config = {
+        key: value
+        for key, value in dataclasses.asdict(model.config).items()
+        if key not in NOT_IN_ARCHITECTURE and (value or key not in WHERE_ON)
+    }
     return {**config, "vocab_size": model.vocab_size, "readout_dims": list(model.config.readout_dims)}
 
 

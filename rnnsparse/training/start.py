@@ -141,6 +141,11 @@ def _open(key: str, path: str, config: RunConfig, model: CharLM, tokenizer: Toke
             )
     if not key.startswith("start."):
         return other  # of which only matrices are taken
+    if key != "start.topology" and other.model.config.layer_norm != model.config.layer_norm:
+        raise UserError(
+            f"{key}: {path}: was trained with model.layer_norm={str(other.model.config.layer_norm).lower()}, this run "
+            f"has {str(model.config.layer_norm).lower()}; use the same, or another run"
+        )
     for name, weight in model.sparse_weights().items():
         if (height := other.model.sparse_weights()[name].block_rows) != weight.block_rows:
             raise UserError(

@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 PRECISIONS = ["fp32", "tf32", "bf16", "fp16", "fp64"]
 # Devices draw other units to drop.
 EXACT = ["training.precision=fp64", "model.dropout=0", "model.execution=masked"]
+MORE = ["model.layer_norm=true", "model.skip_connections=true"]
 
 
 @pytest.fixture
@@ -50,11 +51,12 @@ def test_twenty_updates_choose_the_topology_that_they_choose_on_a_cpu(tmp_path: 
 
 
 @pytest.mark.usefixtures("repeatable")
+@pytest.mark.parametrize("more", [[], MORE])
 @pytest.mark.parametrize(("cell", "precision"), [("gru", "fp32"), ("lstm", "fp16"), ("gru", "bf16")])
 def test_a_run_on_a_gpu_stopped_after_every_step_ends_as_an_undisturbed_one(
-    tmp_path: Path, cell: str, precision: str
+    tmp_path: Path, cell: str, precision: str, more: list[str]
 ) -> None:
-    settings = [f"model.cell={cell}", f"training.precision={precision}", f"training.device={DEVICE.type}"]
+    settings = [f"model.cell={cell}", f"training.precision={precision}", f"training.device={DEVICE.type}", *more]
     trained(config_in(tmp_path, "undisturbed", *settings))
     config = config_in(tmp_path, "stopped", *settings)
     for step in range(1, STEPS):
@@ -64,9 +66,10 @@ def test_a_run_on_a_gpu_stopped_after_every_step_ends_as_an_undisturbed_one(
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
 
 
+@pytest.mark.parametrize("more", [[], MORE])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_precision_learns_as_fp64_does_on_a_cpu(tmp_path: Path, precision: str) -> None:
-    settings = ["training.steps=60", "model.hidden_size=32", "model.dropout=0", "sparsity.method=static"]
+def test_every_precision_learns_as_fp64_does_on_a_cpu(tmp_path: Path, precision: str, more: list[str]) -> None:
+    settings = ["training.steps=60", "model.hidden_size=32", "model.dropout=0", "sparsity.method=static", *more]
     bits = []
     for device, numbers in ((DEVICE, precision), (CPU, "fp64")):
         where = [f"training.device={device.type}", f"training.precision={numbers}"]

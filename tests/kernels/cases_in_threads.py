@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rnnsparse.kernels import gru, lstm, matrix, products, recurrence, sliced, threads
+from rnnsparse.kernels import gru, layer_norm, lstm, matrix, products, recurrence, sliced, threads
 
 SECONDS = 30
 # Two threads share these tiles and meet at every step; three take one each.
@@ -91,6 +91,9 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     products.add_sampled_product(BLOCKS, found["blocks"], X[: tiles * T], found["blocks sampled"])
     products.add_transposed_product(BLOCKS, BLOCK_VALUES, found["blocks"], found["blocks transposed"])
     products.add_product(BLOCKS, BLOCK_VALUES, X[: tiles * T], found["blocks"])
+    of_norm = layer_norm.forward(X[: tiles * T], BIAS[:H], BIAS[H : 2 * H], 1e-5)
+    gradients = layer_norm.backward(found["transposed"], X[: tiles * T], BIAS[:H], *of_norm[1:])
+    found |= {f"norm {i}": value for i, value in enumerate((*of_norm, *gradients))}
     found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
     products.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
     sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])

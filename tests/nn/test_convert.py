@@ -71,6 +71,14 @@ def test_a_layer_that_is_there_twice_stays_one_layer() -> None:
     assert back[2] is back[0]
 
 
+@pytest.mark.parametrize("setting", ["layer_norm", "skip_connections"])
+def test_what_pytorchs_layers_have_not_is_not_made_one_of_them(setting: str) -> None:
+    model = nn.Sequential(rs.Linear(3, 3), rs.LSTM(3, 4, 2, **{setting: True}))
+    with pytest.raises(ValueError, match=r"^1: torch\.nn\.LSTM has no layer_norm or skip_connections; make one of"):
+        rs.to_dense(model)
+    assert [type(m) for m in model] == [rs.Linear, rs.LSTM]
+
+
 def test_subclasses_stay_as_they_are() -> None:
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
     model = rs.convert(nn.Sequential(nn.Linear(2, 3), normed))

@@ -22,7 +22,7 @@ from rnnsparse.settings.model import ModelConfig
 
 VOCAB = 11
 
-# One of each kind: cell, depth, readouts, tying, activation.
+# One of each kind: cell, depth, readouts, tying, activation, normalisation, skip connections.
 SHAPES: list[dict[str, Any]] = [
     {"cell": "gru"},
     {"cell": "lstm"},
@@ -30,6 +30,10 @@ SHAPES: list[dict[str, Any]] = [
     {"cell": "lstm", "num_layers": 3, "readout_dims": (6,), "readout_activation": "identity"},
     {"cell": "gru", "readout_dims": (9, 5), "tie_embeddings": True},
     {"cell": "lstm", "num_layers": 2, "embedding_dim": 8, "tie_embeddings": True},
+    {"cell": "gru", "layer_norm": True},
+    {"cell": "lstm", "num_layers": 3, "skip_connections": True, "readout_dims": (6,)},
+    {"cell": "rnn", "num_layers": 3, "skip_connections": True, "layer_norm": True},
+    {"cell": "lstm", "num_layers": 2, "embedding_dim": 16, "tie_embeddings": True, "skip_connections": True},
 ]
 ACTIVATIONS = {"identity": lambda x: x, "relu": torch.relu, "tanh": torch.tanh}
 
@@ -42,6 +46,10 @@ def build(density: float = 0.4, seed: int = 1, dtype: torch.dtype = torch.float6
         count = math.ceil(density * weight.positions)
         weight.connect(torch.randperm(weight.positions, generator=generator)[:count].sort().values)
     model.reset_parameters(seed)
+    with torch.no_grad():
+        for layer in model.recurrent_layers:
+            for parameter in layer.norm.parameters() if layer.norm else ():
+                parameter.uniform_(-1, 1)
     return model
 
 
@@ -53,14 +61,23 @@ def by_hand(model: CharLM, tokens_TB: Tensor, state_LSBH: Tensor) -> tuple[Tenso
     """Run the model from its named dense parts."""
     config, parameters = model.config, dict(model.named_parameters())
     dense = {name: weight.to_dense() for name, weight in model.sparse_weights().items()}
-    x = dense["embedding"][tokens_TB]
-    states = []
+    embedded = x = dense["embedding"][tokens_TB]
+    outputs, states = [], []
     for i in range(config.num_layers):
+        if config.skip_connections and i > 0:
+            x = torch.cat([x, embedded], 2)
         biases = (parameters[f"rnn.{i}.bias_ih"], parameters[f"rnn.{i}.bias_hh"])
         x, state = reference.run(
             config.cell, x, state_LSBH[i], dense[f"rnn.{i}.input"], dense[f"rnn.{i}.recurrent"], *biases
         )
         states.append(state)
+        if config.layer_norm:
+            off = x - x.mean(2, keepdim=True)
+            normal = off / (off.square().mean(2, keepdim=True) + 1e-5).sqrt()
+            x = normal * parameters[f"rnn.{i}.norm.weight"] + parameters[f"rnn.{i}.norm.bias"]
+        outputs.append(x)
+    if config.skip_connections:
+        x = torch.cat(outputs, 2)
     for i in range(len(config.readout_dims)):
         x = x @ dense[f"readout.{i}"].T + parameters[f"readout.{i}.bias"]
         x = ACTIVATIONS[config.readout_activation](x)
@@ -181,6 +198,35 @@ def test_tying_is_refused_in_one_line_when_the_sizes_differ() -> None:
         assert word in message
     with pytest.raises(UserError, match=r"readout_dims\[-1\] \(4\)"):
         ModelConfig(embedding_dim=5, readout_dims=(5, 4), tie_embeddings=True)
+
+
+def test_tying_with_skip_connections_takes_the_width_of_all_layers() -> None:
+    with pytest.raises(
+        UserError, match=r"model.hidden_size times its 3 layers, with skip_connections \(24\) must equal"
+    ):
+        ModelConfig(embedding_dim=8, hidden_size=8, num_layers=3, skip_connections=True, tie_embeddings=True)
+
+
+def test_matrices_grow_by_what_skip_connections_bring() -> None:
+    shapes = {}
+    for skip in (False, True):
+        model = build(num_layers=3, readout_dims=(6,), skip_connections=skip)
+        shapes[skip] = {name: (weight.rows, weight.cols) for name, weight in model.sparse_weights().items()}
+    changed = {name: shape for name, shape in shapes[True].items() if shape != shapes[False][name]}
+    assert changed == {"rnn.1.input": (24, 8 + 5), "rnn.2.input": (24, 8 + 5), "readout.0": (6, 3 * 8)}
+    alone = {name: (w.rows, w.cols) for name, w in build(skip_connections=True).sparse_weights().items()}
+    assert alone == {name: (w.rows, w.cols) for name, w in build().sparse_weights().items()}, "one layer has nothing"
+
+
+def test_a_normalisation_starts_with_gains_of_one_and_draws_no_number() -> None:
+    plain, model = build(cell="lstm", num_layers=2), build(cell="lstm", num_layers=2, layer_norm=True)
+    model.reset_parameters(1)
+    parameters = dict(model.named_parameters())
+    for i in range(2):
+        assert torch.equal(parameters.pop(f"rnn.{i}.norm.weight"), torch.ones(8).double())
+        assert torch.equal(parameters.pop(f"rnn.{i}.norm.bias"), torch.zeros(8).double())
+    assert parameters.keys() == dict(plain.named_parameters()).keys()
+    assert all(torch.equal(own, parameters[name]) for name, own in plain.named_parameters())
 
 
 def test_the_same_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:

@@ -89,6 +89,46 @@ def test_dropout_acts_between_layers_while_training_only(execution: str) -> None
     assert torch.equal(layer.eval()(x)[0], without(x)[0])
 
 
+@pytest.mark.parametrize("cell", STACKS)
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize(("norm", "skip"), [(True, False), (False, True), (True, True)])
+def test_layers_are_normalised_and_skip_as_a_chain_of_pytorchs_would(
+    cell: str, execution: str, norm: bool, skip: bool
+) -> None:
+    layer = stack(cell, execution, num_layers=3, layer_norm=norm, skip_connections=skip)
+    widths = [INPUTS] + [H + INPUTS if skip else H] * 2
+    chain = nn.ModuleList(STACKS[cell][1](width, H, dtype=F64) for width in widths)
+    norms = nn.ModuleList(nn.LayerNorm(H, dtype=F64) if norm else nn.Identity() for _ in widths)
+    for own, dense, normal in zip(layer.layers, chain, norms, strict=True):
+        with torch.no_grad():
+            dense.weight_ih_l0.copy_(own.input.to_dense())
+            dense.weight_hh_l0.copy_(own.recurrent.to_dense())
+            dense.bias_ih_l0.copy_(own.bias_ih)
+            dense.bias_hh_l0.copy_(own.bias_hh)
+            for i, theirs in enumerate(normal.parameters()):
+                theirs.copy_(numbers(H, seed=3 + i))
+            if norm:
+                own.norm.load_state_dict(normal.state_dict())
+    x, oracle_x = (numbers(4, 19, INPUTS).requires_grad_() for _ in range(2))
+    found = flat(layer(x))
+    y, outputs, states = oracle_x, [], []
+    for i, (dense, normal) in enumerate(zip(chain, norms, strict=True)):
+        y, state = dense(torch.cat([y, oracle_x], 2) if skip and i > 0 else y)
+        y = normal(y)
+        outputs.append(y)
+        states.append(state if isinstance(state, tuple) else (state,))
+    expected = [torch.cat(outputs, 2) if skip else y, *(torch.cat(each) for each in zip(*states, strict=True))]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    own, oracle = gradients(layer, found, [x]), gradients(chain, expected, [oracle_x])
+    torch.testing.assert_close(own["input 0"], oracle["input 0"], rtol=1e-9, atol=1e-10)
+    for i, one in enumerate(layer.layers):
+        theirs = oracle[f"{i}.weight_ih_l0"].flatten()[one.input.indices]
+        torch.testing.assert_close(one.input.values.grad, theirs, rtol=1e-9, atol=1e-10)
+        for ours, theirs in zip(one.norm.parameters() if norm else (), norms[i].parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(INPUTS,), (3, INPUTS), (2, 19, INPUTS), (2, 3, 2, INPUTS)])

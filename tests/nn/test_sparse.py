@@ -37,6 +37,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"tie_embeddings": True, "embedding_dim": 8},
     "readouts": {"readout_dims": (7, 5), "readout_activation": "tanh"},
     "tied readouts": {"readout_dims": (9, 6), "tie_embeddings": True},
+    "normalised": {"layer_norm": True},
+    "skipping": {"skip_connections": True, "readout_dims": (7,)},
+    "both": {"layer_norm": True, "skip_connections": True},
+    "both, tied": {"layer_norm": True, "skip_connections": True, "readout_dims": (6,), "tie_embeddings": True},
 }
 # Part of a vector, the same again, two vectors, and tiles of which the last one is not full.
 BATCHES = 1, 3, 16, 33
@@ -47,6 +51,7 @@ MODELS = [
     for s, shape in enumerate(SHAPES)
     for b, batch in enumerate(BATCHES)
 ]
+MODELS += [("rnn", 3, shape, 33, vocab) for shape in ("normalised", "skipping", "both") for vocab in (VOCAB, 300)]
 
 
 def build(
@@ -68,6 +73,10 @@ def build(
         count = round(density * positions)
         weight.connect(torch.randperm(positions, generator=generator)[:count].sort().values)
     model.reset_parameters(seed)
+    with torch.no_grad():
+        for layer in model.recurrent_layers:
+            for parameter in layer.norm.parameters() if layer.norm else ():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -162,9 +171,10 @@ def test_sides_of_one_will_do(vocab: int, shape: dict[str, Any], batch: int, tim
     assert_equal(passed(sparse, tokens), passed(masked, tokens))
 
 
+@pytest.mark.parametrize("shape", ["plain", "both"])
 @pytest.mark.parametrize(("cell", "batch"), [("lstm", 16), ("gru", 3)])
-def test_dropout_drops_the_same_units(cell: str, batch: int) -> None:
-    masked, sparse = both(cell=cell, num_layers=3, dropout=0.4)
+def test_dropout_drops_the_same_units(cell: str, batch: int, shape: str) -> None:
+    masked, sparse = both(cell=cell, num_layers=3, dropout=0.4, **SHAPES[shape])
     tokens = text(masked, 5, batch)
     with_dropout = passed(masked, tokens)
     assert_equal(passed(sparse, tokens), with_dropout)
@@ -173,9 +183,10 @@ def test_dropout_drops_the_same_units(cell: str, batch: int) -> None:
     assert_equal(without, passed(masked.eval(), tokens))
 
 
+@pytest.mark.parametrize("more", [{}, {"layer_norm": True, "skip_connections": True}])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_float32_gradients_are_as_near_as_their_precision_allows(cell: str) -> None:
-    exact = build(64, 0.1, cell=cell, hidden_size=96, embedding_dim=32, num_layers=2, readout_dims=(48,))
+def test_float32_gradients_are_as_near_as_their_precision_allows(cell: str, more: dict[str, Any]) -> None:
+    exact = build(64, 0.1, cell=cell, hidden_size=96, embedding_dim=32, num_layers=2, readout_dims=(48,), **more)
     sparse = copy.deepcopy(exact).float()
     exact.load_state_dict(sparse.state_dict())  # the same numbers, rounded to float32
     sparse.execution = "sparse"
@@ -297,10 +308,19 @@ class Training:
 
 
 @pytest.mark.parametrize(
-    ("cell", "method", "granularity"), [("lstm", RigL, "gate"), ("gru", RigL, "cell"), ("gru", SET, "matrix")]
+    ("cell", "method", "granularity", "more"),
+    [
+        ("lstm", RigL, "gate", {}),
+        ("gru", RigL, "cell", {}),
+        ("gru", SET, "matrix", {}),
+        ("gru", RigL, "gate", {"layer_norm": True, "skip_connections": True, "embedding_dim": 24}),
+    ],
 )
-def test_twenty_updates_lead_to_the_same_topology(cell: str, method: type[DropGrow], granularity: str) -> None:
-    models = both(cell=cell, hidden_size=12, num_layers=2, tie_embeddings=True, embedding_dim=12)
+def test_twenty_updates_lead_to_the_same_topology(
+    cell: str, method: type[DropGrow], granularity: str, more: dict[str, Any]
+) -> None:
+    shape = {"hidden_size": 12, "num_layers": 2, "tie_embeddings": True, "embedding_dim": 12}
+    models = both(cell=cell, **shape | more)
     runs = [Training(model, method(interval=2, drop_fraction=0.4, stop=1.0), 41, granularity) for model in models]
     first = runs[0].topology()
     for step in range(1, 41):
@@ -313,7 +333,7 @@ def test_twenty_updates_lead_to_the_same_topology(cell: str, method: type[DropGr
         torch.testing.assert_close(runs[1].model.state_dict()[name], value, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_evaluation_and_single_steps_are_those_of_masked_execution(cell: str, shape: str) -> None:
     masked, sparse = both(cell=cell, num_layers=2, **SHAPES[shape])

@@ -221,6 +221,25 @@ def test_both_executions_lead_to_the_same_topology(
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["rigl", "scout", "prune", "low_rank", "small_dense"])
+def test_the_contract_holds_with_normalised_layers_and_skip_connections(tiny_run: Any, name: str) -> None:
+    model = {"num_layers": 2, "layer_norm": True, "skip_connections": True}
+    kind = {"total_steps": STEPS, "block_rows": 2, **model}
+    through, reloaded = tiny_run(make(name), **kind), tiny_run(make(name), **kind)
+    gains = [layer.norm.weight for layer in through.model.recurrent_layers]
+    first = [gain.detach().clone() for gain in gains]
+    for step in range(1, STEPS + 1):
+        reloaded = resumed(reloaded, tiny_run, name, **kind)
+        through.step(step)
+        reloaded.step(step)
+        assert through.snapshot() == reloaded.snapshot(), step
+        for budget in through.budgets:
+            assert budget.group.connections == expected_connections(through.method, budget, step), budget.group.name
+    for ours, theirs in zip(through.model.parameters(), reloaded.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not any(torch.equal(gain, was) for gain, was in zip(gains, first, strict=True))
+
+
 @every_method
 def test_what_a_method_remembers_has_the_shapes_that_it_says(tiny_run: Any, name: str) -> None:
     run = tiny_run(make(name), total_steps=STEPS)

@@ -38,13 +38,19 @@ def connections(config: ModelConfig, **budget: Any) -> int:
     return sum(b.connections for b in allocate(list(model.sparse_weights().values()), BudgetConfig(**budget)))
 
 
+def width_of_recurrent_layers(shape: dict[str, Any]) -> int:
+    return int(shape["hidden_size"] * (shape["num_layers"] if shape["skip_connections"] else 1))
+
+
 shapes = st.builds(
     lambda tie, dims, **shape: ModelConfig(
         tie_embeddings=tie,
         readout_dims=dims,
-        **shape | ({"embedding_dim": dims[-1] if dims else shape["hidden_size"]} if tie else {}),
+        **shape | ({"embedding_dim": dims[-1] if dims else width_of_recurrent_layers(shape)} if tie else {}),
     ),
     tie=st.booleans(),
+    layer_norm=st.booleans(),
+    skip_connections=st.booleans(),
     dims=st.sampled_from([(), (5,), (9, 4)]),
     cell=st.sampled_from(["lstm", "gru"]),
     embedding_dim=st.integers(1, 12),
@@ -64,8 +70,8 @@ def test_no_number_of_units_comes_closer(shape: ModelConfig, sparsity: float, di
 
     def of_size(hidden_size: int) -> ModelConfig:
         follows = shape.tie_embeddings and not shape.readout_dims
-        changes = {"embedding_dim": hidden_size} if follows else {}
-        return ModelConfig(**vars(shape) | {"hidden_size": hidden_size} | changes)
+        sizes = vars(shape) | {"hidden_size": hidden_size}
+        return ModelConfig(**sizes | ({"embedding_dim": width_of_recurrent_layers(sizes)} if follows else {}))
 
     try:
         wanted = connections(shape, **budget)

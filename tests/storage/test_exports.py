@@ -23,6 +23,7 @@ from rnnsparse.settings.run import EvaluationConfig
 from rnnsparse.sparsity.blocks import set_block_rows
 from rnnsparse.sparsity.selection import draw_positions
 from rnnsparse.storage.exports import FORMATS, export
+from tests.readme import code_blocks
 
 VOCABULARY = 20
 TOKENIZER = Tokenizer.char("\n abcdefghijklmnopé")
@@ -34,9 +35,17 @@ class PlainModel(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config["vocab_size"], config["embedding_dim"])
-        rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[config["cell"]]
-        self.rnn = rnn(config["embedding_dim"], config["hidden_size"], config["num_layers"])
-        widths = [config["hidden_size"], *config["readout_dims"]]
+        rnn = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}[config["cell"]]
+        embedding, hidden, layers = config["embedding_dim"], config["hidden_size"], config["num_layers"]
+        self.norm, self.skip = config.get("layer_norm", False), config.get("skip_connections", False)
+        if self.norm or self.skip:
+            inputs = [embedding] + [hidden + embedding * self.skip] * (layers - 1)
+            self.rnn = nn.ModuleList(rnn(width, hidden) for width in inputs)
+        else:
+            self.rnn = rnn(embedding, hidden, layers)
+        if self.norm:
+            self.norm = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(layers))
+        widths = [hidden * layers if self.skip else hidden, *config["readout_dims"]]
         self.readout = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.output = nn.Linear(widths[-1], config["vocab_size"])
         if config["tie_embeddings"]:
@@ -49,7 +58,13 @@ class PlainModel(nn.Module):
         self.activation = activations[config["readout_activation"]]
 
     def forward(self, tokens_TB: Tensor) -> Tensor:
-        x, _ = self.rnn(self.embedding(tokens_TB))
+        x = embedded = self.embedding(tokens_TB)
+        outputs: list[Tensor] = []
+        for i, rnn in enumerate(self.rnn if isinstance(self.rnn, nn.ModuleList) else [self.rnn]):
+            x, _ = rnn(torch.cat([x, embedded], 2) if self.skip and i > 0 else x)
+            x = self.norm[i](x) if self.norm else x
+            outputs.append(x)
+        x = torch.cat(outputs, 2) if self.skip else x
         for readout in self.readout:
             x = self.activation(readout(x))
         logits: Tensor = self.output(x)
@@ -102,6 +117,50 @@ def test_plain_pytorch_loads_the_export_strictly_and_gives_the_same_logits(
     plain = load_plain(tmp_path / "model.pt", dtype)
     tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
     torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize(
+    ("norm", "skip", "layers"), [(True, False, 1), (True, False, 2), (False, True, 3), (True, True, 3)]
+)
+def test_normalised_layers_and_skip_connections_are_layers_of_a_list(
+    tmp_path: Path, cell: str, norm: bool, skip: bool, layers: int
+) -> None:
+    model = sparse_model(
+        cell=cell, embedding_dim=8, hidden_size=12, num_layers=layers, layer_norm=norm, skip_connections=skip,
+        dropout=0.5 * (layers > 1), readout_dims=(8,), tie_embeddings=True,
+    ).eval()  # fmt: skip
+    for layer in model.recurrent_layers if norm else ():
+        nn.init.uniform_(layer.norm.weight)
+        nn.init.uniform_(layer.norm.bias)
+    export("torch", model, TOKENIZER, tmp_path / "model.pt")
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert {key: exported["config"].get(key, False) for key in ("layer_norm", "skip_connections")} == {
+        "layer_norm": norm,
+        "skip_connections": skip,
+    }
+    tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
+    plain = load_plain(tmp_path / "model.pt")
+    torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=1e-5)
+    export("safetensors", model, TOKENIZER, tmp_path / "model.safetensors")
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        found = {name for name in file.keys() if ".norm." in name}  # noqa: SIM118 (no mapping)
+        assert found == {f"rnn.{i}.norm.{part}" for i in range(layers) for part in ("weight", "bias") if norm}
+        assert all(torch.equal(file.get_tensor(name), model.get_parameter(name)) for name in found)
+
+
+@pytest.mark.parametrize(("norm", "skip", "layers"), [(True, False, 1), (False, True, 2), (True, True, 3)])
+def test_the_readme_says_how_to_build_them(tmp_path: Path, norm: bool, skip: bool, layers: int) -> None:
+    (example,) = (block for block in code_blocks("python", "checkpoints/README.md") if "class PlainChain" in block)
+    names: dict[str, Any] = {}
+    exec(compile(example, "checkpoints/README.md", "exec"), names)
+    model = sparse_model(num_layers=layers, layer_norm=norm, skip_connections=skip, embedding_dim=8, hidden_size=12)
+    export("torch", model, TOKENIZER, tmp_path / "model.pt")
+    exported = torch.load(tmp_path / "model.pt", weights_only=True)
+    plain = names["PlainChain"](exported["config"])
+    plain.load_state_dict(exported["state_dict"], strict=True)
+    tokens_TB = torch.randint(VOCABULARY, (30, 3), generator=generator_for(1, "tokens"))
+    torch.testing.assert_close(plain(tokens_TB), model(tokens_TB)[0], rtol=0, atol=1e-5)
 
 
 def test_the_export_holds_config_and_state_by_the_agreed_names(tmp_path: Path) -> None:

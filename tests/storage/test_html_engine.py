@@ -108,7 +108,7 @@ def assert_same_logits(engine: MiniRacer, model: CharLM, symbols: list[int]) -> 
 
 def test_every_setting_of_a_model_is_one_that_the_engine_knows() -> None:
     known = {"cell", "embedding_dim", "hidden_size", "num_layers", "readout_dims", "readout_activation",
-             "tie_embeddings", "dropout", "execution"}  # fmt: skip
+             "tie_embeddings", "dropout", "execution", "layer_norm", "skip_connections"}  # fmt: skip
     assert {field.name for field in dataclasses.fields(ModelConfig)} == known
 
 
@@ -130,10 +130,28 @@ def test_logits_are_the_products(
     assert_same_logits(engine, model, [*range(tokenizer.vocab_size), 3, 1, 3])
 
 
+@pytest.mark.parametrize(
+    ("norm", "skip", "layers"), [(True, False, 2), (False, True, 3), (True, True, 3), (True, True, 1)]
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_normalised_layers_and_skip_connections_are_the_products(
+    engine: MiniRacer, cell: str, norm: bool, skip: bool, layers: int
+) -> None:
+    tokenizer = Tokenizer.char(TEXT)
+    model = model_of(
+        tokenizer, scale=2.0, cell=cell, num_layers=layers, embedding_dim=8, layer_norm=norm, skip_connections=skip
+    )
+    for layer in model.recurrent_layers if norm else ():
+        torch.nn.init.uniform_(layer.norm.bias)
+    load(engine, model, tokenizer)
+    assert_same_logits(engine, model, [*range(tokenizer.vocab_size), 3, 1, 3])
+
+
+@pytest.mark.parametrize("more", [{}, {"layer_norm": True, "skip_connections": True}])
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
-def test_rounded_weights_are_those_that_were_measured(engine: MiniRacer, kind: Kind) -> None:
+def test_rounded_weights_are_those_that_were_measured(engine: MiniRacer, kind: Kind, more: dict[str, Any]) -> None:
     tokenizer = Tokenizer.byte()
-    model = model_of(tokenizer, cell="lstm", num_layers=2)
+    model = model_of(tokenizer, cell="lstm", num_layers=2, **more)
     load(engine, model, tokenizer, kind)
     symbols = list(TEXT.encode())
     assert_same_logits(engine, rounded(model, kind), symbols)

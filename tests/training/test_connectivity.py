@@ -11,6 +11,7 @@ SHAPES: list[ModelConfig] = [
     ModelConfig(cell="lstm", embedding_dim=3, hidden_size=4, num_layers=2),
     ModelConfig(cell="gru", embedding_dim=3, hidden_size=4, readout_dims=(5,)),
     ModelConfig(cell="gru", embedding_dim=4, hidden_size=4, tie_embeddings=True),
+    ModelConfig(cell="lstm", embedding_dim=3, hidden_size=4, num_layers=2, skip_connections=True),
 ]
 
 
@@ -44,6 +45,10 @@ def test_counts_are_those_of_the_masks(config: ModelConfig) -> None:
         below, own = masks[f"rnn.{i}.input"], masks[f"rnn.{i}.recurrent"]
         inputs = [int(below[unit::4].sum() + own[unit::4].sum()) for unit in range(4)]
         outputs = [int(own[:, unit].sum() + masks[reader][:, unit].sum()) for unit in range(4)]
+        if config.skip_connections:
+            second = masks["output"][:, 4 * i :]
+            first = masks["rnn.1.input"] if i == 0 else torch.zeros(1, 4)
+            outputs = [int(own[:, u].sum() + first[:, u].sum() + second[:, u].sum()) for u in range(4)]
         assert counts["units"][f"rnn.{i}"] == {"in": inputs, "out": outputs}
 
 

@@ -54,6 +54,16 @@ def test_blocks_are_listed_from_input_to_output_with_their_shapes() -> None:
         assert block["density"] == block["connections"] / (block["rows"] * block["cols"])
 
 
+def test_what_normalised_layers_and_skip_connections_bring_is_counted() -> None:
+    model = ["model.num_layers=2", "model.layer_norm=true", "model.skip_connections=true"]
+    report = report_of(*model)
+    positions = 10 * 4 + 18 * 4 + 18 * (6 + 4) + 2 * 18 * 6 + 10 * 2 * 6
+    assert report["positions"] == positions
+    assert report["connections"] == positions // 2
+    assert report["parameters"] == positions // 2 + 2 * 2 * 18 + 10 + 2 * 2 * 6
+    assert report["dense_flops_per_character"] == 2 * (positions - 10 * 4)
+
+
 def test_totals_are_the_sums_of_the_blocks_and_meet_the_sparsity_exactly() -> None:
     report = report_of()
     assert report["positions"] == 10 * 4 + 3 * 6 * 4 + 3 * 6 * 6 + 10 * 6 == 280

@@ -502,6 +502,16 @@ def test_the_size_of_a_given_vocabulary_takes_no_text_to_know(elsewhere: Path, o
         ({"weights": "static"}, ["model.hidden_size=7"], r"start\.weights: .*input is 18 x 4, this run's is 21 x 4"),
         ({"weights": "static"}, ["model.cell=lstm"], r"its rnn\.0\.input is 18 x 4, this run's is 24 x 4"),
         ({"weights": "static"}, ["model.num_layers=3"], r"its rnn\.2\.input is missing, this run's is 18 x 6"),
+        (
+            {"weights": "static"},
+            ["model.skip_connections=true"],
+            r"its rnn\.1\.input is 18 x 6, this run's is 18 x 10; name a run with the same model",
+        ),
+        (
+            {"weights": "static"},
+            ["model.layer_norm=true"],
+            r"start\.weights: .*static: was trained with model\.layer_norm=false, this run has true; use the same",
+        ),
         ({"weights": "static"}, ["model.num_layers=1"], r"its rnn\.1\.input is 18 x 6, this run's is missing"),
         (
             {"topology": "static"},

@@ -211,17 +211,21 @@ STOPPED += [("rigl", "lstm", "adamw", "matrix", "auto"), ("rigl", "gru", "adam",
 STOPPED = [(*kind, 1) for kind in STOPPED]
 STOPPED += [("rigl", "gru", "adam", "gate", "masked", 2), ("scout", "lstm", "adamw", "cell", "sparse", 2)]
 STOPPED += [("snfs", "gru", "sgd", "matrix", "masked", 2), ("granet", "gru", "adam", "gate", "sparse", 2)]
+STOPPED = [(*kind, False) for kind in STOPPED]
+STOPPED += [("rigl", "lstm", "adamw", "gate", "masked", 1, True), ("scout", "gru", "adam", "gate", "sparse", 2, True)]
 
 TWO_UPDATES = "training.steps=5"  # and an evaluation between
 
 
-@pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution", "block_rows"), STOPPED)
+@pytest.mark.parametrize(("method", "cell", "optimizer", "granularity", "execution", "block_rows", "more"), STOPPED)
 def test_a_run_stopped_after_every_step_ends_as_an_undisturbed_one(
-    tmp_path: Path, method: str, cell: str, optimizer: str, granularity: str, execution: str, block_rows: int
-) -> None:
+    tmp_path: Path, method: str, cell: str, optimizer: str, granularity: str, execution: str, block_rows: int,
+    more: bool,
+) -> None:  # fmt: skip
     settings = [f"sparsity.method={method}", f"model.cell={cell}", f"training.optimizer={optimizer}"]
     settings += [f"sparsity.granularity={granularity}", f"model.execution={execution}"]
     settings += [f"sparsity.block_rows={block_rows}", TWO_UPDATES]
+    settings += [f"model.layer_norm={more}", f"model.skip_connections={more}"]
     trained(config_in(tmp_path, "undisturbed", *settings))
     train_in_pieces(config_in(tmp_path, "stopped", *settings))
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))

@@ -23,8 +23,9 @@ class SmallDense(Dense):
         def shape(hidden_size: int) -> ModelConfig:
             # Where the state itself meets a tied output, the embedding has to follow.
             follows = config.tie_embeddings and not config.readout_dims
-            width = hidden_size if follows else config.embedding_dim
-            return replace(config, hidden_size=hidden_size, embedding_dim=width)
+            untied = replace(config, hidden_size=hidden_size, tie_embeddings=False)
+            width = untied.output_features if follows else config.embedding_dim
+            return replace(untied, embedding_dim=width, tie_embeddings=config.tie_embeddings)
 
         def size(hidden_size: int) -> int:
             return sum(w.positions for w in CharLM(shape(hidden_size), vocab_size).sparse_weights().values())

@@ -140,6 +140,24 @@ const CELLS = {
   } },
 };
 
+/** Layer normalisation, with the epsilon of the product. */
+function normalised(h, [gain, bias]) {
+  const mean = h.reduce((sum, value) => sum + value, 0) / h.length;
+  const variance = h.reduce((sum, value) => sum + (value - mean) ** 2, 0) / h.length;
+  const scale = 1 / Math.sqrt(variance + 1e-5);
+  return h.map((value, i) => (value - mean) * scale * gain[i] + bias[i]);
+}
+
+function joined(parts) {
+  const whole = new Float64Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return whole;
+}
+
 const ACTIVATIONS = { identity: x => x, relu: x => x > 0 ? x : 0, tanh: Math.tanh };
 const CACHED = 1 << 23; // numbers that are kept of products with symbols
 
@@ -156,8 +174,11 @@ class Model {
     this.embedding = matrices.shift();
     this.layers = Array.from({ length: header.layers }, () => {
       const [input, recurrent] = matrices.splice(0, 2), [biasIn, biasState] = biases.splice(0, 2);
-      return { input, recurrent, biasIn, biasState, a: new Float64Array(input.rows), m: new Float64Array(input.rows) };
+      const norm = header.norm ? biases.splice(0, 2) : null;
+      const a = new Float64Array(input.rows), m = new Float64Array(input.rows);
+      return { input, recurrent, biasIn, biasState, norm, a, m };
     });
+    this.skip = header.skip;
     if (header.tied) matrices.push(this.embedding);
     this.linears = matrices.map((weight, i) => ({ weight, bias: biases[i], y: new Float64Array(weight.rows) }));
     this.hidden = this.layers[0].recurrent.cols;
@@ -185,8 +206,10 @@ class Model {
   /** Let a state read a symbol. */
   step(state, symbol) {
     let x;
-    for (const [i, { input, recurrent, biasIn, biasState, a, m }] of this.layers.entries()) {
+    const embedded = this.skip ? this.embedding.row(symbol) : null, all = [];
+    for (const [i, { input, recurrent, biasIn, biasState, norm, a, m }] of this.layers.entries()) {
       const states = state.layers[i];
+      if (i && this.skip) x = joined([x, embedded]);
       if (i) {
         a.set(biasIn);
         input.addProduct(x, a);
@@ -194,8 +217,10 @@ class Model {
       m.set(biasState);
       recurrent.addProduct(states[0], m);
       this.cell.next(i ? a : this.fromSymbol(symbol), m, states, this.hidden);
-      x = states[0];
+      x = norm ? normalised(states[0], norm) : states[0];
+      if (this.skip) all.push(x);
     }
+    if (this.skip) x = joined(all);
     for (const [i, { weight, bias, y }] of this.linears.entries()) {
       const last = i === this.linears.length - 1, out = last ? state.logits : y;
       out.set(bias);

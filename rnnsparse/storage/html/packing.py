@@ -6,9 +6,9 @@ Of each weight, from input to output:
     scales [R], float32: of int8 only, what a row's values are multiples of
     values [N]: fp32, fp16 or int8, by row, as they are stored
 
-then all biases: fp16, or fp32 if the values are. Numbers are little-endian; each count is bytes that add up, of which
-the last is not 255. A weight whose connections are blocks of b rows that share a column has counts of blocks, one for
-every b rows, and values by block. A weight in a basis is packed as the matrix that it stands for.
+then all biases and gains: fp16, or fp32 if the values are. Numbers are little-endian; each count is bytes that add up,
+of which the last is not 255. A weight whose connections are blocks of b rows that share a column has counts of blocks,
+one for every b rows, and values by block. A weight in a basis is packed as the matrix that it stands for.
 
 Shape suffixes: R rows, B bands of b rows, N connections (b = 1) or blocks of a weight.
 """
@@ -70,6 +70,8 @@ def pack(model: CharLM, kind: Kind) -> tuple[dict[str, Any], bytes]:
         "layers": config.num_layers,
         "activation": config.readout_activation,
         "tied": config.tie_embeddings,
+        "norm": config.layer_norm,
+        "skip": model.rnn.skips,
         "weights": kind,
         "matrices": matrices,
         "biases": [len(bias) for bias in biases],
@@ -104,9 +106,12 @@ def _canonical(model: CharLM) -> CharLM:
 
 
 def _biases(model: CharLM) -> dict[str, torch.Tensor]:
-    """Return every bias by name, in the order in which the engine reads them; a layer's own two come together."""
-    found = {f"rnn.{i}.bias_{side}": b for i, layer in enumerate(model.recurrent_layers)
-             for side, b in zip(("ih", "hh"), layer.biases(), strict=True)}  # fmt: skip
+    """Return every bias by name, in the order in which the engine reads them; those of a layer come together."""
+    found: dict[str, torch.Tensor] = {}
+    for i, layer in enumerate(model.recurrent_layers):
+        found |= {f"rnn.{i}.bias_{side}": b for side, b in zip(("ih", "hh"), layer.biases(), strict=True)}
+        if layer.norm is not None:
+            found |= {f"rnn.{i}.norm.{name}": parameter for name, parameter in layer.norm.named_parameters()}
     return found | {f"{weight.name}.bias": bias for weight, bias in model.linears()}
 
 

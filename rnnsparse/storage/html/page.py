@@ -77,7 +77,8 @@ def _facts(model: CharLM, tokenizer: Tokenizer, kind: Kind, size: int) -> Iterab
     config, weights = model.config, model.sparse_weights().values()
     layers = "layer" if config.num_layers == 1 else "layers"
     shape = f"{config.cell.upper()}, {config.num_layers} {layers} of {config.hidden_size:,} units"
-    yield "Network", f"{shape}, {config.embedding_dim:,} numbers for each symbol"
+    also = (", normalised" if config.layer_norm else "") + (", skip connections" if model.rnn.skips else "")
+    yield "Network", f"{shape}{also}, {config.embedding_dim:,} numbers for each symbol"
     if config.readout_dims:
         yield "Readout", f"layers of {', '.join(f'{n:,}' for n in config.readout_dims)}; {config.readout_activation}"
     unit = "bytes" if tokenizer.kind == "byte" else "characters"

@@ -20,16 +20,20 @@ def connection_counts(model: CharLM) -> dict[str, Any]:
     weights = model.sparse_weights()
     blocks = {b.name: w.connections_in(b) for w in weights.values() for b in w.gates}
     embedding = row_counts(model.embedding)
-    order = list(weights)
+    # A tied embedding is what reads the last layer.
+    reader, _ = model.linears()[0]
+    read_by_it = column_counts(reader).split(model.config.hidden_size)
+    last = len(model.recurrent_layers) - 1
     units = {}
-    for i in range(len(model.recurrent_layers)):
+    for i in range(last + 1):
         below, own = weights[f"rnn.{i}.input"], weights[f"rnn.{i}.recurrent"]
         gates_and_units = (len(own.gates), own.cols)
         entering = (row_counts(below) + row_counts(own)).view(gates_and_units).sum(0)
-        following = order[order.index(own.name) + 1 :]
-        # A tied embedding is what reads the last layer.
-        reader = weights[following[0]] if following else model.embedding
-        leaving = column_counts(own) + column_counts(reader)
+        leaving = column_counts(own)
+        if i < last:
+            leaving += column_counts(weights[f"rnn.{i + 1}.input"])[: own.cols]
+        if i == last or model.rnn.skips:
+            leaving += read_by_it[i - last - 1]
         units[f"rnn.{i}"] = {"in": entering.tolist(), "out": leaving.tolist()}
     return {"blocks": blocks, "embedding": embedding.tolist(), "units": units}
 
