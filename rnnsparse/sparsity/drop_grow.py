@@ -23,7 +23,7 @@ from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.marks import Changeable, Steps
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.group import Group
+from rnnsparse.sparsity.group import Group, magnitudes
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
 from rnnsparse.sparsity.schedule import annealed, share_of
@@ -43,6 +43,10 @@ class DropGrow(Method):
         "cosine"
     )
     stop: Annotated[float, Ge(0), Le(1), Changeable, Doc("share of training after which the topology is fixed")] = 0.75
+    drop_score: Annotated[
+        Literal["magnitude", "saliency"],
+        Doc("what the smallest go by: magnitude: |w|; saliency: |w| times the root of Adam's second moment"),
+    ] = "magnitude"
     skip_optimizer_step: Annotated[
         bool, Doc("an update replaces its batch's optimizer step, instead of following it")
     ] = False
@@ -69,6 +73,10 @@ class DropGrow(Method):
     @property
     def needs_momenta(self) -> bool:
         return self.redistribute == "momentum"
+
+    @property
+    def needs_second_moments(self) -> bool:
+        return self.drop_score == "saliency"
 
     @property
     def replaces_optimizer_step(self) -> bool:
@@ -118,8 +126,14 @@ class DropGrow(Method):
         """Return the running average of the gradient of each value."""
         return context.momentum(group)
 
+    def keep_score(self, group: Group, context: StepContext) -> Tensor:
+        """Return how much each connection deserves to stay [n], >= 0; that of a block is the norm of its entries'."""
+        if self.drop_score == "magnitude":
+            return group.magnitudes()
+        return magnitudes(group.values() * context.second_moment(group).sqrt())
+
     def _update_group(self, group: Group, keep: int, grow: int, context: StepContext) -> Tensor:
-        kept = keep_largest(group.indices(), group.magnitudes(), keep)
+        kept = keep_largest(group.indices(), self.keep_score(group, context), keep)
         chosen = cat([kept, self.grow(group, kept, grow, context)]).sort().values
         if chosen.numel() != keep + grow:
             raise ValueError(f"{group.name}: an update of method {self.name} lost count of the connections")

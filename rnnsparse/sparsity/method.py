@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.randomness import generator_for
+from rnnsparse.randomness import draw_positions, generator_for
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import Budget
@@ -39,18 +39,33 @@ class StepContext:
 
     def momentum(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each value's gradient; zeros before its first step."""
-        if self.optimizer is None:
-            raise ValueError("there is no optimizer, which keeps the momenta")
-        settings = self.optimizer.defaults
-        if not ("betas" in settings or settings.get("momentum")):
+        if self.optimizer is None or not keeps_momenta(self.optimizer):
             raise ValueError("the optimizer keeps no momenta")
+        return self._state(group, "exp_avg", "momentum_buffer")
+
+    def second_moment(self, group: Group) -> Tensor:
+        """Return the optimizer's running average of each value's squared gradient; zeros before its first step."""
+        if self.optimizer is None or not keeps_second_moments(self.optimizer):
+            raise ValueError("the optimizer keeps no second moments")
+        return self._state(group, "exp_avg_sq")
+
+    def _state(self, group: Group, *names: str) -> Tensor:
+        """Return what the optimizer has under the first of these names that it knows, of each value of a group."""
         pieces = []
         for part in group.parts:
             values = part.weight.values
-            state = self.optimizer.state.get(values, {})
-            average = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(values)))
-            pieces.append(part.of(average))
+            state = self.optimizer.state.get(values, {}) if self.optimizer else {}
+            found = next((state[name] for name in names if name in state), torch.zeros_like(values))
+            pieces.append(part.of(found))
         return torch.cat(pieces)
+
+
+def keeps_momenta(optimizer: torch.optim.Optimizer) -> bool:
+    return "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+
+
+def keeps_second_moments(optimizer: torch.optim.Optimizer) -> bool:
+    return "betas" in optimizer.defaults
 
 
 @dataclass(kw_only=True)
@@ -88,6 +103,11 @@ class Method(ABC):
         """Whether the optimizer has to keep running averages of gradients."""
         return False
 
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether the optimizer has to keep running averages of squared gradients."""
+        return False
+
     def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
         """Return the model that is trained in the place of the configured one."""
         return config
@@ -100,6 +120,10 @@ class Method(ABC):
     def initial_connections(self, budget: Budget) -> int:
         """Return how many random connections a group starts with."""
         return budget.connections
+
+    def draw_connections(self, group: Group, count: int, generator: torch.Generator) -> Tensor:
+        """Return `count` sorted positions of a group for a run to begin with: an exactly uniform random subset."""
+        return draw_positions(count, group.positions, generator)
 
     def pool_size(self, budget: Budget) -> int:
         """Return at how many positions of a group, its pool, gradients are summed over steps."""

@@ -22,9 +22,15 @@ Window = Annotated[Annotated[int, Gt(0)] | None, Steps, UpTo("sparsity.interval"
 @register("scout")
 @dataclass(kw_only=True)
 class Scout(DropGrow):
-    """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest."""
+    """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest.
 
-    paper = "this project"
+    Its parts are published: random candidates that are scored by gradients (Heddes et al. 2024, method `gse`), and
+    signed sums of gradients over several steps (Ansell et al. 2024; `grad_accumulation_n` of rigl-torch). New is what
+    they make together: a random pool, summed over the whole interval, from scratch, and never a dense gradient. With
+    `pool: 1` and `window: 1` it is nearly `gse`; with `pool: null` and `window: n`, nearly rigl-torch.
+    """
+
+    paper = "combines Heddes et al. 2024, Ansell et al. 2024 and rigl-torch"
     window: Annotated[Window, Doc("steps whose gradients are summed, up to the update; null: interval")] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None, Doc("absent positions in the pool per connection; null: all, at dense cost")
