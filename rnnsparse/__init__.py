@@ -29,6 +29,7 @@ _HOMES = {
     "rnnsparse.sparsity.methods.set": ["SET"],
     "rnnsparse.sparsity.methods.snfs": ["SNFS"],
     "rnnsparse.sparsity.methods.snip": ["SNIP"],
+    "rnnsparse.sparsity.methods.srigl": ["SRigL"],
     "rnnsparse.sparsity.methods.static": ["Static"],
     "rnnsparse.trained": ["TrainedModel", "load"],
 }

@@ -19,6 +19,7 @@ from rnnsparse.sparsity.methods.scout import Scout as Scout
 from rnnsparse.sparsity.methods.set import SET as SET
 from rnnsparse.sparsity.methods.snfs import SNFS as SNFS
 from rnnsparse.sparsity.methods.snip import SNIP as SNIP
+from rnnsparse.sparsity.methods.srigl import SRigL as SRigL
 from rnnsparse.sparsity.methods.static import Static as Static
 from rnnsparse.sparsity.sparsifier import Sparsifier as Sparsifier
 from rnnsparse.sparsity.sparsify import sparsify as sparsify
@@ -44,6 +45,7 @@ __all__ = [
     "ModelConfig",
     "Prune",
     "RigL",
+    "SRigL",
     "Scout",
     "SparseWeight",
     "Sparsifier",

@@ -170,13 +170,15 @@ class DropGrowByGradient(DropGrow):
         return weight.dense_gradient
 
     def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
-        """Return the positions of the best scores above zero; that of a block is the norm of those of its entries."""
+        """Return the positions of the best scores above zero."""
+        return best_absent(
+            group.strips(self.growth_gradient), lambda gradient_RC: self.scores(group, gradient_RC), kept, count
+        )
 
-        def score(gradient_RC: Tensor) -> Tensor:
-            scores_RC = self.grow_score(gradient_RC)
-            if group.block_rows == 1:
-                return scores_RC
-            blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
-            return blocks
-
-        return best_absent(group.strips(self.growth_gradient), score, kept, count)
+    def scores(self, group: Group, gradient_RC: Tensor) -> Tensor:
+        """Return the scores of connections in some rows; that of a block is the norm of those of its entries."""
+        scores_RC = self.grow_score(gradient_RC)
+        if group.block_rows == 1:
+            return scores_RC
+        blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
+        return blocks
