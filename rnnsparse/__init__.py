@@ -23,6 +23,7 @@ _HOMES = {
     "rnnsparse.sparsity.methods.granet": ["GraNet"],
     "rnnsparse.sparsity.methods.kd_ticket": ["KDTicket"],
     "rnnsparse.sparsity.methods.lottery": ["Lottery"],
+    "rnnsparse.sparsity.methods.mest": ["MEST"],
     "rnnsparse.sparsity.methods.prune": ["Prune"],
     "rnnsparse.sparsity.methods.rigl": ["RigL"],
     "rnnsparse.sparsity.methods.scout": ["Scout"],

@@ -13,6 +13,7 @@ from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket as KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery as Lottery
+from rnnsparse.sparsity.methods.mest import MEST as MEST
 from rnnsparse.sparsity.methods.prune import Prune as Prune
 from rnnsparse.sparsity.methods.rigl import RigL as RigL
 from rnnsparse.sparsity.methods.scout import Scout as Scout
@@ -30,6 +31,7 @@ __version__: str
 __all__ = [
     "GRU",
     "LSTM",
+    "MEST",
     "RNN",
     "SET",
     "SNFS",

@@ -26,7 +26,7 @@ from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.group import Group, magnitudes
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
-from rnnsparse.sparsity.schedule import annealed, share_of
+from rnnsparse.sparsity.schedule import Schedule, annealed, share_of
 from rnnsparse.sparsity.selection import best_absent, draw_absent, keep_largest
 
 
@@ -39,9 +39,7 @@ class DropGrow(Method):
     drop_fraction: Annotated[
         float, Ge(0), Le(1), Changeable, Doc("share of connections replaced by an update at the start")
     ] = 0.3
-    schedule: Annotated[Literal["cosine", "linear", "constant"], Changeable, Doc("how drop_fraction goes to zero")] = (
-        "cosine"
-    )
+    schedule: Annotated[Schedule, Changeable, Doc("how drop_fraction goes to zero")] = "cosine"
     stop: Annotated[float, Ge(0), Le(1), Changeable, Doc("share of training after which the topology is fixed")] = 0.75
     drop_score: Annotated[
         Literal["magnitude", "saliency"],
