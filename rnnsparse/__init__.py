@@ -19,6 +19,7 @@ _HOMES = {
     "rnnsparse.sparsity.sparsifier": ["Sparsifier"],
     "rnnsparse.sparsity.sparsify": ["sparsify"],
     "rnnsparse.sparsity.method": ["Method"],
+    "rnnsparse.sparsity.methods.cht": ["CHT"],
     "rnnsparse.sparsity.methods.dense": ["Dense"],
     "rnnsparse.sparsity.methods.granet": ["GraNet"],
     "rnnsparse.sparsity.methods.kd_ticket": ["KDTicket"],

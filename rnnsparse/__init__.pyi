@@ -9,6 +9,7 @@ from rnnsparse.nn.recurrent import Recurrent as RNN
 from rnnsparse.nn.weight import SparseWeight as SparseWeight
 from rnnsparse.settings.model import ModelConfig as ModelConfig
 from rnnsparse.sparsity.method import Method as Method
+from rnnsparse.sparsity.methods.cht import CHT as CHT
 from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket as KDTicket
@@ -29,6 +30,7 @@ from rnnsparse.trained import load as load
 
 __version__: str
 __all__ = [
+    "CHT",
     "GRU",
     "LSTM",
     "MEST",

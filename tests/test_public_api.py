@@ -14,7 +14,7 @@ import rnnsparse as rs
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {
-    "CharLM", "Dense", "Embedding", "GRU", "GraNet", "KDTicket", "LSTM", "Linear", "Lottery", "MEST", "Method",
+    "CHT", "CharLM", "Dense", "Embedding", "GRU", "GraNet", "KDTicket", "LSTM", "Linear", "Lottery", "MEST", "Method",
     "ModelConfig", "Prune", "RNN", "RigL", "SET", "SNFS", "SNIP", "SRigL", "Scout", "SparseWeight", "Sparsifier",
     "Static", "TrainedModel",
 }  # fmt: skip

@@ -139,14 +139,14 @@ class DropGrow(Method):
 
     def grow(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return `count` distinct positions outside the sorted `kept`."""
-        grown = self.best(group, kept, count)
+        grown = self.best(group, kept, count, context)
         if grown.numel():
             kept = cat([kept, grown]).sort().values
         # What the best leave open is drawn.
         rest = draw_absent(count - grown.numel(), kept, group.positions, context.generator(group))
         return cat([grown, rest])
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return the sorted positions, outside the sorted `kept`, that are to grow first: `count`, or fewer."""
         return kept.new_empty(0)
 
@@ -167,7 +167,7 @@ class DropGrowByGradient(DropGrow):
             )
         return weight.dense_gradient
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return the positions of the best scores above zero."""
         return best_absent(
             group.strips(self.growth_gradient), lambda gradient_RC: self.scores(group, gradient_RC), kept, count

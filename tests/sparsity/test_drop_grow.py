@@ -59,7 +59,7 @@ def updated(method: DropGrow, weight: SparseWeight, context: StepContext = CONTE
 class GrowFirst(DropGrow):
     """Grows the first free positions: makes visible what was dropped."""
 
-    def best(self, group: Group, kept: torch.Tensor, count: int) -> torch.Tensor:
+    def best(self, group: Group, kept: torch.Tensor, count: int, context: StepContext) -> torch.Tensor:
         return torch.ones(group.positions).index_fill(0, kept, 0).nonzero().squeeze(1)[:count]
 
 

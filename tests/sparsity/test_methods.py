@@ -17,6 +17,7 @@ from rnnsparse.sparsity import methods  # registers them all
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import METHODS, Method, StepContext, method_class
+from rnnsparse.sparsity.methods.cht import CHT
 from rnnsparse.sparsity.methods.granet import GraNet
 from rnnsparse.sparsity.methods.low_rank import LowRank
 from rnnsparse.sparsity.methods.mest import MEST
@@ -36,6 +37,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "scout": OFTEN,
     "srigl": OFTEN,
     "mest": OFTEN,
+    "cht": OFTEN,
     "granet": OFTEN,
     "prune": {"interval": 2, "start": 0.2, "stop": 0.8},
     "snip": {},
@@ -47,7 +49,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
 }
 STEPS = 12
 # These drop by something else than weights alone; what each goes by is tested in its own file.
-BY_OTHER_RULES = (SNIP, LowRank, SRigL, MEST)
+BY_OTHER_RULES = (SNIP, LowRank, SRigL, MEST, CHT)
 
 OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),

@@ -220,7 +220,7 @@ def sgd(parameters: Any) -> Optimizer:
 
 
 every_kind = pytest.mark.parametrize("redistribute", ["gradient", "momentum", "weight"])
-every_method = pytest.mark.parametrize("name", ["set", "rigl", "snfs", "scout", "srigl", "mest", "granet"])
+every_method = pytest.mark.parametrize("name", ["set", "rigl", "snfs", "scout", "srigl", "mest", "cht", "granet"])
 
 
 @every_method

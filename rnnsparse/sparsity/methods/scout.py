@@ -69,6 +69,6 @@ class Scout(DropGrow):
     def pool_share(self) -> float:
         return self._window / self.interval
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         positions, total = group.pooled()
         return best_among(positions, magnitudes(total), kept, count)

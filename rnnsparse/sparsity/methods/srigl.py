@@ -48,7 +48,7 @@ class SRigL(RigL):
         present, scores = group.indices(), self.keep_score(group, context)
         edges_K = row_edges(group).to(present.device)
         largest = keep_largest(present, scores, keep)
-        matter = cat([largest, self.best(group, present[:0], grow)]).unique()
+        matter = cat([largest, self.best(group, present[:0], grow, context)]).unique()
         fan_in_K = self._fan_in(group, keep + grow, count_in_rows(matter, edges_K), edges_K.diff())
         kept = largest_of_rows(largest, scores[torch.isin(present, largest)], fan_in_K, edges_K)
         lacks_K = fan_in_K - count_in_rows(kept, edges_K)
