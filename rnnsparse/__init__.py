@@ -22,6 +22,7 @@ _HOMES = {
     "rnnsparse.sparsity.methods.cht": ["CHT"],
     "rnnsparse.sparsity.methods.dense": ["Dense"],
     "rnnsparse.sparsity.methods.granet": ["GraNet"],
+    "rnnsparse.sparsity.methods.gse": ["GSE"],
     "rnnsparse.sparsity.methods.kd_ticket": ["KDTicket"],
     "rnnsparse.sparsity.methods.lottery": ["Lottery"],
     "rnnsparse.sparsity.methods.mest": ["MEST"],

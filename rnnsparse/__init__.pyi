@@ -12,6 +12,7 @@ from rnnsparse.sparsity.method import Method as Method
 from rnnsparse.sparsity.methods.cht import CHT as CHT
 from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet
+from rnnsparse.sparsity.methods.gse import GSE as GSE
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket as KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery as Lottery
 from rnnsparse.sparsity.methods.mest import MEST as MEST
@@ -32,6 +33,7 @@ __version__: str
 __all__ = [
     "CHT",
     "GRU",
+    "GSE",
     "LSTM",
     "MEST",
     "RNN",

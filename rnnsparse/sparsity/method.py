@@ -166,6 +166,15 @@ class Method(ABC):
         """
         return None
 
+    @property
+    def watches_factors(self) -> bool:
+        """Whether some steps need what only a layer's own passes see: the two factors of its weights' gradients."""
+        return False
+
+    def needs_marginals(self, context: StepContext) -> bool:
+        """Return whether pools are drawn right after this step, by the marginals of its gradients."""
+        return False
+
     def observe(self, weights: Sequence[SparseWeight]) -> None:  # noqa: B027  (most methods do not look)
         """See the dense gradients of a step that had them, before anything else happens at that step."""
 

@@ -50,9 +50,11 @@ def pack_key(config: RunConfig, vocab_size: int) -> Hashable | None:
     """Return what runs have in common that fit into one pack, or None for a run that has to be alone.
 
     Method, sparsity, seed, steps, text, and all of the optimizer may differ. Alone are recipes, half precision,
-    runs in sparse execution, and cells that have no packed recurrence.
+    runs in sparse execution, cells that have no packed recurrence, and methods that need a layer's own passes.
     """
     training = config.training
+    if config.method.watches_factors:
+        return None
     if config.method.recipe or training.precision in COMPUTE_TYPES or CELLS[config.model.cell].packed is None:
         return None
     # A machine without CUDA can tell what one with CUDA would pack.

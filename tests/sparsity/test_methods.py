@@ -35,6 +35,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
     "rigl": OFTEN,
     "snfs": OFTEN,
     "scout": OFTEN,
+    "gse": OFTEN | {"candidates": "grabo"},
     "srigl": OFTEN,
     "mest": OFTEN,
     "cht": OFTEN,
@@ -188,7 +189,7 @@ def watch_growth_scores(run: Any) -> dict[str, dict[int, float]]:
     return scores
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACT if name in ("rigl", "snfs", "scout", "granet")])
+@pytest.mark.parametrize("name", [name for name in CONTRACT if name in ("rigl", "snfs", "scout", "gse", "granet")])
 @every_kind
 def test_updates_grow_only_the_best_of_what_they_choose_from(
     tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int

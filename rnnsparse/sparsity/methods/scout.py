@@ -44,12 +44,16 @@ class Scout(DropGrow):
     def _window(self) -> int:
         return min(self.window or self.interval, self.interval)
 
+    def _window_to_come(self, step: int) -> range:
+        """Return the steps whose gradients are summed for the next update, at this step or later."""
+        update = -(-step // self.interval) * self.interval
+        return range(update - self._window + 1, update + 1)
+
     def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
-        update = -(-context.step // self.interval) * self.interval  # the next one
-        window = range(update - self._window + 1, update + 1)
+        window = self._window_to_come(context.step)
         # A run that was rewound into a window has pools for the rest of it.
         goes_on = context.step > window[0] and all(part.weight.pool for group in groups for part in group.parts)
-        if goes_on or context.step not in window or not self.is_before_stop(context.at(update)):
+        if goes_on or context.step not in window or not self.is_before_stop(context.at(window[-1])):
             return None
         return [self._draw_pool(group, context.generator(group, "pool")) for group in groups]
 
