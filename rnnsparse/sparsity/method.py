@@ -39,22 +39,24 @@ class StepContext:
 
     def momentum(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each value's gradient; zeros before its first step."""
-        if self.optimizer is None or not keeps_momenta(self.optimizer):
-            raise ValueError("the optimizer keeps no momenta")
-        return self._state(group, "exp_avg", "momentum_buffer")
+        return self._average(group, "momenta", keeps_momenta, "exp_avg", "momentum_buffer")
 
     def second_moment(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each value's squared gradient; zeros before its first step."""
-        if self.optimizer is None or not keeps_second_moments(self.optimizer):
-            raise ValueError("the optimizer keeps no second moments")
-        return self._state(group, "exp_avg_sq")
+        return self._average(group, "second moments", keeps_second_moments, "exp_avg_sq")
 
-    def _state(self, group: Group, *names: str) -> Tensor:
-        """Return what the optimizer has under the first of these names that it knows, of each value of a group."""
+    def _average(
+        self, group: Group, what: str, are_kept: Callable[[torch.optim.Optimizer], bool], *names: str
+    ) -> Tensor:
+        """Return what the optimizer keeps for each value of a group, under the first of these names that it knows."""
+        if self.optimizer is None:
+            raise ValueError(f"there is no optimizer, which keeps the {what}")
+        if not are_kept(self.optimizer):
+            raise ValueError(f"the optimizer keeps no {what}")
         pieces = []
         for part in group.parts:
             values = part.weight.values
-            state = self.optimizer.state.get(values, {}) if self.optimizer else {}
+            state = self.optimizer.state.get(values, {})
             found = next((state[name] for name in names if name in state), torch.zeros_like(values))
             pieces.append(part.of(found))
         return torch.cat(pieces)
