@@ -175,7 +175,8 @@ def _gate_names(group: Group) -> list[str]:
     return [gate.name for p in group.parts for gate in p.weight.gates if p.start_row <= gate.start_row < p.stop_row]
 
 
-def _uniformly(group: Group, count: int, generator: torch.Generator) -> Tensor:
+def draw_uniformly(group: Group, count: int, generator: torch.Generator) -> Tensor:
+    """Return an exactly uniform random subset of `count` sorted positions of a group."""
     return draw_positions(count, group.positions, generator)
 
 
@@ -183,7 +184,7 @@ def connect_randomly(
     budgets: Sequence[Budget],
     seed: int,
     initial: Callable[[Budget], int] = lambda budget: budget.connections,
-    draw: Callable[[Group, int, torch.Generator], Tensor] = _uniformly,
+    draw: Callable[[Group, int, torch.Generator], Tensor] = draw_uniformly,
 ) -> None:
     """Give every weight its first topology: a random subset per group, of as many as `initial` says.
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.randomness import draw_positions, generator_for
+from rnnsparse.randomness import generator_for
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, draw_uniformly
 from rnnsparse.sparsity.group import Group
 
 
@@ -124,8 +124,8 @@ class Method(ABC):
         return budget.connections
 
     def draw_connections(self, group: Group, count: int, generator: torch.Generator) -> Tensor:
-        """Return `count` sorted positions of a group for a run to begin with: an exactly uniform random subset."""
-        return draw_positions(count, group.positions, generator)
+        """Return `count` sorted positions of a group for a run to begin with."""
+        return draw_uniformly(group, count, generator)
 
     def pool_size(self, budget: Budget) -> int:
         """Return at how many positions of a group, its pool, gradients are summed over steps."""

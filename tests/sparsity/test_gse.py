@@ -156,6 +156,26 @@ def test_a_step_that_is_left_out_leaves_candidates_to_chance(tiny_run: Any) -> N
     assert lost.topology() == evenly.topology()
 
 
+@pytest.mark.parametrize("lost", [[4], [4, 7], [4, 8]])
+@pytest.mark.parametrize("window", [1, 4])
+def test_candidates_of_an_update_that_was_left_out_are_not_kept(tiny_run: Any, window: int, lost: list[int]) -> None:
+    run = tiny_run(GSE(**OFTEN, window=window, candidates="grabo"), total_steps=STEPS)
+    recurrent = run.weights["rnn.0.recurrent"]
+    for step in range(1, 4):
+        run.step(step)
+    old = recurrent.pool.positions.clone()
+    for step in range(4, 9):
+        run.backward(step)  # of a step that is left out, nothing else happens
+        if step == 9 - window:
+            assert not torch.equal(recurrent.pool.positions, old)
+            assert not recurrent.pool.total.any()
+        if step not in lost:
+            run.sparsifier.after_backward(step)
+            run.optimizer.step()
+            run.sparsifier.after_step(step)
+    assert run.sparsifier.updates == (8 not in lost)
+
+
 def test_an_embedding_has_candidates_drawn_evenly_and_so_have_pools_of_all_positions(tiny_run: Any) -> None:
     assert not GSE(candidates="grabo", pool=None).watches_factors
     run = tiny_run(GSE(**OFTEN, candidates="grabo"), total_steps=STEPS, budget=BudgetConfig(sparsity=0.6))

@@ -51,9 +51,11 @@ class GSE(Scout):
         return self.watches_factors and context.step + 1 == window[0] and self.is_before_stop(context.at(window[-1]))
 
     def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
-        # After the step before the window they were drawn by its marginals, unless it was left out.
-        if self.watches_factors and all(part.weight.pool for group in groups for part in group.parts):
-            return None
+        if self.watches_factors and context.step == self._window_to_come(context.step)[0]:
+            pools = [part.weight.pool for group in groups for part in group.parts]
+            # They were drawn after the step before, by its marginals, unless it was left out; then some may be old.
+            if all(pool and not pool.total.any() for pool in pools):
+                return None
         return super().draw_pools(groups, context)
 
     def _draw_pool(self, group: Group, generator: torch.Generator) -> Tensor:
