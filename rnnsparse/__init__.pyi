@@ -9,16 +9,20 @@ from rnnsparse.nn.recurrent import Recurrent as RNN
 from rnnsparse.nn.weight import SparseWeight as SparseWeight
 from rnnsparse.settings.model import ModelConfig as ModelConfig
 from rnnsparse.sparsity.method import Method as Method
+from rnnsparse.sparsity.methods.cht import CHT as CHT
 from rnnsparse.sparsity.methods.dense import Dense as Dense
 from rnnsparse.sparsity.methods.granet import GraNet as GraNet
+from rnnsparse.sparsity.methods.gse import GSE as GSE
 from rnnsparse.sparsity.methods.kd_ticket import KDTicket as KDTicket
 from rnnsparse.sparsity.methods.lottery import Lottery as Lottery
+from rnnsparse.sparsity.methods.mest import MEST as MEST
 from rnnsparse.sparsity.methods.prune import Prune as Prune
 from rnnsparse.sparsity.methods.rigl import RigL as RigL
 from rnnsparse.sparsity.methods.scout import Scout as Scout
 from rnnsparse.sparsity.methods.set import SET as SET
 from rnnsparse.sparsity.methods.snfs import SNFS as SNFS
 from rnnsparse.sparsity.methods.snip import SNIP as SNIP
+from rnnsparse.sparsity.methods.srigl import SRigL as SRigL
 from rnnsparse.sparsity.methods.static import Static as Static
 from rnnsparse.sparsity.sparsifier import Sparsifier as Sparsifier
 from rnnsparse.sparsity.sparsify import sparsify as sparsify
@@ -27,8 +31,11 @@ from rnnsparse.trained import load as load
 
 __version__: str
 __all__ = [
+    "CHT",
     "GRU",
+    "GSE",
     "LSTM",
+    "MEST",
     "RNN",
     "SET",
     "SNFS",
@@ -44,6 +51,7 @@ __all__ = [
     "ModelConfig",
     "Prune",
     "RigL",
+    "SRigL",
     "Scout",
     "SparseWeight",
     "Sparsifier",

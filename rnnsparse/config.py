@@ -256,6 +256,11 @@ def _require_momenta(config: RunConfig) -> None:
             f"sparsity.redistribute: momentum: training.optimizer={training.optimizer} keeps none as it is set; use "
             "adam, adamw, or sgd with training.momentum above 0, or redistribute by gradient or weight"
         )
+    if config.method.needs_second_moments and training.optimizer not in ("adam", "adamw"):
+        raise UserError(
+            f"sparsity.drop_score: saliency: training.optimizer={training.optimizer} keeps no second moments; use adam "
+            "or adamw, or drop by magnitude"
+        )
 
 
 def parse_override(override: str) -> tuple[str, Any]:

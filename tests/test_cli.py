@@ -450,6 +450,9 @@ def test_methods_lists_every_method_with_its_settings_and_what_they_mean(cli: Wo
     [
         ("set", "none"),
         ("scout", "none"),
+        ("mest", "none"),
+        ("gse", "none"),
+        ("cht", "none"),
         ("rigl", "gradients at updates, in sparse execution some rows at a time"),
         ("snfs", "gradients and their averages at every step"),
         ("prune", "up to all connections at first"),

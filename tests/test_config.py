@@ -151,7 +151,7 @@ def test_a_section_may_be_empty(section: str) -> None:
             "sparsity: {method: riggl}",
             r"sparsity\.method: no method is called 'riggl' \(did you mean 'rigl'\?\); there are",
         ),
-        ("sparsity: {method: null}", r"sparsity\.method: null is not the name of a method; there are dense"),
+        ("sparsity: {method: null}", r"sparsity\.method: null is not the name of a method; there are cht, dense"),
         ("sparsity: {method: 5}", r"sparsity\.method: 5 is not the name"),
         ("sparsity: {method: [rigl]}", r'sparsity\.method: \["rigl"\] is not the name'),
         ("training: {steps: '5'}", r'training\.steps: "5": input should be a valid integer \(optimizer steps'),

@@ -14,8 +14,9 @@ import rnnsparse as rs
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {
-    "CharLM", "Dense", "Embedding", "GRU", "GraNet", "KDTicket", "LSTM", "Linear", "Lottery", "Method", "ModelConfig",
-    "Prune", "RNN", "RigL", "SET", "SNFS", "SNIP", "Scout", "SparseWeight", "Sparsifier", "Static", "TrainedModel",
+    "CHT", "CharLM", "Dense", "Embedding", "GRU", "GSE", "GraNet", "KDTicket", "LSTM", "Linear", "Lottery", "MEST",
+    "Method", "ModelConfig", "Prune", "RNN", "RigL", "SET", "SNFS", "SNIP", "SRigL", "Scout", "SparseWeight",
+    "Sparsifier", "Static", "TrainedModel",
 }  # fmt: skip
 STACK = (
     "input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, *, sparsity=0.0, "

@@ -6,8 +6,13 @@ import argparse
 import json
 
 import rnnsparse.sparsity.methods  # noqa: F401  (registers them)
+from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.setting import settings_of
+from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.group import make_groups
 from rnnsparse.sparsity.method import METHODS, Method
+
+_TENTH = Budget(make_groups([SparseWeight("w", 10, 10)], "matrix")[0], 10)  # of a matrix, to ask methods about
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,7 +34,7 @@ def _dense_memory(method: type[Method]) -> str:
         needs.append("all connections throughout")
     elif method.recipe:
         needs.append("all connections in the first run")
-    elif method.initial_connections is not Method.initial_connections:
+    elif method().initial_connections(_TENTH) > _TENTH.connections:
         needs.append("up to all connections at first")
     if method.dense_gradient == "at updates":
         needs.append("gradients at updates, in sparse execution some rows at a time")

@@ -128,3 +128,21 @@ class Pool:
 
     def finish_step(self, scale: float) -> None:
         self.total.add_(self.gradient, alpha=scale)
+
+
+class Marginals:
+    """How large the two factors of a weight's gradient are, the sum over moments of g x^T.
+
+    Attributes:
+        rows_R, cols_C: for each row the sum of |g|, for each column that of |x|, over the moments that have any g.
+    """
+
+    def __init__(self, rows: int, cols: int, like: Tensor) -> None:
+        self.rows_R = like.new_zeros(rows, requires_grad=False)
+        self.cols_C = like.new_zeros(cols, requires_grad=False)
+
+    def add(self, g: Tensor, x: Tensor, dim: int) -> None:
+        """Add one backward pass: g and x have rows and columns in dimension `dim`, and moments in all others."""
+        moments = [d for d in range(g.dim()) if d != dim % g.dim()]
+        self.rows_R += g.abs().sum(moments, dtype=self.rows_R.dtype)
+        self.cols_C += (x.abs() * (g != 0).any(dim, keepdim=True)).sum(moments, dtype=self.cols_C.dtype)

@@ -109,7 +109,10 @@ class Linear(SparseWeight):
 
             return sparse.linear(self, self.bias_or_zeros(), x)
         weight_RC, *bias = materialise([self], [] if self.bias is None else [self.bias], x.dtype)
-        return F.linear(x, weight_RC, *bias)
+        y = F.linear(x, weight_RC, *bias)
+        if self.marginals is not None and y.requires_grad:
+            y.register_hook(lambda g: self.report_factors(g, x, dim=-1))
+        return y
 
 
 class TiedOutput(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -86,8 +87,26 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
         """Return all outputs [T, B, H] and the state [S, B, H] after the last, in masked execution."""
-        y_TBH, state_SBH = self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
+        if self.input.marginals is not None or self.recurrent.marginals is not None:
+            y_TBH, state_SBH = self._watched(x_TBI, state_SBH)
+        else:
+            y_TBH, state_SBH = self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
         return y_TBH if self.norm is None else self.norm(y_TBH), state_SBH
+
+    def _watched(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same step by step, so that the backward pass can report the factors of both weights' gradients."""
+        w_ih, w_hh, *biases = self.dense(x_TBI.dtype)
+        # The gradient of a bias that every moment has for itself is that of the product there.
+        biases_TBR = [bias_R.expand(*x_TBI.shape[:2], -1).contiguous() for bias_R in biases]
+        h_TBH = []
+        for x_BI, *both_BR in zip(x_TBI, *(bias_TBR.unbind() for bias_TBR in biases_TBR), strict=True):
+            h_TBH.append(state_SBH[0])
+            state_SBH = self.cell.textbook(x_BI, state_SBH, w_ih, w_hh, *both_BR)
+        read = torch.stack(h_TBH)
+        for weight, bias_TBR, read_TBC in zip((self.input, self.recurrent), biases_TBR, (x_TBI, read), strict=True):
+            if bias_TBR.requires_grad:
+                bias_TBR.register_hook(partial(weight.report_factors, x=read_TBC, dim=-1))
+        return torch.stack([*h_TBH[1:], state_SBH[0]]), state_SBH
 
 
 class Recurrent(nn.ModuleList):

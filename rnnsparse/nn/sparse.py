@@ -153,8 +153,12 @@ class _Recurrence(torch.autograd.Function):
         for g_TRB, h_THB in zip(layer.cell.recurrent_gradient(kept_KTGB), h_KTHB[:, :-1], strict=True):
             add_sampled_product(matrix, g_TRB, h_THB, dvalues_hh)
             layer.recurrent.report(ProductGradient(g_TRB, h_THB, layer.cell.input_gradient_overwrites))
+            layer.recurrent.report_factors(g_TRB, h_THB, dim=1)
         g_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
         del more, h_KTHB, h_THB, g_TRB  # where nobody else needs their memory, the next takes it
+        if layer.input.marginals is not None:
+            x_MIB = x if tokens_MB is None else x[0][:, tokens_MB].movedim(0, 1)
+            layer.input.report_factors(g_MRB, x_MIB, dim=1)
         if tokens_MB is not None:
             table_RV = memory.zeros((layer.input.rows, x.shape[2]), x.dtype)
             sum_by_symbol(g_MRB, tokens_MB, table_RV)
@@ -243,6 +247,7 @@ class _Linear(torch.autograd.Function):
         dvalues = torch.zeros_like(values)
         add_sampled_product(ctx.matrix, g_MRB, x_MCB, dvalues)
         ctx.weight.report(ProductGradient(g_MRB, x_MCB))
+        ctx.weight.report_factors(g_MRB, x_MCB, dim=1)
         if ctx.later is None:
             dx_MCB = memory.zeros(x_MCB.shape, x_MCB.dtype)
             add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)

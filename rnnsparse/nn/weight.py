@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rnnsparse.kernels import memory
 from rnnsparse.nn.basis import Basis
-from rnnsparse.nn.gradients import DenseGradient, GradientSource, Pool
+from rnnsparse.nn.gradients import DenseGradient, GradientSource, Marginals, Pool
 from rnnsparse.nn.topology import Topology
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class SparseWeight(nn.Module):
         block_rows: 1, 2, 4, 8 or 16.
 
     Attributes:
-        dense_gradient, pool: what growth has set up for the backward passes to come, each None for nothing.
+        dense_gradient, pool, marginals: what growth has set up for the backward passes to come, each None for nothing.
 
     Raises:
         ValueError: gates of unequal height, or blocks that do not fit into them.
@@ -86,6 +86,7 @@ class SparseWeight(nn.Module):
         self._drawn: Tensor | None = None  # some of the values as they were drawn at the start
         self.dense_gradient: DenseGradient | None = None
         self.pool: Pool | None = None
+        self.marginals: Marginals | None = None
         self._topology: Topology | None = None
         self._version = -1  # of the buffer that it was made of
         self.set_block_rows(block_rows)
@@ -228,6 +229,11 @@ class SparseWeight(nn.Module):
             if observer is not None:
                 observer.add(gradient)
 
+    def report_factors(self, g: Tensor, x: Tensor, dim: int) -> None:
+        """Show the factors of one backward pass's gradient to whoever watches (`Marginals.add`)."""
+        if self.marginals is not None:
+            self.marginals.add(g.detach(), x.detach(), dim)
+
     def mark_untrained(self) -> None:
         """Remember the values as those that were drawn at the start."""
         self._drawn = self._some_values()
@@ -293,7 +299,7 @@ class SparseWeight(nn.Module):
         self.connect(indices, values)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_topology": None, "dense_gradient": None}
+        return self.__dict__ | {"_topology": None, "dense_gradient": None, "marginals": None}
 
     def extra_repr(self) -> str:
         blocks = f" in blocks of {self.block_rows} rows" if self.block_rows > 1 else ""

@@ -175,16 +175,28 @@ def _gate_names(group: Group) -> list[str]:
     return [gate.name for p in group.parts for gate in p.weight.gates if p.start_row <= gate.start_row < p.stop_row]
 
 
-def connect_randomly(
-    budgets: Sequence[Budget], seed: int, initial: Callable[[Budget], int] = lambda budget: budget.connections
-) -> None:
-    """Give every weight its first topology: an exactly random subset per group, of as many as `initial` says."""
+def draw_uniformly(group: Group, count: int, generator: torch.Generator) -> Tensor:
+    """Return an exactly uniform random subset of `count` sorted positions of a group."""
+    return draw_positions(count, group.positions, generator)
 
-    def draw(budget: Budget) -> Tensor:
+
+def connect_randomly(
+    budgets: Sequence[Budget],
+    seed: int,
+    initial: Callable[[Budget], int] = lambda budget: budget.connections,
+    draw: Callable[[Group, int, torch.Generator], Tensor] = draw_uniformly,
+) -> None:
+    """Give every weight its first topology: a random subset per group, of as many as `initial` says.
+
+    Args:
+        draw: returns so many sorted positions of a group; by default an exactly uniform subset.
+    """
+
+    def first(budget: Budget) -> Tensor:
         count = budget.connections if budget.dense else initial(budget)
         if count == budget.group.positions:
             return torch.arange(count)
-        return draw_positions(count, budget.group.positions, generator_for(seed, "topology", budget.group.name))
+        return draw(budget.group, count, generator_for(seed, "topology", budget.group.name))
 
-    for weight, indices in weight_topologies([(budget.group, draw(budget)) for budget in budgets]):
+    for weight, indices in weight_topologies([(budget.group, first(budget)) for budget in budgets]):
         weight.connect(indices)

@@ -23,10 +23,10 @@ from rnnsparse.nn.gradients import DenseGradient
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.marks import Changeable, Steps
 from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.group import Group
+from rnnsparse.sparsity.group import Group, magnitudes
 from rnnsparse.sparsity.method import Method, StepContext
 from rnnsparse.sparsity.redistribution import Redistribute, fewer_drops, shared_out
-from rnnsparse.sparsity.schedule import annealed, share_of
+from rnnsparse.sparsity.schedule import Schedule, annealed, share_of
 from rnnsparse.sparsity.selection import best_absent, draw_absent, keep_largest
 
 
@@ -39,10 +39,12 @@ class DropGrow(Method):
     drop_fraction: Annotated[
         float, Ge(0), Le(1), Changeable, Doc("share of connections replaced by an update at the start")
     ] = 0.3
-    schedule: Annotated[Literal["cosine", "linear", "constant"], Changeable, Doc("how drop_fraction goes to zero")] = (
-        "cosine"
-    )
+    schedule: Annotated[Schedule, Changeable, Doc("how drop_fraction goes to zero")] = "cosine"
     stop: Annotated[float, Ge(0), Le(1), Changeable, Doc("share of training after which the topology is fixed")] = 0.75
+    drop_score: Annotated[
+        Literal["magnitude", "saliency"],
+        Doc("what the smallest go by: magnitude: |w|; saliency: |w| times the root of Adam's second moment"),
+    ] = "magnitude"
     skip_optimizer_step: Annotated[
         bool, Doc("an update replaces its batch's optimizer step, instead of following it")
     ] = False
@@ -69,6 +71,10 @@ class DropGrow(Method):
     @property
     def needs_momenta(self) -> bool:
         return self.redistribute == "momentum"
+
+    @property
+    def needs_second_moments(self) -> bool:
+        return self.drop_score == "saliency"
 
     @property
     def replaces_optimizer_step(self) -> bool:
@@ -118,8 +124,14 @@ class DropGrow(Method):
         """Return the running average of the gradient of each value."""
         return context.momentum(group)
 
+    def keep_score(self, group: Group, context: StepContext) -> Tensor:
+        """Return how much each connection deserves to stay [n], >= 0; that of a block is the norm of its entries'."""
+        if self.drop_score == "magnitude":
+            return group.magnitudes()
+        return magnitudes(group.values() * context.second_moment(group).sqrt())
+
     def _update_group(self, group: Group, keep: int, grow: int, context: StepContext) -> Tensor:
-        kept = keep_largest(group.indices(), group.magnitudes(), keep)
+        kept = keep_largest(group.indices(), self.keep_score(group, context), keep)
         chosen = cat([kept, self.grow(group, kept, grow, context)]).sort().values
         if chosen.numel() != keep + grow:
             raise ValueError(f"{group.name}: an update of method {self.name} lost count of the connections")
@@ -127,14 +139,14 @@ class DropGrow(Method):
 
     def grow(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return `count` distinct positions outside the sorted `kept`."""
-        grown = self.best(group, kept, count)
+        grown = self.best(group, kept, count, context)
         if grown.numel():
             kept = cat([kept, grown]).sort().values
         # What the best leave open is drawn.
         rest = draw_absent(count - grown.numel(), kept, group.positions, context.generator(group))
         return cat([grown, rest])
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         """Return the sorted positions, outside the sorted `kept`, that are to grow first: `count`, or fewer."""
         return kept.new_empty(0)
 
@@ -155,14 +167,16 @@ class DropGrowByGradient(DropGrow):
             )
         return weight.dense_gradient
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
-        """Return the positions of the best scores above zero; that of a block is the norm of those of its entries."""
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
+        """Return the positions of the best scores above zero."""
+        return best_absent(
+            group.strips(self.growth_gradient), lambda gradient_RC: self.scores(group, gradient_RC), kept, count
+        )
 
-        def score(gradient_RC: Tensor) -> Tensor:
-            scores_RC = self.grow_score(gradient_RC)
-            if group.block_rows == 1:
-                return scores_RC
-            blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
-            return blocks
-
-        return best_absent(group.strips(self.growth_gradient), score, kept, count)
+    def scores(self, group: Group, gradient_RC: Tensor) -> Tensor:
+        """Return the scores of connections in some rows; that of a block is the norm of those of its entries."""
+        scores_RC = self.grow_score(gradient_RC)
+        if group.block_rows == 1:
+            return scores_RC
+        blocks: Tensor = vector_norm(scores_RC.unflatten(0, (-1, group.block_rows)), dim=1)
+        return blocks

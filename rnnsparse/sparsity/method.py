@@ -15,7 +15,7 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.settings.model import ModelConfig
 from rnnsparse.settings.sparsity import BudgetConfig
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, draw_uniformly
 from rnnsparse.sparsity.group import Group
 
 
@@ -39,18 +39,35 @@ class StepContext:
 
     def momentum(self, group: Group) -> Tensor:
         """Return the optimizer's running average of each value's gradient; zeros before its first step."""
+        return self._average(group, "momenta", keeps_momenta, "exp_avg", "momentum_buffer")
+
+    def second_moment(self, group: Group) -> Tensor:
+        """Return the optimizer's running average of each value's squared gradient; zeros before its first step."""
+        return self._average(group, "second moments", keeps_second_moments, "exp_avg_sq")
+
+    def _average(
+        self, group: Group, what: str, are_kept: Callable[[torch.optim.Optimizer], bool], *names: str
+    ) -> Tensor:
+        """Return what the optimizer keeps for each value of a group, under the first of these names that it knows."""
         if self.optimizer is None:
-            raise ValueError("there is no optimizer, which keeps the momenta")
-        settings = self.optimizer.defaults
-        if not ("betas" in settings or settings.get("momentum")):
-            raise ValueError("the optimizer keeps no momenta")
+            raise ValueError(f"there is no optimizer, which keeps the {what}")
+        if not are_kept(self.optimizer):
+            raise ValueError(f"the optimizer keeps no {what}")
         pieces = []
         for part in group.parts:
             values = part.weight.values
             state = self.optimizer.state.get(values, {})
-            average = state.get("exp_avg", state.get("momentum_buffer", torch.zeros_like(values)))
-            pieces.append(part.of(average))
+            found = next((state[name] for name in names if name in state), torch.zeros_like(values))
+            pieces.append(part.of(found))
         return torch.cat(pieces)
+
+
+def keeps_momenta(optimizer: torch.optim.Optimizer) -> bool:
+    return "betas" in optimizer.defaults or bool(optimizer.defaults.get("momentum"))
+
+
+def keeps_second_moments(optimizer: torch.optim.Optimizer) -> bool:
+    return "betas" in optimizer.defaults
 
 
 @dataclass(kw_only=True)
@@ -88,6 +105,11 @@ class Method(ABC):
         """Whether the optimizer has to keep running averages of gradients."""
         return False
 
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether the optimizer has to keep running averages of squared gradients."""
+        return False
+
     def model_config(self, config: ModelConfig, budget: BudgetConfig, vocab_size: int) -> ModelConfig:
         """Return the model that is trained in the place of the configured one."""
         return config
@@ -100,6 +122,10 @@ class Method(ABC):
     def initial_connections(self, budget: Budget) -> int:
         """Return how many random connections a group starts with."""
         return budget.connections
+
+    def draw_connections(self, group: Group, count: int, generator: torch.Generator) -> Tensor:
+        """Return `count` sorted positions of a group for a run to begin with."""
+        return draw_uniformly(group, count, generator)
 
     def pool_size(self, budget: Budget) -> int:
         """Return at how many positions of a group, its pool, gradients are summed over steps."""
@@ -141,6 +167,15 @@ class Method(ABC):
         None goes on with the pools that there are, if any.
         """
         return None
+
+    @property
+    def watches_factors(self) -> bool:
+        """Whether some steps need what only a layer's own passes see: the two factors of its weights' gradients."""
+        return False
+
+    def needs_marginals(self, context: StepContext) -> bool:
+        """Return whether pools are drawn right after this step, by the marginals of its gradients."""
+        return False
 
     def observe(self, weights: Sequence[SparseWeight]) -> None:  # noqa: B027  (most methods do not look)
         """See the dense gradients of a step that had them, before anything else happens at that step."""

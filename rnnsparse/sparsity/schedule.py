@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 from rnnsparse.errors import UserError
 
+Schedule = Literal["cosine", "linear", "constant", "stages"]
 
-def annealed(kind: str, initial: float, step: int, stop_step: float) -> float:
+
+def annealed(kind: Schedule, initial: float, step: int, stop_step: float) -> float:
     """Return the share at `step` (0 from `stop_step` on), from `initial` at step 0.
 
     "cosine" is the one of RigL (Evci et al. 2020, section 3): initial / 2 * (1 + cos(pi * step / stop_step)).
+    "stages" are those of MEST (Yuan et al. 2021): `initial` for three quarters of the time, then half of it.
     """
     if step >= stop_step:
         return 0.0
@@ -20,8 +24,10 @@ def annealed(kind: str, initial: float, step: int, stop_step: float) -> float:
         return initial
     if kind == "linear":
         return initial * (1 - step / stop_step)
+    if kind == "stages":
+        return initial if step < 0.75 * stop_step else initial / 2
     if kind != "cosine":
-        raise ValueError(f"schedule: {kind!r} is none of cosine, linear, constant")
+        raise ValueError(f"schedule: {kind!r} is none of cosine, linear, constant, stages")
     return initial / 2 * (1 + math.cos(math.pi * step / stop_step))
 
 

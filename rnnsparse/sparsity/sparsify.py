@@ -23,7 +23,7 @@ from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
 from rnnsparse.sparsity.blocks import chosen_block_rows
 from rnnsparse.sparsity.group import weight_topologies
-from rnnsparse.sparsity.method import Method, method_class
+from rnnsparse.sparsity.method import Method, keeps_momenta, keeps_second_moments, method_class
 from rnnsparse.sparsity.methods.small_dense import SmallDense
 from rnnsparse.sparsity.selection import draw_absent, keep_largest, rewire
 from rnnsparse.sparsity.sparsifier import Sparsifier, left_out_of
@@ -110,7 +110,7 @@ def sparsify(
     if not method.works_sparse:
         _mask(model, weights, method)
     if values == "reset":
-        connect_randomly(budgets, seed, initial)
+        connect_randomly(budgets, seed, initial, method.draw_connections)
         for weight in weights:
             optimizer.state.pop(weight.values, None)
             draw_values(weight, seed, budget.initial_scale)
@@ -195,9 +195,13 @@ def _require_trainable(weights: Sequence[SparseWeight], optimizer: torch.optim.O
 
 
 def _require_momenta(method: Method, optimizer: torch.optim.Optimizer) -> None:
-    if method.needs_momenta and not ("betas" in optimizer.defaults or optimizer.defaults.get("momentum")):
+    if method.needs_momenta and not keeps_momenta(optimizer):
         raise ValueError(
             f"redistribute='momentum': {type(optimizer).__name__} keeps none as it is set; use Adam, or SGD with it"
+        )
+    if method.needs_second_moments and not keeps_second_moments(optimizer):
+        raise ValueError(
+            f"drop_score='saliency': {type(optimizer).__name__} keeps no second moments; use Adam, or 'magnitude'"
         )
 
 

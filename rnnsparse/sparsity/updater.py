@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rnnsparse.nn.gradients import DenseGradient
+from rnnsparse.nn.gradients import DenseGradient, Marginals
+from rnnsparse.nn.layers import Embedding
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.ever_active import EverActive
@@ -61,14 +62,23 @@ class Updater:
             self._due = step  # it does the work of an earlier one, too
         context = self._context(step)
         collects = self.method.needs_dense_gradient(context)
+        for weight in self._weights:
+            weight.marginals = None  # a step that came to nothing may have left some
+        self._draw_pools(context)
+        watches = self.method.needs_marginals(context)
+        for weight in self._weights:
+            weight.dense_gradient = DenseGradient() if collects else None
+            # What is looked up, or stands in a basis, has no rows and columns that a product would know.
+            has_factors = watches and not isinstance(weight, Embedding) and weight.basis is None
+            weight.marginals = Marginals(weight.rows, weight.cols, weight.values) if has_factors else None
+            if weight.pool:
+                weight.pool.start_step()
+
+    def _draw_pools(self, context: StepContext) -> None:
         pools = self.method.draw_pools(self._groups, context)
         if pools is not None:
             for weight, positions in self._by_weight(pools, [group.indices()[:0] for group in self._fixed]):
                 weight.start_pool(positions)
-        for weight in self._weights:
-            weight.dense_gradient = DenseGradient() if collects else None
-            if weight.pool:
-                weight.pool.start_step()
 
     def after_backward(self, step: int, gradient_scale: float = 1.0) -> bool:
         """Update if this step's update replaces the optimizer step; return whether the optimizer steps.
@@ -91,12 +101,18 @@ class Updater:
         return not replaces
 
     def after_step(self, step: int) -> None:
-        """Update if this step's update follows the optimizer step; let go of dense gradients."""
+        """Update if this step's update follows the optimizer step; let go of dense gradients and marginals."""
         context = self._context(step)
         if self.method.updates_at(context) and not self.method.replaces_optimizer_step:
             self._update(context)
+        if self.method.needs_marginals(context):
+            for marginals in [weight.marginals for weight in self._weights if weight.marginals]:
+                if self._reduce:
+                    self._reduce(marginals.rows_R)
+                    self._reduce(marginals.cols_C)
+            self._draw_pools(context.at(step + 1))
         for weight in self._weights:
-            weight.dense_gradient = None
+            weight.dense_gradient = weight.marginals = None
 
     @torch.no_grad()
     def finish(self) -> None:

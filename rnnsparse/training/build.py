@@ -153,7 +153,7 @@ def new_model(config: RunConfig, vocab_size: int, device: torch.device) -> tuple
     """
     require_execution(config, device)
     model, budgets = empty_model(config, vocab_size, device)
-    connect_randomly(budgets, config.run.seed, config.method.initial_connections)
+    connect_randomly(budgets, config.run.seed, config.method.initial_connections, config.method.draw_connections)
     model.reset_parameters(config.run.seed, config.budget.initial_scale)
     return model, budgets
 

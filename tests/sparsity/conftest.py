@@ -53,7 +53,7 @@ class TinyRun:
         if method.stays_dense:
             budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
         self.budgets = allocate(list(self.weights.values()), budget)
-        connect_randomly(self.budgets, seed, method.initial_connections)
+        connect_randomly(self.budgets, seed, method.initial_connections, method.draw_connections)
         self.model.reset_parameters(seed)
         self.optimizer = optimizer(self.model.parameters())
         self.sparsifier = Updater(method, self.budgets, self.optimizer, seed=seed, total_steps=total_steps)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
+import rnnsparse as rs
+from rnnsparse.config import parse_config
+from rnnsparse.errors import UserError
 from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.sparsity.allocation import Budget
@@ -54,7 +59,7 @@ def updated(method: DropGrow, weight: SparseWeight, context: StepContext = CONTE
 class GrowFirst(DropGrow):
     """Grows the first free positions: makes visible what was dropped."""
 
-    def best(self, group: Group, kept: torch.Tensor, count: int) -> torch.Tensor:
+    def best(self, group: Group, kept: torch.Tensor, count: int, context: StepContext) -> torch.Tensor:
         return torch.ones(group.positions).index_fill(0, kept, 0).nonzero().squeeze(1)[:count]
 
 
@@ -247,6 +252,11 @@ def test_a_regrown_connection_keeps_value_and_state_and_is_not_counted_as_moved(
         ("linear", 25, 0.3),
         ("linear", 75, 0.1),
         ("linear", 100, 0),
+        ("stages", 0, 0.4),
+        ("stages", 74, 0.4),
+        ("stages", 75, 0.2),
+        ("stages", 99, 0.2),
+        ("stages", 100, 0),
         ("constant", 99, 0.4),
         ("constant", 100, 0),
         ("cosine", 150, 0),
@@ -300,3 +310,66 @@ def test_dense_gradients_are_asked_for_only_when_a_method_uses_them() -> None:
     assert needs(SET(interval=3, stop=0.8)) == []
     assert needs(RigL(interval=3, stop=0.8)) == [3, 6]
     assert needs(SNFS(interval=3, stop=0.8)) == [1, 2, 3, 4, 5, 6, 7]
+
+
+# ---- dropping by saliency
+
+
+def with_second_moments(weight: SparseWeight, moments: list[float]) -> torch.optim.Optimizer:
+    optimizer = torch.optim.Adam([weight.values])
+    optimizer.state[weight.values]["exp_avg_sq"] = torch.tensor(moments).view_as(weight.values)
+    return optimizer
+
+
+def test_saliency_drops_by_the_value_times_the_root_of_its_second_moment() -> None:
+    # values                second moments       products             kept, and the first two free positions grown
+    #  .   .5  -.1   .       .   .01  4.   .      .  .05  .2   .       +   +   K   .
+    #  .2   .   .  -.9       1.   .   .  .0001    .2  .   .  .009      K   .   .   .
+    weight = weight_of([[o, 0.5, -0.1, o], [0.21, o, o, -0.9]])
+    context = StepContext(1, 10, 0, with_second_moments(weight, [0.01, 4.0, 1.0, 0.0001]))
+    assert updated(GrowFirst(**HALF, drop_score="saliency"), weight, context) == [0, 1, 2, 4]
+    assert updated(GrowFirst(**HALF), weight, context) == [0, 1, 2, 7]
+
+
+def test_the_saliency_of_a_block_is_the_norm_of_those_of_its_entries() -> None:
+    # Two blocks of two rows, at columns 1 and 2: products 3 and 4 against 0 and 4.9.
+    weight = SparseWeight("w", 2, 4, block_rows=2)
+    weight.connect(torch.tensor([1, 2]), torch.tensor([[3.0, 2.0], [9.0, 4.9]]))
+    context = StepContext(1, 10, 0, with_second_moments(weight, [1.0, 4.0, 0.0, 1.0]))
+    method = GrowFirst(**HALF, drop_score="saliency")
+    torch.testing.assert_close(method.keep_score(group_of(weight), context), torch.tensor([5.0, 4.9]))
+    assert updated(method, weight, context) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", ["set", "rigl", "granet"])
+def test_a_run_that_drops_by_saliency_differs_and_goes_on_from_any_step(tiny_run: Any, kind: str) -> None:
+    def fresh(drop_score: str) -> Any:
+        return tiny_run(METHODS[kind](interval=2, stop=0.8, drop_score=drop_score), total_steps=12)
+
+    through, reloaded, plain = fresh("saliency"), fresh("saliency"), fresh("magnitude")
+    for step in range(1, 13):
+        state = copy.deepcopy(reloaded.state_dict())
+        reloaded = fresh("saliency")
+        reloaded.load_state_dict(state)
+        for run in (through, reloaded, plain):
+            run.step(step)
+        assert through.snapshot() == reloaded.snapshot(), step
+    assert through.topology() != plain.topology()
+
+
+def test_saliency_is_refused_in_a_line_where_the_optimizer_keeps_no_second_moments() -> None:
+    for optimizer in ("sgd", "sntasgd"):
+        data = {"sparsity": {"method": "set", "drop_score": "saliency"}, "training": {"optimizer": optimizer}}
+        with pytest.raises(UserError) as error:
+            parse_config(data, "c.yaml")
+        assert str(error.value) == (
+            f"c.yaml: sparsity.drop_score: saliency: training.optimizer={optimizer} keeps no second moments; use adam "
+            "or adamw, or drop by magnitude"
+        )
+    model = torch.nn.ModuleList([rs.Linear(4, 3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"^drop_score='saliency': SGD keeps no second moments; use Adam, or"):
+        rs.sparsify(model, SET(drop_score="saliency"), optimizer, steps=3)
+    context = StepContext(1, 10, 0, optimizer)
+    with pytest.raises(ValueError, match="keeps no second moments"):
+        context.second_moment(group_of(SparseWeight("w", 1, 1)))

@@ -220,7 +220,9 @@ def sgd(parameters: Any) -> Optimizer:
 
 
 every_kind = pytest.mark.parametrize("redistribute", ["gradient", "momentum", "weight"])
-every_method = pytest.mark.parametrize("name", ["set", "rigl", "snfs", "scout", "granet"])
+every_method = pytest.mark.parametrize(
+    "name", ["set", "rigl", "snfs", "scout", "gse", "srigl", "mest", "cht", "granet"]
+)
 
 
 @every_method

@@ -22,9 +22,15 @@ Window = Annotated[Annotated[int, Gt(0)] | None, Steps, UpTo("sparsity.interval"
 @register("scout")
 @dataclass(kw_only=True)
 class Scout(DropGrow):
-    """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest."""
+    """Grow where the signed gradient, summed over a window of steps at a random pool of positions, is largest.
 
-    paper = "this project"
+    Its parts are published: random candidates that are scored by gradients (Heddes et al. 2024, method `gse`), and
+    signed sums of gradients over several steps (Ansell et al. 2024; `grad_accumulation_n` of rigl-torch). New is what
+    they make together: a random pool, summed over the whole interval, from scratch, and never a dense gradient. With
+    `pool: 1` and `window: 1` it is nearly `gse`; with `pool: null` and `window: n`, nearly rigl-torch.
+    """
+
+    paper = "combines Heddes et al. 2024, Ansell et al. 2024 and rigl-torch"
     window: Annotated[Window, Doc("steps whose gradients are summed, up to the update; null: interval")] = None
     pool: Annotated[
         Annotated[float, Ge(0)] | None, Doc("absent positions in the pool per connection; null: all, at dense cost")
@@ -38,12 +44,16 @@ class Scout(DropGrow):
     def _window(self) -> int:
         return min(self.window or self.interval, self.interval)
 
+    def _window_to_come(self, step: int) -> range:
+        """Return the steps whose gradients are summed for the next update, at this step or later."""
+        update = -(-step // self.interval) * self.interval
+        return range(update - self._window + 1, update + 1)
+
     def draw_pools(self, groups: Sequence[Group], context: StepContext) -> list[Tensor] | None:
-        update = -(-context.step // self.interval) * self.interval  # the next one
-        window = range(update - self._window + 1, update + 1)
+        window = self._window_to_come(context.step)
         # A run that was rewound into a window has pools for the rest of it.
         goes_on = context.step > window[0] and all(part.weight.pool for group in groups for part in group.parts)
-        if goes_on or context.step not in window or not self.is_before_stop(context.at(update)):
+        if goes_on or context.step not in window or not self.is_before_stop(context.at(window[-1])):
             return None
         return [self._draw_pool(group, context.generator(group, "pool")) for group in groups]
 
@@ -63,6 +73,6 @@ class Scout(DropGrow):
     def pool_share(self) -> float:
         return self._window / self.interval
 
-    def best(self, group: Group, kept: Tensor, count: int) -> Tensor:
+    def best(self, group: Group, kept: Tensor, count: int, context: StepContext) -> Tensor:
         positions, total = group.pooled()
         return best_among(positions, magnitudes(total), kept, count)

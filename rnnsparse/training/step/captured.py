@@ -22,7 +22,7 @@ class CapturedPass:
     """Does what `compute` does, for batches and states of one shape, to the bit.
 
     The first pass with some connections is an ordinary one, the second is captured, and all others are replayed; new
-    connections or a new pool begin anew. A pass that has to show dense gradients is always an ordinary one. A graph
+    connections or a new pool begin anew. A pass whose gradients somebody watches is always an ordinary one. A graph
     keeps the memory of its pass, so there is none where the GPU has no room for that.
     """
 
@@ -40,7 +40,7 @@ class CapturedPass:
 
     def __call__(self, inputs_TB: Tensor, targets_TB: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         arguments = (inputs_TB, targets_TB, state)
-        if any(weight.dense_gradient is not None for weight in self._weights):
+        if any(weight.dense_gradient is not None or weight.marginals is not None for weight in self._weights):
             return self.compute(*arguments)
         if not self._has_seen_this():
             self._is_captured = False
