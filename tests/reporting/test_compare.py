@@ -461,12 +461,15 @@ def test_a_file_is_no_folder_to_write_to(folder: Path, tmp_path: Path, capsys: p
 def test_curves_are_means_of_the_steps_between_their_points(folder: Path, tmp_path: Path) -> None:
     run = copy(folder / "runs" / "rigl-a", tmp_path / "long")
     lines = [{"step": step, "bits_per_character": float(step), "moved": 0.5} for step in range(1, 202)]
+    for line in lines:  # of each three, one is far out and one was not finite
+        line["gradient_norm"] = [7.0, None, 900.0][int(line["step"]) % 3]
     (run / "metrics.jsonl").write_text("torn\n" + "\n".join(map(json.dumps, lines)) + '\n{"step": 300, "bits')
     curves = read_runs([run])[0][0].curves
     assert curves.steps == [*range(3, 202, 3)]
     assert curves.bits_per_character == [step - 1.0 for step in curves.steps]
     assert curves.moved == [0.5] * 67
     assert (curves.ever_active, curves.validation) == ([], [])
+    assert curves.gradient_norm == [453.5] * 67
 
 
 def test_pictures_tell_where_connections_were_and_are(folder: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rnnsparse.interpolation import Line
-from rnnsparse.reporting.plots.figure import new_figure, overview_plot
+from rnnsparse.reporting.plots.figure import BELOW, BITS, new_figure, overview_plot
 from rnnsparse.reporting.plots.labels import End, height, lay_out, name_lines
 from rnnsparse.reporting.plots.series import COLOURS
 
-PANEL, BELOW = 3.4, 0.62  # inches
+PANEL = 3.4  # inches
 
 
 def straight_lines(lines: Mapping[tuple[str, str], Line]) -> bytes:
@@ -27,7 +27,7 @@ def straight_lines(lines: Mapping[tuple[str, str], Line]) -> bytes:
             axes.plot([0, 1], [line.bits[0], line.bits[-1]], color=colour, linestyle=":", linewidth=1.0)
             ends.append(End(label, 1, line.bits[-1], colour))
         axes.set_xlabel("0: the first network, 1: the second")
-        axes.set_ylabel("bits per character (validation)")
+        axes.set_ylabel(BITS)
         name_lines(figure, axes, ends)
         plot = overview_plot(figure, "straight_lines", "Straight lines", "Bits per character between networks.")
         assert plot.png is not None
