@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rnnsparse.cli import main
+from rnnsparse.cli.interpolate import told_apart
 from rnnsparse.errors import RunFailed
 from rnnsparse.evaluation import evaluate
 from rnnsparse.interpolation import Line, interpolate, shared_connections
@@ -95,6 +96,15 @@ def test_every_two_of_the_named_runs_are_joined(runs: Path, tmp_path: Path, caps
         assert (picture.format, picture.width) == ("PNG", 780)
     assert main(["interpolate", *named[:2], "--points", "3"]) == 0
     assert "barrier" in capsys.readouterr().out
+
+
+def test_runs_of_a_sweep_are_called_by_what_tells_them_apart() -> None:
+    assert told_apart(["method=set,seed=1", "method=rigl,seed=1", "ticket,seed=1"]) == [
+        "method=set",
+        "method=rigl",
+        "ticket",
+    ]
+    assert told_apart(["seed=1", "seed=1,method=set"]) == ["seed=1", "method=set"]
 
 
 @pytest.mark.parametrize(

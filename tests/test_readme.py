@@ -22,6 +22,7 @@ import pytest
 from rnnsparse import yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import load_config
+from rnnsparse.recipes.sweep import Run, load_sweep
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint
 from tests.readme import FILES, ROOT, TEXTS, code_blocks, table
@@ -122,6 +123,8 @@ def run(words: list[str]) -> None:
             sweep(Path(path), said)
         case ["rnnsparse", "evaluate", *arguments, "--dynamic"]:  # of a short text, as it learns from every piece
             assert main(["evaluate", *arguments, "--dynamic", "--data", "my_text.txt"]) == 0, said
+        case ["rnnsparse", "interpolate", *arguments]:
+            assert main(["interpolate", *arguments, "--points", "3", "--symbols", "200"]) == 0, said
         case ["rnnsparse", *arguments]:
             assert main(arguments) == 0, said
         case _:
@@ -149,6 +152,23 @@ def train(arguments: list[str], said: str) -> None:
 
 
 def sweep(path: Path, said: str) -> None:
+    """Train, small, a run of each method in each part of a sweep's grid, the ones that others start from first."""
+    if path.name == "quick.yaml":
+        sweep_in_processes(path, said)
+        return
+    small = [*SMALL, "sparsity.interval=1", "sparsity.prune_share=0.7", "data.path=wikitext-103"]
+    if path.name == "extended.yaml":
+        small.append("sparsity.sparsity=0.5")  # at 90 % no dense network is as small
+    found = load_sweep(path.resolve(), small)
+    kinds: dict[tuple[str, ...], Run] = {}
+    for run in found.runs:
+        settings = sorted(override.partition("=")[0] for override in run.overrides)
+        kinds.setdefault((run.config.method.name, *settings), run)
+    for run in kinds.values():
+        assert main(["train", str(found.base), *run.overrides]) == 0, f"{said}: {run.name}"
+
+
+def sweep_in_processes(path: Path, said: str) -> None:
     """Run one of a sweep's runs, small."""
     settings = yaml12.read(path.read_text(encoding="utf-8"))
     small = dict(override.split("=") for override in SMALL)

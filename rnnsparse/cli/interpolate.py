@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from itertools import combinations
 
 from rnnsparse.cli.messages import warn
@@ -28,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [restore(path, device) for path in arguments.runs]
     text, warnings = common_text(runs, arguments.symbols)
     warn(warnings)
-    named = list(zip(short_names(folders).values(), runs, strict=True))
+    named = list(zip(told_apart(list(short_names(folders).values())), runs, strict=True))
     config = runs[0].config.evaluation
     lines = {
         (first, second): interpolate(ours.model, theirs.model, text, ours.tokenizer, config, arguments.points)
@@ -47,6 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(arguments.out)
     return 0
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return the names that a sweep has given without what all have in common, such as `seed=1`."""
+    common = set.intersection(*(set(name.split(",")) for name in names))
+    return [",".join(word for word in name.split(",") if word not in common) or name for name in names]
 
 
 def _plain(first: str, second: str, line: Line) -> dict[str, object]:

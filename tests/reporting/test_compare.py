@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from rnnsparse.cli import main
+from rnnsparse.config import parse_config
 from rnnsparse.reporting.compare import as_csv, as_markdown, as_text, group, statistic, table
+from rnnsparse.reporting.places import shorten_places
 from rnnsparse.reporting.reading import read_results, read_runs
 from rnnsparse.reporting.runs import Results, Run
 from tests.reporting.conftest import TEXT
@@ -70,6 +72,18 @@ def test_mean_and_sample_deviation_are_those_by_hand(folder: Path) -> None:
     assert found.count == 2
     assert statistic([1.0, 2.0, 3.0, 6.0]).deviation == pytest.approx(math.sqrt(14 / 3))
     assert statistic([5.0]).deviation is None
+
+
+def test_runs_that_start_from_one_of_their_own_seed_are_one_setting() -> None:
+    def names(*of_runs: tuple[int, str]) -> list[str]:
+        configs = [parse_config({"run": {"seed": s}, "start": {"weights": w}}, "c").to_dict() for s, w in of_runs]
+        shorten_places(configs)
+        return [config["start"]["weights"] for config in configs]
+
+    first, second = "a/method=static,seed=1", "a/method=static,seed=21"
+    assert names((1, first), (21, second)) == ["method=static", "method=static"]
+    assert names((1, second), (2, first)) == ["method=static,seed=21", "method=static,seed=1"]
+    assert names((1, f"{first},lr=2/step_0"), (2, "b/dense")) == ["method=static,lr=2/step_0", "dense"]
 
 
 def test_a_number_that_one_run_lacks_has_no_mean(folder: Path) -> None:
