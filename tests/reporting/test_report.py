@@ -12,7 +12,8 @@ from PIL import Image
 
 from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.plots.figure import Plot
-from rnnsparse.reporting.plots.network import of_setting, readable
+from rnnsparse.reporting.plots.labels import readable
+from rnnsparse.reporting.plots.network import of_setting
 from rnnsparse.reporting.plots.overview import overview
 from rnnsparse.reporting.plots.series import DENSE
 from rnnsparse.reporting.plots.while_training import gradient_curve, mean_curve
