@@ -145,6 +145,27 @@ def test_axes_are_drawn_for_what_varies_only(settings: list[Setting], plots: lis
     assert [plot.name for plot in overview(alone)] == ["bits_by_training_flops", "learning_curves", "gradient_norms"]
 
 
+def test_lengths_are_told_in_minutes_too_if_all_runs_were_timed(settings: list[Setting]) -> None:
+    timed = [
+        replace(s, runs=tuple(replace(r, summary=replace(r.summary, characters_per_second=50.0)) for r in s.runs))
+        for s in settings
+    ]
+    assert "bits_by_minutes" in [plot.name for plot in overview(timed)]
+    assert "bits_by_minutes" not in [plot.name for plot in overview([s for s in timed if s.steps == 3])]
+
+
+def test_against_cost_the_lengths_of_one_sparsity_are_one_line(settings: list[Setting]) -> None:
+    def labels(of: list[Setting]) -> str:
+        (plot,) = [plot for plot in overview(of) if plot.name == "bits_by_training_flops"]
+        return plot.shown.decode()
+
+    rigl = [s for s in settings if s.method == "rigl"]
+    same = [s for s in rigl if s.sparsity == 0.5]
+    assert len(same) == 2
+    assert labels(same).count("<!-- rigl") == 1
+    assert labels(rigl).count("<!-- rigl") == 2, "a line of two sparsities, and the longer run"
+
+
 def test_the_dense_network_alone_can_be_shown(settings: list[Setting]) -> None:
     dense = [setting for setting in settings if setting.method == "dense"]
     assert [plot.name for plot in overview(dense)] == ["bits_by_training_flops", "learning_curves", "gradient_norms"]

@@ -1,4 +1,4 @@
-"""Settings against each other: by sparsity, by arithmetic, by length of training, and while they train."""
+"""Settings against each other: by sparsity, by arithmetic, time and length of training, and while they train."""
 
 from __future__ import annotations
 
@@ -16,19 +16,29 @@ from rnnsparse.reporting.plots.figure import BELOW, BITS, Plot, new_figure, over
 from rnnsparse.reporting.plots.labels import End, height, lay_out, name_lines
 from rnnsparse.reporting.plots.series import Series, marker_of_sparsities, series
 from rnnsparse.reporting.plots.while_training import CURVES, GRADIENTS, gradient_norms, learning_curves
+from rnnsparse.reporting.runs import Run
 
-OVERVIEW = ["bits_by_sparsity", "bits_by_training_flops", "bits_by_training_length", CURVES, GRADIENTS]
+OVERVIEW = [
+    "bits_by_sparsity",
+    "bits_by_training_flops",
+    "bits_by_minutes",
+    "bits_by_training_length",
+    CURVES,
+    GRADIENTS,
+]
 PANEL, LINE = 3.4, 0.3  # inches
 
 
 def overview(settings: Sequence[Setting]) -> list[Plot]:
-    """Return the plots that compare settings; against sparsity and length only where these vary."""
+    """Return the plots that compare settings; against sparsity, time and length only where they can tell something."""
     plots = []
     sparse = [setting for setting in settings if setting.method != "dense"]
     if len({setting.sparsity for setting in sparse}) > 1:
         plots.append(_by_sparsity(settings))
     plots.append(_by_flops(settings))
     if len({setting.steps for setting in settings}) > 1:
+        if all(run.summary.characters_per_second for setting in settings for run in setting.runs):
+            plots.append(_by_minutes(settings))
         plots.append(_by_length(settings))
     if any(setting.runs[0].curves.steps for setting in settings):
         plots.append(learning_curves(settings))
@@ -105,25 +115,48 @@ def _halvings(sparsity: float) -> float:
 
 
 def _by_flops(settings: Sequence[Setting]) -> Plot:
-    found = series(settings, SPARSITY)
+    def flops(run: Run) -> float:
+        return run.summary.training_flops
+
+    highest = max(_mean(setting, flops) for setting in settings)
+    exponent = 3 * math.floor(math.log10(highest) / 3) if highest > 0 else 0
+    description = "Bits per character against the arithmetic of the whole training, a line per series."
+    words = (OVERVIEW[1], "Against training FLOPs", description)
+    return _by_cost(settings, lambda run: flops(run) / 10**exponent, f"training FLOPs (1e{exponent})", words)
+
+
+def _by_minutes(settings: Sequence[Setting]) -> Plot:
+    """Say what arithmetic does not: how long it takes, where the runs had the same machine for themselves."""
+    description = "Bits per character against the minutes that all training steps took where each run was trained."
+    return _by_cost(settings, _minutes, "minutes of training", (OVERVIEW[2], "Against time", description))
+
+
+def _minutes(run: Run) -> float:
+    speed = run.summary.characters_per_second
+    return run.summary.characters_seen / speed / 60 if speed else math.nan
+
+
+def _mean(setting: Setting, number: Callable[[Run], float]) -> float:
+    return math.fsum(map(number, setting.runs)) / len(setting.runs)
+
+
+def _by_cost(
+    settings: Sequence[Setting], cost: Callable[[Run], float], label: str, words: tuple[str, str, str]
+) -> Plot:
+    """Draw bits against what a run costs; a series joins its sparsities, or, if there is but one, its lengths."""
     markers = marker_of_sparsities(settings)
-
-    def cost(setting: Setting) -> float:
-        return math.fsum(run.summary.training_flops for run in setting.runs) / len(setting.runs)
-
-    flops = [cost(setting) for setting in settings]
-    exponent = 3 * math.floor(math.log10(max(flops)) / 3) if max(flops) > 0 else 0
+    alone = len({setting.sparsity for setting in settings if setting.method != "dense"}) < 2
+    found = series(settings, *(LENGTH_KEYS if alone else [SPARSITY]))
     with new_figure() as figure:
         axes = _one_panel(figure, found, BELOW + (LINE if len(markers) > 1 else 0))
-        ends = [_points(axes, one, lambda setting: cost(setting) / 10**exponent, markers) for one in found]
-        _positive_axis(axes, [flop / 10**exponent for flop in flops])
-        axes.set_xlabel(f"training FLOPs (1e{exponent})")
+        ends = [_points(axes, one, lambda setting: _mean(setting, cost), markers) for one in found]
+        _positive_axis(axes, [_mean(setting, cost) for setting in settings])
+        axes.set_xlabel(label)
         axes.set_ylabel(BITS)
         name_lines(figure, axes, ends)
         if len(markers) > 1:
             _sparsity_legend(figure, {sparsity: marker for sparsity, marker in markers.items() if sparsity})
-        description = "Bits per character against the arithmetic of the whole training, a line per series."
-        return overview_plot(figure, OVERVIEW[1], "Against training FLOPs", description)
+        return overview_plot(figure, *words)
 
 
 def _by_length(settings: Sequence[Setting]) -> Plot:
@@ -140,7 +173,7 @@ def _by_length(settings: Sequence[Setting]) -> Plot:
         axes.set_ylabel(BITS)
         name_lines(figure, axes, ends)
         description = "Bits per character against the number of training steps, a line per series."
-        return overview_plot(figure, OVERVIEW[2], "Against training length", description)
+        return overview_plot(figure, OVERVIEW[3], "Against training length", description)
 
 
 def _positive_axis(axes: Axes, values: Sequence[float]) -> None:
