@@ -164,7 +164,8 @@ def sweep(path: Path, said: str) -> None:
     for run in found.runs:
         kind = (run.config.method.name, *sorted(override.partition("=")[0] for override in run.overrides))
         if kind not in seen:
-            assert main(["train", str(found.base), *run.overrides]) == 0, f"{said}: {run.name}"
+            overrides = [re.sub(r"^data\.limit=\d+$", "data.limit=500", override) for override in run.overrides]
+            assert main(["train", str(found.base), *overrides]) == 0, f"{said}: {run.name}"
         seen.add(kind)
 
 
