@@ -25,7 +25,7 @@ FLOORS = [
     [f"rnnsparse.{name}" for name in ("dynamic", "evaluation", "code_lengths", "sampling", "flops", "training.step")],
     ["rnnsparse.config"],
     ["rnnsparse.training"],
-    ["rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
+    ["rnnsparse.interpolation", "rnnsparse.recipes", "rnnsparse.reporting", "rnnsparse.trained"],
     ["rnnsparse.cli", "rnnsparse.__main__"],
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -108,6 +108,19 @@ def configurations(one: Table) -> None:
     )
 
 
+@checks("question")
+def experiments(one: Table) -> None:
+    """Each is a sweep that says what it asks and how to try it, has a command here, and a place for its results."""
+    for sweep, results in zip(links(one, 1), one.column(2), strict=True):
+        path = (ROOT / one.file).parent / sweep
+        assert results == f"`{path.stem}.json`"
+        text = path.read_text(encoding="utf-8")
+        about, _, _ = text.partition("\nbase:" if "\nbase:" in text else "\nconfig:")
+        assert "?" in about
+        assert "toy length" in about
+        assert f"rnnsparse sweep configs/sweeps/{path.name}\n" in TEXTS[one.file]
+
+
 @checks("script")
 def scripts(one: Table) -> None:
     found = [path for end in ("sh", "py") for path in (ROOT / "scripts").rglob(f"*.{end}")]

@@ -151,6 +151,19 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--test", action="store_true", help=help_text)
     compare.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
+    between = add(
+        "interpolate", "Measure the straight line between two runs' matrices, and what connections they share."
+    )
+    help_text = "two runs or checkpoints of one shape on one text; of more, every two are joined"
+    between.add_argument("runs", type=Path, nargs="+", metavar="RUN|CHECKPOINT", help=help_text)
+    help_text = "where to measure, at even distances, both ends included (default: 11)"
+    between.add_argument("--points", type=_points, default=11, metavar="N", help=help_text)
+    help_text = "measure on the first N symbols of the validation text only"
+    between.add_argument("--symbols", type=_points, metavar="N", help=help_text)
+    between.add_argument("--out", type=Path, metavar="PNG", help="also draw the lines into a new picture")
+    between.add_argument("--json", action="store_true", help="print one line of JSON")
+    add_device(between)
+
     export = add("export", "Write a model for use elsewhere.")
     add_checkpoint(export)
     export.add_argument("out", type=Path, metavar="OUT")
@@ -205,6 +218,7 @@ def _unescaped(text: str) -> str:
 
 
 _positive_int = _number(int, lambda n: n > 0, "a whole number above 0")
+_points = _number(int, lambda n: n > 2, "a whole number above 2")
 _seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
 _non_negative = _number(float, lambda x: 0 <= x < float("inf"), "a number from 0 on")
 _share = _number(float, lambda x: 0 < x <= 1, "a number above 0 and up to 1")

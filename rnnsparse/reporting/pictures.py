@@ -85,8 +85,10 @@ class Pictures:
             raise ValueError("pictures need a number for each of their steps")
 
 
-def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
+def read_pictures(folder: Path, records: Sequence[dict[str, Any]], moments: int = MOMENTS) -> Pictures:
     """Return the pictures of a run; `records` are the lines of its connectivity.jsonl, if it has any.
+
+    Of these it has at most so many `moments`, besides the end; a results.json holds no more than `MOMENTS`.
 
     Raises:
         UserError: its last checkpoint is damaged, or the records are not of it.
@@ -95,7 +97,7 @@ def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
     model = restored.model
     last = {"step": restored.step} | connection_counts(model)
     earlier = [r for r in records if r["step"] < restored.step and _shape(r) == _shape(last)]
-    moments = [*_thinned(earlier), last]
+    shown = [*_thinned(earlier, moments), last]
     weights = model.sparse_weights().values()
     blocks = []
     for weight in weights:
@@ -110,26 +112,26 @@ def read_pictures(folder: Path, records: Sequence[dict[str, Any]]) -> Pictures:
                     cols=weight.cols,
                     inputs=histogram(rows[block.start_row : block.stop_row]),
                     outputs=histogram(columns.numpy()),
-                    over_time=[moment["blocks"][block.name] for moment in moments],
+                    over_time=[moment["blocks"][block.name] for moment in shown],
                 )
             )
     units = [
         UnitsPicture(
             name=name,
-            inputs=by_rank(np.array([moment["units"][name]["in"] for moment in moments])),
-            outputs=by_rank(np.array([moment["units"][name]["out"] for moment in moments])),
+            inputs=by_rank(np.array([moment["units"][name]["in"] for moment in shown])),
+            outputs=by_rank(np.array([moment["units"][name]["out"] for moment in shown])),
         )
         for name in last["units"]
     ]
     kept = torch.tensor(last["embedding"]).argsort(descending=True, stable=True)[:SYMBOLS].sort().values.tolist()
     return Pictures(
-        steps=[moment["step"] for moment in moments],
+        steps=[moment["step"] for moment in shown],
         embedding_dim=model.embedding.cols,
         blocks=blocks,
         units=units,
         symbols=[
             SymbolPicture(
-                symbol=restored.tokenizer.symbols[i].hex(), over_time=[moment["embedding"][i] for moment in moments]
+                symbol=restored.tokenizer.symbols[i].hex(), over_time=[moment["embedding"][i] for moment in shown]
             )
             for i in kept
         ],
@@ -163,11 +165,11 @@ def are_counts(record: dict[str, Any]) -> bool:
     )
 
 
-def _thinned(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _thinned(records: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """Return the first record and others at about even distances."""
-    if len(records) <= MOMENTS:
+    if len(records) <= count:
         return list(records)
-    return [records[round(i * len(records) / MOMENTS)] for i in range(MOMENTS)]
+    return [records[round(i * len(records) / count)] for i in range(count)]
 
 
 def _shape(record: dict[str, Any]) -> Any:

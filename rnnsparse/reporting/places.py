@@ -29,14 +29,18 @@ def short_names(folders: Sequence[Path]) -> dict[Path, str]:
 
 
 def shorten_places(configs: Sequence[dict[str, dict[str, Any]]]) -> None:
-    """Replace the paths by which configurations name other runs, in place, by names that still tell them apart."""
+    """Replace the paths by which configurations name other runs, in place, by names that still tell them apart.
+
+    A run that starts from one of its own seed, which a sweep has named `method=static,seed=1`, is the same setting with
+    every seed: the name then leaves the seed out.
+    """
     others = [key.split(".") for key in keys(OtherRun)]
-    named = [(config[section], key) for config in configs for section, key in others]
-    named = [(section, key) for section, key in named if section.get(key) is not None]
-    folders = {section[key]: Path(os.path.abspath(section[key])) for section, key in named}
+    named = [(config[section], key, config["run"]["seed"]) for config in configs for section, key in others]
+    named = [(section, key, seed) for section, key, seed in named if section.get(key) is not None]
+    folders = {section[key]: Path(os.path.abspath(section[key])) for section, key, _ in named}
     names = short_names(list(set(folders.values())))
-    for section, key in named:
-        section[key] = names[folders[section[key]]]
+    for section, key, seed in named:
+        section[key] = re.sub(rf",seed={seed}(?=,|/|$)", "", names[folders[section[key]]])
 
 
 def shorten_texts(runs: Sequence[Run]) -> None:

@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,6 +247,8 @@ def _curves(records: Sequence[dict[str, Any]]) -> Curves:
             return []
         return [_rounded(math.fsum(r[key] for r in part) / len(part)) for part in bins]
 
+    # Of a batch whose gradient was not finite there is no norm.
+    norms = [[r["gradient_norm"] for r in part if _is_number(r.get("gradient_norm"))] for part in bins]
     key = "validation_bits_per_character"
     return Curves(
         steps=[part[-1]["step"] for part in bins],
@@ -253,6 +256,7 @@ def _curves(records: Sequence[dict[str, Any]]) -> Curves:
         moved=means("moved"),
         ever_active=means("ever_active"),
         validation=[(r["step"], _rounded(r[key])) for r in records if _is_number(r.get(key))],
+        gradient_norm=[_rounded(statistics.median(part)) for part in norms] if all(norms) else [],
     )
 
 

@@ -12,6 +12,7 @@ from rnnsparse.reporting.markup import counted, figures, folded, plain_table, sw
 from rnnsparse.reporting.plots.figure import Plot
 from rnnsparse.reporting.plots.network import of_setting
 from rnnsparse.reporting.plots.series import colour_of_methods
+from rnnsparse.reporting.plots.while_training import GRADIENTS
 from rnnsparse.reporting.runs import Run
 from rnnsparse.reporting.stylesheet import CSS
 
@@ -20,6 +21,7 @@ def report(settings: Sequence[Setting], overview: Sequence[Plot], left_out: Sequ
     """Return the page."""
     runs = counted(sum(len(setting.runs) for setting in settings), "run")
     colours = colour_of_methods(settings)
+    folded_away = [plot for plot in overview if plot.name == GRADIENTS]
     omitted = "".join(f"<li>{text(line)}</li>" for line in left_out)
     parts = [
         "<!DOCTYPE html>",
@@ -35,8 +37,12 @@ def report(settings: Sequence[Setting], overview: Sequence[Plot], left_out: Sequ
         '<p class="note">Marked: the best of its column at that sparsity. ≈: behind it by no more than noise.</p>',
         folded("How settings are ranked", f"<p>{text(ABOUT_RANKING)}</p>"),
         "<h2>Plots</h2>",
-        figures(overview),
+        figures(plot for plot in overview if plot not in folded_away),
         "<h2>Details</h2>",
+        *(
+            folded(f"{text(plot.title)}: the norm of the gradient while training", figures([plot]))
+            for plot in folded_away
+        ),
         folded("Configurations: what differs, and what is the same", _configurations(settings)),
         *(_details(number, setting, colours[setting.method]) for number, setting in enumerate(settings, start=1)),
         "</main></body></html>",

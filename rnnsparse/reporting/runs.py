@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,7 +66,8 @@ class Summary:
 class Curves:
     """What changed while a run trained: one number per step in `steps`, each the mean since the step before it.
 
-    `validation` has a (step, bits per character) for each evaluation.
+    Of `gradient_norm` it is the median; earlier versions have none. `validation` has a (step, bits per character) for
+    each evaluation.
     """
 
     steps: list[Step]
@@ -74,9 +75,10 @@ class Curves:
     moved: list[Number]
     ever_active: list[Number]
     validation: list[tuple[Step, Number]]
+    gradient_norm: list[Number] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for values in (self.bits_per_character, self.moved, self.ever_active):
+        for values in (self.bits_per_character, self.moved, self.ever_active, self.gradient_norm):
             if len(values) not in (len(self.steps), 0) or (self.steps and not self.bits_per_character):
                 raise ValueError("curves need a number for each step")
 

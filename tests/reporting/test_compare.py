@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from rnnsparse.cli import main
+from rnnsparse.config import parse_config
 from rnnsparse.reporting.compare import as_csv, as_markdown, as_text, group, statistic, table
+from rnnsparse.reporting.places import shorten_places
 from rnnsparse.reporting.reading import read_results, read_runs
 from rnnsparse.reporting.runs import Results, Run
 from tests.reporting.conftest import TEXT
@@ -70,6 +72,18 @@ def test_mean_and_sample_deviation_are_those_by_hand(folder: Path) -> None:
     assert found.count == 2
     assert statistic([1.0, 2.0, 3.0, 6.0]).deviation == pytest.approx(math.sqrt(14 / 3))
     assert statistic([5.0]).deviation is None
+
+
+def test_runs_that_start_from_one_of_their_own_seed_are_one_setting() -> None:
+    def names(*of_runs: tuple[int, str]) -> list[str]:
+        configs = [parse_config({"run": {"seed": s}, "start": {"weights": w}}, "c").to_dict() for s, w in of_runs]
+        shorten_places(configs)
+        return [config["start"]["weights"] for config in configs]
+
+    first, second = "a/method=static,seed=1", "a/method=static,seed=21"
+    assert names((1, first), (21, second)) == ["method=static", "method=static"]
+    assert names((1, second), (2, first)) == ["method=static,seed=21", "method=static,seed=1"]
+    assert names((1, f"{first},lr=2/step_0"), (2, "b/dense")) == ["method=static,lr=2/step_0", "dense"]
 
 
 def test_a_number_that_one_run_lacks_has_no_mean(folder: Path) -> None:
@@ -461,12 +475,15 @@ def test_a_file_is_no_folder_to_write_to(folder: Path, tmp_path: Path, capsys: p
 def test_curves_are_means_of_the_steps_between_their_points(folder: Path, tmp_path: Path) -> None:
     run = copy(folder / "runs" / "rigl-a", tmp_path / "long")
     lines = [{"step": step, "bits_per_character": float(step), "moved": 0.5} for step in range(1, 202)]
+    for line in lines:  # of each three, one is far out and one was not finite
+        line["gradient_norm"] = [7.0, None, 900.0][int(line["step"]) % 3]
     (run / "metrics.jsonl").write_text("torn\n" + "\n".join(map(json.dumps, lines)) + '\n{"step": 300, "bits')
     curves = read_runs([run])[0][0].curves
     assert curves.steps == [*range(3, 202, 3)]
     assert curves.bits_per_character == [step - 1.0 for step in curves.steps]
     assert curves.moved == [0.5] * 67
     assert (curves.ever_active, curves.validation) == ([], [])
+    assert curves.gradient_norm == [453.5] * 67
 
 
 def test_pictures_tell_where_connections_were_and_are(folder: Path) -> None:

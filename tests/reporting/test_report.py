@@ -12,9 +12,11 @@ from PIL import Image
 
 from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.plots.figure import Plot
-from rnnsparse.reporting.plots.network import of_setting, readable
-from rnnsparse.reporting.plots.overview import mean_curve, overview
+from rnnsparse.reporting.plots.labels import readable
+from rnnsparse.reporting.plots.network import of_setting
+from rnnsparse.reporting.plots.overview import overview
 from rnnsparse.reporting.plots.series import DENSE
+from rnnsparse.reporting.plots.while_training import gradient_curve, mean_curve
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.reporting.report import report
 
@@ -80,7 +82,7 @@ def test_the_first_page_has_the_table_and_the_plots_and_all_else_is_folded_away(
     first, _, details = page.partition("<h2>Details</h2>")
     assert (first.count("<table"), first.count("<img"), first.count("<details>")) == (1, 3, 1)
     assert "<img" not in re.sub("<details>.*?</details>", "", details, flags=re.DOTALL)
-    assert details.count("<details>") == 1 + 2
+    assert details.count("<details>") == 2 + 2
     assert "<details open" not in page
 
 
@@ -103,7 +105,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
 
 def test_every_picture_can_be_seen_and_has_a_text_for_those_who_cannot(page: str) -> None:
     pictures = [attributes for tag, attributes in Page(page).tags if tag == "img"]
-    assert len(pictures) == 3 + 2 * 6
+    assert len(pictures) == 4 + 2 * 6
     assert len({str(picture["src"]) for picture in pictures}) == len(pictures), "each is drawn once"
     for attributes in pictures:
         assert attributes["alt"]
@@ -137,20 +139,44 @@ def test_axes_are_drawn_for_what_varies_only(settings: list[Setting], plots: lis
         "bits_by_training_flops",
         "bits_by_training_length",
         "learning_curves",
+        "gradient_norms",
     ]
     alone = [setting for setting in settings if len(setting.runs) == 2]
-    assert [plot.name for plot in overview(alone)] == ["bits_by_training_flops", "learning_curves"]
+    assert [plot.name for plot in overview(alone)] == ["bits_by_training_flops", "learning_curves", "gradient_norms"]
+
+
+def test_lengths_are_told_in_minutes_too_if_all_runs_were_timed(settings: list[Setting]) -> None:
+    timed = [
+        replace(s, runs=tuple(replace(r, summary=replace(r.summary, characters_per_second=50.0)) for r in s.runs))
+        for s in settings
+    ]
+    assert "bits_by_minutes" in [plot.name for plot in overview(timed)]
+    assert "bits_by_minutes" not in [plot.name for plot in overview([s for s in timed if s.steps == 3])]
+
+
+def test_against_cost_the_lengths_of_one_sparsity_are_one_line(settings: list[Setting]) -> None:
+    def labels(of: list[Setting]) -> str:
+        (plot,) = [plot for plot in overview(of) if plot.name == "bits_by_training_flops"]
+        return plot.shown.decode()
+
+    rigl = [s for s in settings if s.method == "rigl"]
+    same = [s for s in rigl if s.sparsity == 0.5]
+    assert len(same) == 2
+    assert labels(same).count("<!-- rigl") == 1
+    assert labels(rigl).count("<!-- rigl") == 2, "a line of two sparsities, and the longer run"
 
 
 def test_the_dense_network_alone_can_be_shown(settings: list[Setting]) -> None:
     dense = [setting for setting in settings if setting.method == "dense"]
-    assert [plot.name for plot in overview(dense)] == ["bits_by_training_flops", "learning_curves"]
+    assert [plot.name for plot in overview(dense)] == ["bits_by_training_flops", "learning_curves", "gradient_norms"]
     assert len(of_setting(dense[0], DENSE)) == 6
 
 
 def test_a_setting_without_any_record_has_no_pictures(settings: list[Setting]) -> None:
     run = settings[0].runs[0]
-    empty = replace(run.curves, steps=[], bits_per_character=[], moved=[], ever_active=[], validation=[])
+    empty = replace(
+        run.curves, steps=[], bits_per_character=[], moved=[], ever_active=[], validation=[], gradient_norm=[]
+    )
     setting = replace(settings[0], runs=(replace(run, curves=empty, pictures=None),))
     assert of_setting(setting, DENSE) == []
     assert "its checkpoint was not there" in report([setting], overview([setting]), [])
@@ -163,6 +189,25 @@ def test_a_mean_curve_has_the_steps_that_all_seeds_have(settings: list[Setting])
         for run, points in zip(pair.runs, ([(1, 4.0), (2, 3.0)], [(2, 2.0), (3, 9.0)]), strict=True)
     )
     assert mean_curve(replace(pair, runs=(a, b)), validated=True) == ([2], [2.5])
+
+
+def test_a_gradient_curve_is_the_median_over_a_window_and_seeds(settings: list[Setting]) -> None:
+    (pair,) = [setting for setting in settings if len(setting.runs) == 2]
+    steps = list(range(1, 76))
+    runs = [
+        replace(r, curves=replace(r.curves, steps=steps, bits_per_character=[2.0] * 75, moved=[], ever_active=[],
+                                  gradient_norm=norms))
+        for r, norms in zip(pair.runs, ([1.0, 2.0, 900.0] * 25, [3.0, 0.5, 4.0] * 25), strict=True)
+    ]  # fmt: skip
+    assert gradient_curve(replace(pair, runs=tuple(runs))) == (steps[2::3], [2.5] * 25)
+
+
+def test_runs_of_an_earlier_version_have_no_gradients_to_draw(settings: list[Setting]) -> None:
+    old = [
+        replace(s, runs=tuple(replace(run, curves=replace(run.curves, gradient_norm=[])) for run in s.runs))
+        for s in settings
+    ]
+    assert "gradient_norms" not in [plot.name for plot in overview(old)]
 
 
 @pytest.mark.parametrize(

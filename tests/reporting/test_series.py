@@ -13,8 +13,9 @@ from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.markup import figures
 from rnnsparse.reporting.plots.figure import new_figure
 from rnnsparse.reporting.plots.labels import End, height, lay_out, name_lines, spread, wrapped
-from rnnsparse.reporting.plots.overview import overview, shown_curve
+from rnnsparse.reporting.plots.overview import overview
 from rnnsparse.reporting.plots.series import COLOURS, colour_of_methods, readable_shade, series
+from rnnsparse.reporting.plots.while_training import shown_curve
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.reporting.report import report
 
@@ -38,7 +39,7 @@ def test_a_method_has_one_colour_and_its_variants_have_lines_of_their_own(settin
 def test_a_curve_over_training_batches_is_put_together_and_ends_where_training_ended(settings: list[Setting]) -> None:
     run = settings[0].runs[0]
     steps, bits = list(range(10, 540, 10)), [float(i) for i in range(53)]
-    curves = replace(run.curves, steps=steps, bits_per_character=bits, moved=[], ever_active=[])
+    curves = replace(run.curves, steps=steps, bits_per_character=bits, moved=[], ever_active=[], gradient_norm=[])
     found = shown_curve(replace(settings[0], runs=(replace(run, curves=curves),)), validated=False)
     assert found == (list(range(30, 540, 20)), [i + 0.5 for i in range(1, 53, 2)])
 

@@ -20,6 +20,8 @@ from PIL import Image
 WIDTH = 5.2  # inches
 DPI, DETAIL_DPI = 150, 120  # 780 and 624 pixels, two and five thirds for each of a phone's
 PALETTE = 64  # colours
+BELOW = 0.62  # inches below a panel, for its axis
+BITS = "bits per character (validation)"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,

@@ -1,4 +1,4 @@
-"""Names at the right of a plot, each led to from the end of its line; none covers another."""
+"""Names at the right of a plot, each led to from the end of its line; none covers another. And names of symbols."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 
 from rnnsparse.reporting.plots.figure import WIDTH
@@ -123,3 +124,25 @@ def spread(wanted: Sequence[float], sizes: Sequence[float], room: float) -> list
 
 def _within(start: float, size: float, room: float) -> float:
     return max(0.0, min(start, room - size))
+
+
+def readable(symbol: str) -> str:
+    """Return how a symbol, given as its bytes in hexadecimal, is written in a picture.
+
+    A visible character stands for itself, a space is ␣, and a byte that is no character, or one that the font lacks,
+    is its number in hexadecimal.
+    """
+    try:
+        text = bytes.fromhex(symbol).decode()
+    except ValueError:
+        return symbol.upper()
+    if text == " ":
+        return "␣"
+    if len(text) > 1:
+        return text  # the unknown symbol
+    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
+    if text.isprintable() and font.get_char_index(ord(text)):
+        return text
+    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
+        text, symbol.upper() if len(symbol) == 2 else f"U+{ord(text):04X}"
+    )

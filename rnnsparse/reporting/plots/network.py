@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rnnsparse.reporting.compare import Setting
 from rnnsparse.reporting.pictures import Histogram, Pictures, SymbolPicture
-from rnnsparse.reporting.plots.figure import WIDTH, Plot, detail_plot, new_figure, steps_axis
+from rnnsparse.reporting.plots.animation import animation
+from rnnsparse.reporting.plots.figure import DETAIL_DPI, WIDTH, Plot, detail_plot, new_figure, steps_axis
+from rnnsparse.reporting.plots.labels import readable
 from rnnsparse.reporting.plots.series import LINES, MARKERS
 
+LARGEST_ANIMATION = 300_000  # bytes
 CHANGED_SYMBOLS = 40  # rows that the picture over time has
 
 
@@ -28,7 +30,7 @@ def of_setting(setting: Setting, colour: str) -> list[Plot]:
         plots.append(_runs(setting, colour))
     pictures = next((run.pictures for run in setting.runs if run.pictures), None)
     if pictures:
-        plots += [_gates(pictures), _degrees(pictures), _symbols(pictures)]
+        plots += [_gates(pictures), _degrees(pictures), _symbols_moving(pictures) or _symbols(pictures)]
         if len(pictures.steps) > 1:
             plots += [_symbols_over_time(pictures), _units_over_time(pictures)]
     return plots
@@ -113,28 +115,6 @@ def _bars(axes: Axes, histogram: Histogram, colour: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
 
 
-def readable(symbol: str) -> str:
-    """Return how a symbol, given as its bytes in hexadecimal, is written in a picture.
-
-    A visible character stands for itself, a space is ␣, and a byte that is no character, or one that the font lacks,
-    is its number in hexadecimal.
-    """
-    try:
-        text = bytes.fromhex(symbol).decode()
-    except ValueError:
-        return symbol.upper()
-    if text == " ":
-        return "␣"
-    if len(text) > 1:
-        return text  # the unknown symbol
-    font = get_font(findfont(FontProperties(family="DejaVu Sans")))
-    if text.isprintable() and font.get_char_index(ord(text)):
-        return text
-    return {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
-        text, symbol.upper() if len(symbol) == 2 else f"U+{ord(text):04X}"
-    )
-
-
 def _symbols(pictures: Pictures) -> Plot:
     """A grid of symbols, as bright as their rows are dense."""
     across = 16
@@ -157,6 +137,17 @@ def _symbols(pictures: Pictures) -> Plot:
         bar.set_label(f"connections of the embedding row, of {pictures.embedding_dim}")
         description = "Each symbol, as bright as its row of the embedding has connections at the end."
         return detail_plot(figure, "symbols", "What the embedding looks at", description)
+
+
+def _symbols_moving(pictures: Pictures) -> Plot | None:
+    """The same while training, if something moves and takes few bytes; it plays three times and stays at the end."""
+    if all(len(set(symbol.over_time)) == 1 for symbol in pictures.symbols):
+        return None
+    moving = animation(pictures, round(WIDTH * DETAIL_DPI), "webp", plays=3)
+    if len(moving) > LARGEST_ANIMATION:
+        return None
+    description = "Each symbol, as bright as its row of the embedding has connections, from the first step to the last."
+    return Plot("symbols", "What the embedding looks at", description, moving, "webp")
 
 
 def _symbols_over_time(pictures: Pictures) -> Plot:

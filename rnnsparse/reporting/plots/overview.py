@@ -1,4 +1,4 @@
-"""Settings against each other: by sparsity, by arithmetic, by length of training, and while they train."""
+"""Settings against each other: by sparsity, by arithmetic, time and length of training, and while they train."""
 
 from __future__ import annotations
 
@@ -12,27 +12,38 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rnnsparse.reporting.compare import LENGTH_KEYS, SPARSITY, Setting
-from rnnsparse.reporting.plots.figure import Plot, new_figure, overview_plot, steps_axis
+from rnnsparse.reporting.plots.figure import BELOW, BITS, Plot, new_figure, overview_plot
 from rnnsparse.reporting.plots.labels import End, height, lay_out, name_lines
 from rnnsparse.reporting.plots.series import Series, marker_of_sparsities, series
+from rnnsparse.reporting.plots.while_training import CURVES, GRADIENTS, gradient_norms, learning_curves
+from rnnsparse.reporting.runs import Run
 
-BITS = "bits per character (validation)"
-OVERVIEW = ["bits_by_sparsity", "bits_by_training_flops", "bits_by_training_length", "learning_curves"]
-PANEL, BELOW, LINE = 3.4, 0.62, 0.3  # inches
-TRAINING_POINTS = 25  # that a curve over training batches is put together to
+OVERVIEW = [
+    "bits_by_sparsity",
+    "bits_by_training_flops",
+    "bits_by_minutes",
+    "bits_by_training_length",
+    CURVES,
+    GRADIENTS,
+]
+PANEL, LINE = 3.4, 0.3  # inches
 
 
 def overview(settings: Sequence[Setting]) -> list[Plot]:
-    """Return the plots that compare settings; against sparsity and length only where these vary."""
+    """Return the plots that compare settings; against sparsity, time and length only where they can tell something."""
     plots = []
     sparse = [setting for setting in settings if setting.method != "dense"]
     if len({setting.sparsity for setting in sparse}) > 1:
         plots.append(_by_sparsity(settings))
     plots.append(_by_flops(settings))
     if len({setting.steps for setting in settings}) > 1:
+        if all(run.summary.characters_per_second for setting in settings for run in setting.runs):
+            plots.append(_by_minutes(settings))
         plots.append(_by_length(settings))
     if any(setting.runs[0].curves.steps for setting in settings):
-        plots.append(_learning_curves(settings))
+        plots.append(learning_curves(settings))
+    if all(run.curves.gradient_norm for setting in settings for run in setting.runs):
+        plots.append(gradient_norms(settings))
     return plots
 
 
@@ -104,25 +115,48 @@ def _halvings(sparsity: float) -> float:
 
 
 def _by_flops(settings: Sequence[Setting]) -> Plot:
-    found = series(settings, SPARSITY)
+    def flops(run: Run) -> float:
+        return run.summary.training_flops
+
+    highest = max(_mean(setting, flops) for setting in settings)
+    exponent = 3 * math.floor(math.log10(highest) / 3) if highest > 0 else 0
+    description = "Bits per character against the arithmetic of the whole training, a line per series."
+    words = (OVERVIEW[1], "Against training FLOPs", description)
+    return _by_cost(settings, lambda run: flops(run) / 10**exponent, f"training FLOPs (1e{exponent})", words)
+
+
+def _by_minutes(settings: Sequence[Setting]) -> Plot:
+    """Say what arithmetic does not: how long it takes, where the runs had the same machine for themselves."""
+    description = "Bits per character against the minutes that all training steps took where each run was trained."
+    return _by_cost(settings, _minutes, "minutes of training", (OVERVIEW[2], "Against time", description))
+
+
+def _minutes(run: Run) -> float:
+    speed = run.summary.characters_per_second
+    return run.summary.characters_seen / speed / 60 if speed else math.nan
+
+
+def _mean(setting: Setting, number: Callable[[Run], float]) -> float:
+    return math.fsum(map(number, setting.runs)) / len(setting.runs)
+
+
+def _by_cost(
+    settings: Sequence[Setting], cost: Callable[[Run], float], label: str, words: tuple[str, str, str]
+) -> Plot:
+    """Draw bits against what a run costs; a series joins its sparsities, or, if there is but one, its lengths."""
     markers = marker_of_sparsities(settings)
-
-    def cost(setting: Setting) -> float:
-        return math.fsum(run.summary.training_flops for run in setting.runs) / len(setting.runs)
-
-    flops = [cost(setting) for setting in settings]
-    exponent = 3 * math.floor(math.log10(max(flops)) / 3) if max(flops) > 0 else 0
+    alone = len({setting.sparsity for setting in settings if setting.method != "dense"}) < 2
+    found = series(settings, *(LENGTH_KEYS if alone else [SPARSITY]))
     with new_figure() as figure:
         axes = _one_panel(figure, found, BELOW + (LINE if len(markers) > 1 else 0))
-        ends = [_points(axes, one, lambda setting: cost(setting) / 10**exponent, markers) for one in found]
-        _positive_axis(axes, [flop / 10**exponent for flop in flops])
-        axes.set_xlabel(f"training FLOPs (1e{exponent})")
+        ends = [_points(axes, one, lambda setting: _mean(setting, cost), markers) for one in found]
+        _positive_axis(axes, [_mean(setting, cost) for setting in settings])
+        axes.set_xlabel(label)
         axes.set_ylabel(BITS)
         name_lines(figure, axes, ends)
         if len(markers) > 1:
             _sparsity_legend(figure, {sparsity: marker for sparsity, marker in markers.items() if sparsity})
-        description = "Bits per character against the arithmetic of the whole training, a line per series."
-        return overview_plot(figure, OVERVIEW[1], "Against training FLOPs", description)
+        return overview_plot(figure, *words)
 
 
 def _by_length(settings: Sequence[Setting]) -> Plot:
@@ -139,7 +173,7 @@ def _by_length(settings: Sequence[Setting]) -> Plot:
         axes.set_ylabel(BITS)
         name_lines(figure, axes, ends)
         description = "Bits per character against the number of training steps, a line per series."
-        return overview_plot(figure, OVERVIEW[2], "Against training length", description)
+        return overview_plot(figure, OVERVIEW[3], "Against training length", description)
 
 
 def _positive_axis(axes: Axes, values: Sequence[float]) -> None:
@@ -149,69 +183,3 @@ def _positive_axis(axes: Axes, values: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-
-
-def _learning_curves(settings: Sequence[Setting]) -> Plot:
-    """A panel for each sparsity, so that few curves share one; a dense network is in each."""
-    sparsities = sorted({setting.sparsity for setting in settings if setting.method != "dense"}) or [0.0]
-    validated = all(len(run.curves.validation) > 2 for setting in settings for run in setting.runs)
-    found = [
-        (one, {setting.sparsity: shown_curve(setting, validated) for setting in one.settings})
-        for one in series(settings, SPARSITY)
-    ]
-    shown = [
-        [
-            (one, curves.get(sparsity) or next(iter(curves.values())))
-            for one, curves in found
-            if one.is_dense or sparsity in curves
-        ]
-        for sparsity in sparsities
-    ]
-    shown = [[(one, curve) for one, curve in panel if curve[0]] for panel in shown]
-    heights = [height([one.label for one, _ in panel], 2.9) for panel in shown]
-    between = 0.95 if len(sparsities) > 1 else 0.0
-    with new_figure() as figure:
-        figure.set_figheight(sum(heights) + between * (len(heights) - 1) + BELOW + 0.35)
-        panels = list(figure.subplots(len(sparsities), squeeze=False)[:, 0])
-        lay_out(figure, panels, heights, [one.label for one, _ in found], between, BELOW)
-        for axes, sparsity, panel in zip(panels, sparsities, shown, strict=True):
-            for one, (steps, bits) in panel:
-                axes.plot(steps, bits, color=one.colour, linestyle=one.line)
-            if panel:
-                # The first steps come from eight bits; the frame is for what follows.
-                top = max(bits[len(bits) // 10] for _, (_, bits) in panel)
-                bottom, _ = axes.get_ylim()
-                axes.set_ylim(top=top + 0.03 * (top - bottom))
-            if len(sparsities) > 1:
-                axes.set_title(f"sparsity {sparsity:g}", fontsize=11)
-            steps_axis(axes)
-            axes.set_ylabel(BITS if validated else "bits per character (training)")
-            name_lines(figure, axes, [End(one.label, steps[-1], bits[-1], one.colour) for one, (steps, bits) in panel])
-        where = (
-            "on the validation text, means over seeds"
-            if validated
-            else "on training batches, each point a mean over the steps since the point before and over seeds"
-        )
-        description = f"Bits per character while training, {where}; the first steps lie above."
-        return overview_plot(figure, OVERVIEW[3], "Learning curves", description)
-
-
-def shown_curve(setting: Setting, validated: bool) -> tuple[list[int], list[float]]:
-    """Return the mean curve; of training batches, which differ more than methods do, means of neighbouring points.
-
-    It ends where training ended; points that are left over are first ones, which lie above the frame.
-    """
-    steps, bits = mean_curve(setting, validated)
-    size = 1 if validated else max(1, len(steps) // TRAINING_POINTS)
-    parts = [slice(stop - size, stop) for stop in range(size + len(steps) % size, len(steps) + 1, size)]
-    return [steps[part][-1] for part in parts], [math.fsum(bits[part]) / size for part in parts]
-
-
-def mean_curve(setting: Setting, validated: bool) -> tuple[list[int], list[float]]:
-    """Return steps and the mean over seeds of bits per character, at the steps that all runs of a setting have."""
-    curves = []
-    for run in setting.runs:
-        training = zip(run.curves.steps, run.curves.bits_per_character, strict=True)
-        curves.append(dict(run.curves.validation if validated else training))
-    steps = [step for step in curves[0] if all(step in curve for curve in curves)]
-    return steps, [math.fsum(curve[step] for curve in curves) / len(curves) for step in steps]
