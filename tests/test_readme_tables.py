@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import re
 import runpy
 import shlex
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -244,6 +246,21 @@ def on_a_gpu(one: Table) -> None:
         shown = [f"{median:.3f} ({low:.3f}-{high:.3f})" for low, median, high in ratios]
         captured = [f"{graph[f'{who}, captured ms']:.1f}" for who in ("plain", "rigl")]
         wanted.append([*case, f"{step['plain ms']:.1f}", *shown, *captured])
+    assert one.rows == wanted
+
+
+@checks("bits in blocks of rows")
+def in_blocks(one: Table) -> None:
+    found: dict[tuple[str, float, str, int], list[float]] = {}
+    for run in json.loads((RESULTS / "blocks_256.json").read_text())["runs"]:
+        model, sparsity = run["config"]["model"], run["config"]["sparsity"]
+        case = model["cell"], sparsity["sparsity"], sparsity["method"], sparsity["block_rows"]
+        found.setdefault(case, []).append(run["summary"]["bits_per_character"])
+    wanted = []
+    for cell, sparsity, method in itertools.product(["gru", "lstm"], [0.75, 0.9, 0.95], ["scout", "rigl", "set"]):
+        both = [found[cell, sparsity, method, rows] for rows in (1, 4, 8, 16)]
+        shown = [f"{statistics.mean(bits):.3f} ± {statistics.stdev(bits):.3f}" for bits in both]
+        wanted.append([f"{cell.upper()}, {sparsity:.0%}, {method}", *shown])
     assert one.rows == wanted
 
 
