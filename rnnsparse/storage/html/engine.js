@@ -87,15 +87,19 @@ class Matrix {
     const { starts, columns, values, rows } = this;
     for (let row = 0, k = 0; row < rows; row++) {
       const end = starts[row + 1];
-      let a = 0, b = 0, c = 0, d = 0; // four sums at once: none waits for another
-      for (; k + 3 < end; k += 4) {
+      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0; // eight sums at once: none waits for another
+      for (; k + 7 < end; k += 8) {
         a += values[k] * x[columns[k]];
         b += values[k + 1] * x[columns[k + 1]];
         c += values[k + 2] * x[columns[k + 2]];
         d += values[k + 3] * x[columns[k + 3]];
+        e += values[k + 4] * x[columns[k + 4]];
+        f += values[k + 5] * x[columns[k + 5]];
+        g += values[k + 6] * x[columns[k + 6]];
+        h += values[k + 7] * x[columns[k + 7]];
       }
       for (; k < end; k++) a += values[k] * x[columns[k]];
-      y[row] += a + b + c + d;
+      y[row] += a + b + c + d + e + f + g + h;
     }
   }
 
