@@ -112,6 +112,11 @@ class Cell(ABC):
         return kept_KTGB
 
     @classmethod
+    def input_gradient_parts(cls, kept_KTGB: Tensor) -> list[tuple[int, Tensor]]:
+        """Return the same in parts, each with the number of the weight's row that it begins with."""
+        return [(0, cls.input_gradient(kept_KTGB))]
+
+    @classmethod
     def step_bias(cls, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
         """Return what of both biases [R] is in `from_input` when `step` gets it."""
         return cls.input_bias(bias_ih, bias_hh)

@@ -86,6 +86,11 @@ class GRUCell(Cell):
         return kept_KTGB[:, :, hidden:]
 
     @classmethod
+    def input_gradient_parts(cls, kept_KTGB: Tensor) -> list[tuple[int, Tensor]]:
+        hidden = kept_KTGB.shape[2] // 4
+        return [(0, kept_KTGB[:, :, hidden : 3 * hidden]), (2 * hidden, kept_KTGB[:, :, :hidden])]
+
+    @classmethod
     def step_bias(cls, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
         return bias_ih
 

@@ -18,9 +18,8 @@ from rnnsparse.kernels.connections import add_connections
 from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
-from rnnsparse.kernels.vector import at, prefetch
+from rnnsparse.kernels.vector import at, load, load_every, prefetch, store
 
-SYMBOL_ROWS = 64
 # Rows of a group come in no order that a processor could guess, so they are asked for some runs ahead.
 AHEAD = 8
 LINE_BYTES = 64
@@ -103,16 +102,29 @@ def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, o
 
 
 @kernel
-def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch):
-    row_count = table.shape[0]
-    start, stop = row_count * thread // threads, row_count * (thread + 1) // threads
-    # A few rows of the table at a time, so that they stay in the cache while the text goes by.
-    for low in range(start, stop, SYMBOL_ROWS):
+def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch, room):
+    rows, symbols = table.shape
+    width = VECTOR_BYTES // g.itemsize
+    pieces, sums = -(-rows // width), thread * symbols * width
+    # A vector of rows at a time, so that the sums of all symbols stay in the nearest cache while the text goes by.
+    for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
+        low = piece * width
+        high = min(low + width, rows)
+        for place in range(sums, sums + symbols * width):
+            room[place] = 0
         for t in range(tokens.shape[0]):
-            for row in range(low, min(low + SYMBOL_ROWS, stop)):
-                g_0 = t * g_step + row * batch
+            g_0 = t * g_step + low * batch
+            if high - low == width:
                 for b in range(batch):
-                    table[row, tokens[t, b]] += g[g_0 + b]
+                    place = sums + tokens[t, b] * width
+                    store(room, place, load(room, place) + load_every(g, g_0 + b, batch))
+            else:
+                for i in range(high - low):
+                    for b in range(batch):
+                        room[sums + tokens[t, b] * width + i] += g[g_0 + i * batch + b]
+        for symbol in range(symbols):
+            for row in range(low, high):
+                table[row, symbol] += room[sums + symbol * width + row - low]
 
 
 def flat(x_TFB: Tensor) -> NDArray[np.floating]:
@@ -158,4 +170,7 @@ def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Ten
 
 def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
     """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
-    threads.run(_sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2])
+    room = memory.empty((threads.thread_count() * vector_width(g_TRB.dtype) * table_RV.shape[1],), g_TRB.dtype)
+    threads.run(
+        _sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2], room.numpy(),
+    )  # fmt: skip

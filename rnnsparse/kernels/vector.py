@@ -40,6 +40,22 @@ def load(typing: Any, array: Any, offset: Any) -> Any:
 
 
 @intrinsic
+def load_every(typing: Any, array: Any, offset: Any, step: Any) -> Any:
+    """Return the vector of the elements at `offset`, and every `step` further on; no bounds check."""
+    vector = Vector(array.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        size = ir.Constant(I64, array.dtype.bitwidth // 8)
+        first = builder.ptrtoint(builder.gep(data, [arguments[1]]), I64)
+        numbers = ir.Constant(ir.VectorType(I64, vector.width), list(range(vector.width)))
+        offsets = builder.mul(numbers, _everywhere(builder, builder.mul(arguments[2], size), vector.width))
+        return _gathered(builder, array, builder.add(_everywhere(builder, first, vector.width), offsets))
+
+    return vector(array, types.int64, types.int64), generate
+
+
+@intrinsic
 def gather(typing: Any, array: Any, places: Any, offset: Any) -> Any:
     """Return the vector of the elements of `array` at places[offset], places[offset + 1], ...; no bounds check."""
     vector = Vector(array.dtype)
@@ -61,21 +77,31 @@ def gather(typing: Any, array: Any, places: Any, offset: Any) -> Any:
         offsets = builder.mul(
             builder.zext(numbers, wide) if bits < 64 else numbers, ir.Constant(wide, [size] * vector.width)
         )
-        undefined = ir.Constant(wide, ir.Undefined)
-        first = builder.insert_element(undefined, builder.ptrtoint(start(0), I64), ir.Constant(I32, 0))
-        everywhere = builder.shuffle_vector(first, undefined, ir.Constant(several(I32), [0] * vector.width))
-        kind, pointers = vector_type(vector.dtype), several(vector_type(vector.dtype).element.as_pointer())
-        masks = several(ir.IntType(1))
-        read = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(kind, [pointers, I32, masks, kind]),
-            f"llvm.masked.gather.v{vector.width}f{size * 8}.v{vector.width}p0",
-        )
-        all_of_them = ir.Constant(masks, [1] * vector.width)
-        where = builder.inttoptr(builder.add(everywhere, offsets), pointers)
-        return builder.call(read, [where, ir.Constant(I32, size), all_of_them, ir.Constant(kind, ir.Undefined)])
+        everywhere = _everywhere(builder, builder.ptrtoint(start(0), I64), vector.width)
+        return _gathered(builder, array, builder.add(everywhere, offsets))
 
     return vector(array, places, types.int64), generate
+
+
+def _everywhere(builder: Any, number: Any, width: int) -> Any:
+    """Return a vector with one 64-bit number in every element."""
+    undefined = ir.Constant(ir.VectorType(I64, width), ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, width), [0] * width))
+
+
+def _gathered(builder: Any, array: Any, addresses: Any) -> Any:
+    """Return the vector of the numbers at a vector of addresses."""
+    kind, width = vector_type(array.dtype), addresses.type.count
+    pointers, masks = ir.VectorType(kind.element.as_pointer(), width), ir.VectorType(ir.IntType(1), width)
+    read = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(kind, [pointers, I32, masks, kind]),
+        f"llvm.masked.gather.v{width}f{array.dtype.bitwidth}.v{width}p0",
+    )
+    size, all_of_them = ir.Constant(I32, array.dtype.bitwidth // 8), ir.Constant(masks, [1] * width)
+    where = builder.inttoptr(addresses, pointers)
+    return builder.call(read, [where, size, all_of_them, ir.Constant(kind, ir.Undefined)])
 
 
 @intrinsic

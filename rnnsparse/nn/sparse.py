@@ -154,15 +154,18 @@ class _Recurrence(torch.autograd.Function):
             add_sampled_product(matrix, g_TRB, h_THB, dvalues_hh)
             layer.recurrent.report(ProductGradient(g_TRB, h_THB, layer.cell.input_gradient_overwrites))
             layer.recurrent.report_factors(g_TRB, h_THB, dim=1)
-        g_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
         del more, h_KTHB, h_THB, g_TRB  # where nobody else needs their memory, the next takes it
-        if layer.input.marginals is not None:
-            x_MIB = x if tokens_MB is None else x[0][:, tokens_MB].movedim(0, 1)
-            layer.input.report_factors(g_MRB, x_MIB, dim=1)
-        if tokens_MB is not None:
+        if tokens_MB is None:
+            g_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
+            layer.input.report_factors(g_MRB, x, dim=1)
+        else:
             table_RV = memory.zeros((layer.input.rows, x.shape[2]), x.dtype)
-            sum_by_symbol(g_MRB, tokens_MB, table_RV)
+            for first, g_KTrB in layer.cell.input_gradient_parts(kept_KTGB):
+                sum_by_symbol(g_KTrB.flatten(0, 1), tokens_MB, table_RV[first : first + g_KTrB.shape[2]])
             g_MRB = table_RV[None]
+            if layer.input.marginals is not None:
+                g_of_all_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
+                layer.input.report_factors(g_of_all_MRB, x[0][:, tokens_MB].movedim(0, 1), dim=1)
         dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
         add_sampled_product(matrix_ih, g_MRB, x, dvalues_ih)
         add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
