@@ -18,7 +18,7 @@ from rnnsparse.kernels.compiling import inlined
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import Matrix, Order, share
 from rnnsparse.kernels.products import flat
-from rnnsparse.kernels.vector import at, fill, store
+from rnnsparse.kernels.vector import at, fill, gather, store
 
 # A pass backward through time takes so many moments at a time: what it needs of them exists only as long.
 PART = 8
@@ -72,8 +72,9 @@ def begin_rows(gates, place, rows, moment, batch, is_table, table, tokens, bias)
     width = VECTOR_BYTES // gates.itemsize
     for row in range(rows[0], rows[1]):
         if is_table:
-            for b in range(batch):
-                gates[place + b] = table[row, tokens[moment, b]]
+            symbols = tokens[moment]
+            for b in range(0, batch, width):
+                store(gates, place + b, gather(table[row], symbols, b))
         else:
             for b in range(0, batch, width):
                 store(gates, place + b, fill(at(bias, row)))
