@@ -22,7 +22,7 @@ from rnnsparse.sparsity.selection import keep_largest, rewire
 class Updater:
     """Carries out topology updates.
 
-    A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
+    A training step calls, in this order: `before_backward`, all passes, `after_backward`, the optimizer if
     that returned True, `after_step`. Steps count from 1. A step whose gradients overflowed leaves out all but the
     first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
     or `finish` after the last one. `Sparsifier` does all of this in two lines.
