@@ -18,15 +18,21 @@ from rnnsparse.reporting.pictures import are_counts, read_pictures
 from rnnsparse.reporting.plots.animation import Kind, animation
 from rnnsparse.reporting.reading import read_records
 
+WIDTHS, FRAMES = (100, 4000), (2, 1000)
+
 
 def animate(run: Path, out: Path, width: int, frames: int) -> None:
     """Write the picture to `out`, in the format that its name ends with.
 
     Raises:
-        UserError: there is no such run, it recorded no connections while it trained, or `out` is no new picture.
+        UserError: there is no such run, it recorded no connections while it trained, `out` is no new picture, or width
+            or frames are too many or too few.
         RunFailed: it cannot be written.
     """
     require_new(out, "--out")
+    for option, value, (least, most) in (("--width", width, WIDTHS), ("--frames", frames, FRAMES)):
+        if not least <= value <= most:
+            raise UserError(f"{option}: {value}: is not from {least} to {most}; use a number that is")
     kinds = {f".{kind}": kind for kind in get_args(Kind)}
     if out.suffix not in kinds:
         raise UserError(f"--out: {out}: is an animated picture; let the name end in {', '.join(kinds)}")

@@ -87,7 +87,8 @@ class RecurrentLayer(nn.Module):
 
     def forward(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:
         """Return all outputs [T, B, H] and the state [S, B, H] after the last, in masked execution."""
-        if self.input.marginals is not None or self.recurrent.marginals is not None:
+        is_watched = self.input.marginals is not None or self.recurrent.marginals is not None
+        if is_watched and torch.is_grad_enabled():
             y_TBH, state_SBH = self._watched(x_TBI, state_SBH)
         else:
             y_TBH, state_SBH = self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)

@@ -55,9 +55,9 @@ class Standing:
 def run_search(sweep: Sweep, part: Part, say: Callable[[str], None]) -> Outcome:
     """Train the rungs of a search, one after the other; go on where one was interrupted.
 
-    A rung is decided when all its trials have finished or failed, those of other parts too. One that fails in training,
-    as with a learning rate that is too high, is out, and stays so. Whatever else keeps a trial from its end keeps the
-    next rung from beginning.
+    A rung is decided when all its trials have finished or failed, those of other parts too. One whose loss or gradients
+    are no numbers, as with a learning rate that is too high, is out, and stays so. Whatever else keeps a trial from its
+    end, such as a signal or a full disk, keeps the next rung from beginning.
 
     Args:
         part: train the trials of this part only (index from 1, count).
@@ -80,7 +80,7 @@ def run_search(sweep: Sweep, part: Part, say: Callable[[str], None]) -> Outcome:
         result = run_sweep(replace(sweep, folder=ladder.folder(rung)), runs, say)
         outcome.done += result.done
         outcome.elsewhere += result.elsewhere
-        ladder.take_out(rung, runs, result.failed)
+        ladder.take_out(rung, result)
         outcome.failed |= result.failed
         outcome.interrupted = result.interrupted
         if outcome.failed or outcome.interrupted:
@@ -174,12 +174,11 @@ class _Ladder:
         found = [one for one in files.records(self._sweep.folder / FAILURES) if one.get("rung") == rung.number]
         return {str(one.get("run")): str(one.get("reason")) for one in found}
 
-    def take_out(self, rung: Rung, runs: Sequence[Run], failed: dict[str, str]) -> None:
-        """Record, and take from `failed`, the runs that have failed in training; others could not be trained at all."""
-        for run in runs:
-            if run.name in failed and status(run).state == "interrupted":
-                record = {"rung": rung.number, "run": run.name, "reason": failed.pop(run.name)}
-                files.append_record(self._sweep.folder / FAILURES, record)
+    def take_out(self, rung: Rung, result: Outcome) -> None:
+        """Record, and take from what has failed, the runs whose training has lost its numbers."""
+        for name in sorted(result.lost):
+            record = {"rung": rung.number, "run": name, "reason": result.failed.pop(name)}
+            files.append_record(self._sweep.folder / FAILURES, record)
 
 
 def _search(sweep: Sweep) -> Search:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,10 +28,11 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Outcome:
-    """What became of the runs; `failed` has a reason for each."""
+    """What became of the runs; `failed` has a reason for each, `lost` names those that fail again at the same step."""
 
     done: list[Run] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
     elsewhere: list[Run] = field(default_factory=list)
     interrupted: bool = False
 
@@ -213,7 +215,11 @@ class _Runner:
         elif (other := lock.holder(run.config.folder)) is not None:
             self._elsewhere(run, other)
         else:
-            self._fail(run, f"{_reason(child)} ({child.log})")
+            reason = _reason(child)
+            # Lost numbers are told with their step; a full disk or a signal is not.
+            if child.process.returncode == 1 and re.search(r"(^|: )step \d", reason):
+                self._outcome.lost.add(run.name)
+            self._fail(run, f"{reason} ({child.log})")
 
     def _seconds(self, run: Run) -> float:
         """Return what all steps of a run take; 0 if nobody knows."""

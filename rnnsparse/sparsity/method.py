@@ -57,8 +57,10 @@ class StepContext:
         for part in group.parts:
             values = part.weight.values
             state = self.optimizer.state.get(values, {})
-            found = next((state[name] for name in names if name in state), torch.zeros_like(values))
-            pieces.append(part.of(found))
+            found = next((state[name] for name in names if name in state), None)
+            if found is None and state:
+                raise ValueError(f"the optimizer keeps no {what}, but {', '.join(state)}")
+            pieces.append(part.of(torch.zeros_like(values) if found is None else found))
         return torch.cat(pieces)
 
 

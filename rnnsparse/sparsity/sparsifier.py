@@ -53,6 +53,7 @@ class Sparsifier(Updater):
         self.left_out = dict(left_out or {})
         self.steps_taken = 0
         self._is_armed = False
+        self._watch_factors(1)  # before the forward pass; `backward` arms what backward passes need
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -117,6 +118,7 @@ class Sparsifier(Updater):
         if scaler:
             scaler.update()
         self.steps_taken, self._is_armed = step, False
+        self._watch_factors(step + 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to go on besides the states of model and optimizer, as plain data and tensors."""
@@ -126,6 +128,7 @@ class Sparsifier(Updater):
         """Go on where another one was; load the states of model and optimizer as well."""
         super().load_state_dict(state)
         self.steps_taken = state["steps_taken"]
+        self._watch_factors(self.steps_taken + 1)
 
     def __str__(self) -> str:
         rows = []

@@ -22,7 +22,7 @@ from rnnsparse.sparsity.selection import keep_largest, rewire
 class Updater:
     """Carries out topology updates.
 
-    A training step calls, in this order: `before_backward`, all backward passes, `after_backward`, the optimizer if
+    A training step calls, in this order: `before_backward`, all passes, `after_backward`, the optimizer if
     that returned True, `after_step`. Steps count from 1. A step whose gradients overflowed leaves out all but the
     first two, so that nothing of it enters topology or averages; if counts depend on its update, the next step has it,
     or `finish` after the last one. `Sparsifier` does all of this in two lines.
@@ -65,14 +65,19 @@ class Updater:
         for weight in self._weights:
             weight.marginals = None  # a step that came to nothing may have left some
         self._draw_pools(context)
-        watches = self.method.needs_marginals(context)
+        self._watch_factors(step)
         for weight in self._weights:
             weight.dense_gradient = DenseGradient() if collects else None
+            if weight.pool:
+                weight.pool.start_step()
+
+    def _watch_factors(self, step: int) -> None:
+        """Begin to collect the marginals of a step's gradients, if it needs any; masked forward passes have to know."""
+        watches = self.method.needs_marginals(self._context(step))
+        for weight in self._weights:
             # What is looked up, or stands in a basis, has no rows and columns that a product would know.
             has_factors = watches and not isinstance(weight, Embedding) and weight.basis is None
             weight.marginals = Marginals(weight.rows, weight.cols, weight.values) if has_factors else None
-            if weight.pool:
-                weight.pool.start_step()
 
     def _draw_pools(self, context: StepContext) -> None:
         pools = self.method.draw_pools(self._groups, context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -495,6 +496,26 @@ def test_a_trial_that_cannot_be_trained_at_all_keeps_the_search_from_going_on(ba
     assert err.startswith(f"rnnsparse: {run.name}: run.dir exists already and nothing is overwritten")
     assert "rung 2 of 2" not in out
     assert not (base / "runs" / "failures.jsonl").exists()
+
+
+def test_a_trial_that_was_killed_is_not_out_but_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = {"trials": 2, "halving": 2, "rungs": 2}
+    path = write(base, overrides=LONG, grid={"run.seed": [1, 2]}, search=search, processes=1)
+    first = base / "runs" / "rung_1" / load_sweep(path).runs[0].name
+    sleep = time.sleep
+
+    def killing(seconds: float) -> None:
+        sleep(seconds)
+        if (first / "metrics.jsonl").exists() and (found := re.match(r"process (\d+) ", lock.holder(first) or "")):
+            os.kill(int(found[1]), signal.SIGKILL)
+
+    monkeypatch.setattr(time, "sleep", killing)
+    code, out, err = told("sweep", str(path), "--shard", "1/2")
+    assert (code, out.count("killed by SIGKILL"), err.count("killed by SIGKILL")) == (1, 1, 1)
+    assert not (base / "runs" / "failures.jsonl").exists()
+    monkeypatch.setattr(time, "sleep", sleep)
+    _, out, _ = told("sweep", str(path), "--shard", "1/2")
+    assert f"resumed      {first.name}\n" in out
 
 
 # ---- plans, costs and times

@@ -41,13 +41,16 @@ def test_a_run_becomes_a_picture_of_as_many_moments_as_it_has_recorded_or_fewer(
         (".", ".", "exists and is never overwritten"),
         ("last", "new.gif", "recorded no connections while it trained"),
         ("nowhere", "new.gif", "there is no such folder"),
+        (".", "new.gif --width 10", "--width: 10: is not from 100 to 4000"),
+        (".", "new.gif --frames 1", "--frames: 1: is not from 2 to 1000"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(
     run: Path, tmp_path: Path, target: str, out: str, reason: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    assert animate(monkeypatch, run / target, "--out", tmp_path / out) == 2
+    out, *options = out.split()
+    assert animate(monkeypatch, run / target, "--out", tmp_path / out, *options) == 2
     told = capsys.readouterr().err
     assert reason in told
     assert len(told.splitlines()) == 1

@@ -103,6 +103,13 @@ def test_chances_are_powers_of_scores(step: int) -> None:
     assert float(((seen - 4000 * chances)[chances > 0] ** 2 / (4000 * chances[chances > 0])).sum()) < 13.8
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_the_sharpest_chances_take_the_largest(size: float) -> None:
+    method = CHT(delta=0.9999, final_delta=0.9999)
+    drawn = method._drawn(torch.arange(1.0, 9.0) * size, StepContext(1, 10, 0), generator_for(1))
+    assert drawn.argsort().tolist() == list(range(8))
+
+
 def test_large_weights_mostly_stay_and_small_ones_sometimes() -> None:
     weight = SparseWeight("w", 1, 40)
     weight.connect(torch.arange(10), torch.tensor([0.1, 1.0] * 5))

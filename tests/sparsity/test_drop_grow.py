@@ -373,3 +373,9 @@ def test_saliency_is_refused_in_a_line_where_the_optimizer_keeps_no_second_momen
     context = StepContext(1, 10, 0, optimizer)
     with pytest.raises(ValueError, match="keeps no second moments"):
         context.second_moment(group_of(SparseWeight("w", 1, 1)))
+    model = rs.Linear(4, 4)
+    adamax = torch.optim.Adamax(model.parameters())  # which has betas, and keeps largest gradients in their place
+    sparsifier = rs.sparsify(model, SET(drop_score="saliency", interval=1), adamax, steps=3)
+    sparsifier.backward(model(torch.ones(1, 4)).sum())
+    with pytest.raises(ValueError, match="keeps no second moments, but step, exp_avg, exp_inf"):
+        sparsifier.step()

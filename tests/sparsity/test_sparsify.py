@@ -123,11 +123,12 @@ def test_the_loop_is_the_engines_own_steps() -> None:
     require_same(model, other)
 
 
-def test_both_executions_choose_the_same_connections() -> None:
+@pytest.mark.parametrize("settings", [{"method": "rigl"}, {"method": "gse", "candidates": "grabo", "pool": 0.3}])
+def test_both_executions_choose_the_same_connections(settings: dict[str, Any]) -> None:
     def chosen(execution: str) -> list[Tensor]:
         model = Net(execution=execution).double()
         model.head.execution = execution  # type: ignore[assignment]
-        run("rigl", model=model, **OFTEN)
+        run(model=model, **settings, **OFTEN)
         return [m.indices for m in model.modules() if isinstance(m, rs.SparseWeight)]
 
     for masked, sparse in zip(chosen("masked"), chosen("sparse"), strict=True):
@@ -204,20 +205,22 @@ def test_a_step_needs_gradients() -> None:
         sparsifier.step()
 
 
-@pytest.mark.parametrize("method", ["rigl", "scout", "snfs", "prune", "granet"])
-def test_a_loop_goes_on_from_its_states_as_if_it_had_not_stopped(method: str) -> None:
-    whole, _, _ = run(method, **OFTEN)
-    model, optimizer, sparsifier = run(method, steps=5, **OFTEN)
+@pytest.mark.parametrize("method", ["rigl", "scout", "snfs", "prune", "granet", rs.GSE(**OFTEN, candidates="grabo")])
+@pytest.mark.parametrize("steps", [4, 5])  # the next one has the marginals, or the candidates, of an update
+def test_a_loop_goes_on_from_its_states_as_if_it_had_not_stopped(method: Any, steps: int) -> None:
+    often = OFTEN if isinstance(method, str) else {}
+    whole, _, _ = run(method, **often)
+    model, optimizer, sparsifier = run(method, steps=steps, **often)
     file = io.BytesIO()
     torch.save([each.state_dict() for each in (model, optimizer, sparsifier)], file)
     file.seek(0)
     states = torch.load(file, weights_only=True)
     other = Net(seed=8)
     optimizer = adam(other)
-    sparsifier = rs.sparsify(other, method, optimizer, sparsity=0.7, steps=STEPS, seed=0, **OFTEN)
+    sparsifier = rs.sparsify(other, method, optimizer, sparsity=0.7, steps=STEPS, seed=0, **often)
     for each, state in zip((other, optimizer, sparsifier), states, strict=True):
         each.load_state_dict(state)
-    train(other, optimizer, sparsifier, range(5, STEPS))
+    train(other, optimizer, sparsifier, range(steps, STEPS))
     require_same(other, whole)
 
 

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from rnnsparse.recipes.sweep import Run
 from rnnsparse.recipes.sweep_status import status
 from rnnsparse.reporting.compare import as_csv, group
 from rnnsparse.reporting.reading import read_runs
+from rnnsparse.sparsity.schedule import Schedule
 from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.banner import banner
 from rnnsparse.training.build import restore
@@ -129,10 +130,18 @@ def test_where_nothing_depends_on_the_total_a_longer_run_is_that_of_so_many_step
     assert_same(*(without_record(traces(tmp_path / run)) for run in ("longer", "planned")))
 
 
-@pytest.mark.parametrize("method", ["rigl", "snfs", "scout", "prune", "granet", "static"])
-def test_a_longer_run_that_is_stopped_and_resumed_ends_as_one_that_was_not(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        *((method, "training.weight_decay=0.1") for method in ("rigl", "snfs", "scout", "prune", "granet", "static")),
+        *(("set", f"sparsity.schedule={schedule}") for schedule in get_args(Schedule)),
+    ],
+)
+def test_a_longer_run_that_is_stopped_and_resumed_ends_as_one_that_was_not(
+    tmp_path: Path, method: str, change: str
+) -> None:
     settings = [f"sparsity.method={method}", *EVEN, "sparsity.stop=0.8", "training.warmup=2"]
-    changes = ["training.learning_rate=0.005", "training.weight_decay=0.1"]
+    changes = ["training.learning_rate=0.005", change]
     undisturbed = extended(tmp_path, "undisturbed", settings, *changes)
     trained(config_in(tmp_path, "stopped", *settings, f"training.steps={SHORT}"))
     config = config_in(tmp_path, "stopped", *settings, f"training.steps={LONG}", *changes)

@@ -36,9 +36,10 @@ class CHT(DropGrow):
         """Return numbers whose k largest are a draw of k without replacement, by powers of scores; of zero, zero."""
         progress = min(1.0, context.step / max(1.0, float(self._stop_step(context))))
         delta = self.delta + (self.final_delta - self.delta) * progress
-        # Each waits for a time that is exponential with its chance as the rate, and the first ones are drawn.
+        # Each waits for a time that is exponential with its chance as the rate, and the first ones are drawn. Not the
+        # scores are raised to 1 / (1 - delta), but all to 1 - delta: the order is the same, and no number too large.
         waits = torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=generator)
-        return scores.double() ** (1 / (1 - delta)) / waits.to(scores.device)
+        return scores.double() / waits.to(scores.device) ** (1 - delta)
 
     def keep_score(self, group: Group, context: StepContext) -> Tensor:
         return self._drawn(super().keep_score(group, context), context, context.generator(group, "drop"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 from rnnsparse.config import RunConfig, keys
 from rnnsparse.errors import UserError
@@ -22,7 +22,7 @@ from rnnsparse.settings.setting import extended
 from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Method
-from rnnsparse.sparsity.schedule import annealed, share_of
+from rnnsparse.sparsity.schedule import Schedule, annealed, share_of
 from rnnsparse.storage.checkpoint import STATE, Checkpoint
 from rnnsparse.storage.manifest import damaged
 from rnnsparse.training.step.optim import learning_rate
@@ -240,7 +240,7 @@ def from_state(state: Any, step: int) -> list[Stretch]:
 def _is_well_formed(stretch: Stretch) -> bool:
     def is_plain(value: Any) -> bool:
         is_number = type(value) in (int, float) and abs(value) < 1 << 53
-        return value is None or value in ("constant", "linear", "cosine") or is_number
+        return value is None or value in get_args(Schedule) or is_number
 
     pairs = stretch.changed.values()
     return (
