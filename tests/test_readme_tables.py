@@ -264,6 +264,13 @@ def in_blocks(one: Table) -> None:
     assert one.rows == wanted
 
 
+@checks("minutes")
+def in_the_same_minutes(one: Table) -> None:
+    table_of = runpy.run_path(str(ROOT / "scripts/benchmark_pareto.py"))["table"]
+    lines = table_of(json.loads((RESULTS / "pareto.json").read_text())["runs"]).splitlines()
+    assert one.rows == [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
 @checks("network")
 def captured(one: Table) -> None:
     results = json.loads((RESULTS / "captured-nvidia-h200.json").read_text())["results"]
