@@ -112,10 +112,9 @@ def configurations(one: Table) -> None:
 
 @checks("question")
 def experiments(one: Table) -> None:
-    """Each is a sweep that says what it asks and how to try it, has a command here, and a place for its results."""
-    for sweep, results in zip(links(one, 1), one.column(2), strict=True):
+    """Each is a sweep that says what it asks and how to try it, and has a command here."""
+    for sweep in links(one, 1):
         path = (ROOT / one.file).parent / sweep
-        assert results == f"`{path.stem}.json`"
         text = path.read_text(encoding="utf-8")
         about, _, _ = text.partition("\nbase:" if "\nbase:" in text else "\nconfig:")
         assert "?" in about
