@@ -158,7 +158,11 @@ class TrainingConfig:
         Doc("sntasgd: averaging starts when validation is worse than its best, this many last evaluations left out"),
     ] = 5
     weight_decay: Annotated[
-        float, Ge(0), Le(1e38), Changeable, Doc("pull of every existing connection and bias towards zero, 0 for none")
+        float,
+        Ge(0),
+        Le(1e38),
+        Changeable,
+        Doc("pull of every existing connection, bias and gain towards zero, 0 for none"),
     ] = 0.0
     grad_clip: Annotated[
         PositiveFloat | None,
