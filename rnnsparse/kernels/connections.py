@@ -32,7 +32,8 @@ def add_connections(
     """
     offset, vectors, height, depth = types.int64, len(row), len(adds), len(reads)
     pad = padding(height * depth)
-    together = min(height, max(1, REGISTERS // 2 // vectors))
+    # A power of two, as heights are: the loop over the rows of a block has no remainder.
+    together = min(height, 1 << max(1, REGISTERS // 2 // vectors).bit_length() - 1)
     sets = 2 if pad * depth > 1 and 2 * together * vectors <= REGISTERS * 3 // 4 else 1
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

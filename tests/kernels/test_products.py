@@ -136,6 +136,21 @@ def test_blocks_of_rows_are_those_of_the_dense_matrix(
     assert_untouched(g_around)
 
 
+@pytest.mark.parametrize("vectors", [3, 5, 7])
+@pytest.mark.parametrize("block_rows", [4, 8, 16])
+def test_blocks_go_with_rows_of_any_number_of_vectors(
+    kernels: Any, make_weight: Any, block_rows: int, vectors: int
+) -> None:
+    """Such as those of a table with a column for each of 65 characters."""
+    weight = make_weight(kernels, 3, 7, 15, F32, 1, block_rows)
+    batch = vectors * kernels.vector_width(F32)
+    x, y = weight.normal(1, 7, batch), weight.normal(1, 3 * block_rows, batch)
+    expected, (y, around) = y + weight.dense() @ x, guarded(y)
+    kernels.add_product(weight.matrix, weight.values, x, y)
+    assert_close(y, expected)
+    assert_untouched(around)
+
+
 @given(**SHAPES)
 def test_gradients_are_summed_by_symbol(
     kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
