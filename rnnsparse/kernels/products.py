@@ -137,8 +137,15 @@ def flat(x_TFB: Tensor) -> NDArray[np.floating]:
     return x_TFB.detach().as_strided((max(size, 0),), (1,)).numpy()
 
 
+def _require_alike(*tensors: Tensor) -> None:
+    """Kernels take the width of a vector from one of them; of others they would read and write too much."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        raise ValueError(f"numbers of different types: {', '.join(str(tensor.dtype) for tensor in tensors)}")
+
+
 def add_product(matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor) -> None:
     """y += W x at every moment."""
+    _require_alike(values, x_TCB, y_TRB)
     order = matrix.by_row_anyhow()
     threads.run(
         _product, row_of(x_TCB), order, order.arranged(values),
@@ -148,6 +155,7 @@ def add_product(matrix: Matrix, values: Tensor, x_TCB: Tensor, y_TRB: Tensor) ->
 
 def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB: Tensor) -> None:
     """x += W^T g at every moment."""
+    _require_alike(values, g_TRB, x_TCB)
     order = matrix.by_column
     threads.run(
         _product, row_of(x_TCB), order, order.arranged(values),
@@ -157,6 +165,7 @@ def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB:
 
 def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor) -> None:
     """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
+    _require_alike(g_TRB, x_TCB, out_N)
     if out_N.numel() == 0:
         return
     order = matrix.by_row_anyhow()

@@ -118,6 +118,12 @@ class Pool:
         """The sorted flat positions [P]."""
         return self.places.indices
 
+    def to(self, like: Tensor) -> None:
+        """Go to the type and the device of the weight's values."""
+        shape = self.places.rows, self.places.cols, self.positions.to(like.device), self.places.block_rows
+        self.places = Topology(*shape)
+        self.gradient, self.total = self.gradient.to(like), self.total.to(like)
+
     def start_step(self) -> None:
         """Forget what a step that came to nothing may have left."""
         self.gradient.zero_()
@@ -140,6 +146,10 @@ class Marginals:
     def __init__(self, rows: int, cols: int, like: Tensor) -> None:
         self.rows_R = like.new_zeros(rows, requires_grad=False)
         self.cols_C = like.new_zeros(cols, requires_grad=False)
+
+    def to(self, like: Tensor) -> None:
+        """Go to the type and the device of the weight's values."""
+        self.rows_R, self.cols_C = self.rows_R.to(like), self.cols_C.to(like)
 
     def add(self, g: Tensor, x: Tensor, dim: int) -> None:
         """Add one backward pass: g and x have rows and columns in dimension `dim`, and moments in all others."""

@@ -96,7 +96,7 @@ class SparseWeight(nn.Module):
         """Where the connections are; another object after every change."""
         if torch.compiler.is_compiling():  # which knows no versions
             return Topology(self.rows, self.cols, self.indices, self.block_rows)
-        known, version = self._topology, self.indices._version
+        known, version = self._topology, 0 if self.indices.is_inference() else self.indices._version
         # Others may change the buffer, by `to`, or in place, as averages of models do.
         if known is None or known.indices is not self.indices or version != self._version:
             known = self._topology = Topology(self.rows, self.cols, self.indices, self.block_rows)
@@ -166,6 +166,11 @@ class SparseWeight(nn.Module):
             ValueError: positions out of range, unsorted or repeated, or not as many values as positions.
         """
         # Copies: whoever passed them may go on using theirs.
+        # A weight that was made to be trained stays so, whatever mode its connections come in.
+        with torch.inference_mode(self.values.is_inference()):
+            self._connect(indices, values)
+
+    def _connect(self, indices: Tensor, values: Tensor | None) -> None:
         indices = indices.to(device=self.values.device, dtype=torch.int64, copy=True)
         topology = Topology(self.rows, self.cols, indices, self.block_rows)
         try:
@@ -186,7 +191,8 @@ class SparseWeight(nn.Module):
         self.values.data = fresh
         self._drawn = None
         # A pass that still needs the old values must fail, and not use the new ones.
-        torch.autograd.graph.increment_version(self.values)
+        if not fresh.is_inference():  # of which there are no passes
+            torch.autograd.graph.increment_version(self.values)
         if indices.numel() >= MANY:
             memory.trim()  # choosing so many leaves as much free memory behind, and happens rarely
 
@@ -249,6 +255,15 @@ class SparseWeight(nn.Module):
         return self.values.detach()[:: max(1, len(self.values) // 64)].to("cpu", torch.float64, copy=True)
 
     # ---- copies and files
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SparseWeight:
+        """Let what watches gradients, and the basis, follow the values to another type or device."""
+        super()._apply(fn, recurse)
+        self.basis = self.basis and self.basis.to(self.values)
+        for watching in (self.pool, self.marginals):
+            if watching is not None:
+                watching.to(self.values)
+        return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -106,7 +106,7 @@ def rewire(weight: SparseWeight, indices: Tensor, optimizer: torch.optim.Optimiz
     """Give `weight` a new sorted topology; return how many connections are new.
 
     Survivors keep value and optimizer state; new ones start at zero with fresh (zero) state, whatever the optimizer:
-    every state tensor of the values' shape moves with the connections.
+    every state tensor with a number, or a row of them, for each connection moves with it.
     """
     survives, place = contains(weight.indices, indices)
 
@@ -118,7 +118,7 @@ def rewire(weight: SparseWeight, indices: Tensor, optimizer: torch.optim.Optimiz
     state = optimizer.state.get(weight.values, {}) if optimizer else {}
     for key, value in state.items():
         # A step count per connection would move too; torch's own is a single number, which has no shape to match.
-        if isinstance(value, Tensor) and value.shape == old_shape:
+        if isinstance(value, Tensor) and value.shape[:1] == old_shape[:1] and value.dim() == len(old_shape):
             state[key] = moved(value)
     weight.connect(indices, moved(weight.values.detach()))
     return int((~survives).sum())

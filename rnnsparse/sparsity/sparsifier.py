@@ -85,8 +85,10 @@ class Sparsifier(Updater):
         """
         if not self._is_armed:
             self.before_backward(self.steps_taken + 1)
-            self._is_armed = True
+        # Until it has come to its end: what it began is then forgotten by the next one.
+        self._is_armed = False
         (self._scaler.scale(loss) if self._scaler else loss).backward()
+        self._is_armed = True
         if synchronise and self._ranks > 1:
             average_gradients(self._model.parameters(), self._average)
 
@@ -106,8 +108,10 @@ class Sparsifier(Updater):
             with suppress(RuntimeError):  # it was done already, so that gradients could be clipped
                 scaler.unscale_(self._optimizer)
         gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+        gradients = [grad.coalesce().values() if grad.is_sparse else grad for grad in gradients]
         is_finite = bool(get_total_norm(gradients).isfinite())
         if not is_finite and not scaler:
+            self._is_armed = False  # so that the next batch forgets this one
             raise RuntimeError(f"step {step}: the gradients are not finite, so nothing was changed; lower the rate")
         if is_finite and self.after_backward(step, scale):
             scaler.step(self._optimizer) if scaler else self._optimizer.step()

@@ -139,6 +139,7 @@ def _settings(method: str | Method, sparsity: float, settings: Mapping[str, Any]
         method = _validated(cls, {name: settings[name] for name in settings if name in own})
     else:
         _validated(cls, {name: getattr(method, name) for name in own})
+        method = dataclasses.replace(method)  # what it remembers is of one model
     budget = _validated(BudgetConfig, {"sparsity": sparsity} | {n: settings[n] for n in settings if n in taken})
     if method.stays_dense:
         budget = dataclasses.replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
@@ -285,7 +286,9 @@ def _default_values(
     from_all = all(budget.dense or initial(budget) == budget.group.positions for budget in budgets)
     if from_all and all(weight.is_full for weight in weights):
         return "keep"
-    if all(weight.is_untrained and not optimizer.state.get(weight.values) for weight in weights):
+    if all(
+        (weight.is_untrained or not weight.connections) and not optimizer.state.get(weight.values) for weight in weights
+    ):
         return "reset"
     raise ValueError(
         "values: these layers have been trained or loaded; say values='keep' to start from their largest values, or "

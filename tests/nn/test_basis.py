@@ -176,6 +176,13 @@ def test_with_all_connections_any_basis_computes_the_same(kind: str, shape: dict
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_basis_follows_its_weight_to_another_type(kind: str) -> None:
+    _, model = models(kind)
+    tokens, expected = symbols(), model(symbols())[0]
+    torch.testing.assert_close(model.float().double()(tokens)[0], expected, rtol=0, atol=1e-5)
+
+
 def distance_after_training(kind: str, optimizer: type[torch.optim.Optimizer], **settings: Any) -> float:
     """The largest difference between the logits of two networks that started as the same in different bases."""
     pair = models(kind)

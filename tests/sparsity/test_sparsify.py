@@ -199,6 +199,49 @@ def test_gradients_that_are_not_finite_change_nothing() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("bad", [4, 5])  # the latter is before an update
+@pytest.mark.parametrize("method", ["rigl", "scout", "snfs", "gse"])
+def test_a_batch_that_changed_nothing_is_forgotten(method: str, bad: int) -> None:
+    expected, _, _ = run(method, interval=3)
+    model = Net()
+    optimizer = adam(model)
+    sparsifier = rs.sparsify(model, method, optimizer, sparsity=0.7, steps=STEPS, interval=3)
+    for step in range(STEPS):
+        if step == bad:
+            sparsifier.backward(loss_of(model, 100) * torch.nan)
+            with pytest.raises(RuntimeError, match="not finite"):
+                sparsifier.step()
+            with pytest.raises(RuntimeError, match="does not require grad"):  # nor does one that breaks off
+                sparsifier.backward(torch.zeros(()))
+        train(model, optimizer, sparsifier, range(step, step + 1))
+    require_same(model, expected)
+
+
+@pytest.mark.parametrize("method", ["scout", "snfs"])
+def test_a_method_object_remembers_nothing_of_another_model(method: str) -> None:
+    expected, _, _ = run(method, interval=3)
+    shared = METHODS[method](interval=3)
+    run(shared, model=Net(seed=2))
+    require_same(run(shared)[0], expected)
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_model_may_change_its_type_while_a_method_collects_gradients(execution: str) -> None:
+    torch.manual_seed(1)
+    model = rs.GRU(3, 8, execution=execution)
+    sparsifier = rs.sparsify(
+        model, "scout", torch.optim.SGD(model.parameters(), 0.1), sparsity=0.5, steps=8, interval=4
+    )
+    for step in range(8):
+        if step == 2:
+            model.double()
+        x = batch(step)[0].to(next(model.parameters()))
+        model.zero_grad()
+        sparsifier.backward(model(x)[0].square().mean())
+        sparsifier.step()
+    assert next(model.parameters()).dtype == torch.float64
+
+
 def test_a_step_needs_gradients() -> None:
     _, _, sparsifier = run("set", steps=0)
     with pytest.raises(RuntimeError, match="call backward"):
