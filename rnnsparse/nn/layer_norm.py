@@ -43,5 +43,5 @@ class LayerNorm(nn.LayerNorm):
 
     def batch_innermost(self, x_MHB: Tensor) -> Tensor:
         """Return the same of activations in the layout of sparse execution."""
-        y_MHB: Tensor = _BatchInnermost.apply(x_MHB, self.weight, self.bias, self.eps)
+        y_MHB: Tensor = _BatchInnermost.apply(x_MHB, self.weight.to(x_MHB.dtype), self.bias.to(x_MHB.dtype), self.eps)
         return y_MHB

@@ -49,9 +49,9 @@ class Embedding(SparseWeight):
         """Draw first values, by a generator that depends on the seed and the layer's name alone."""
         draw_values(self, seed, scale)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return vectors [..., E] for tokens [...]."""
-        return F.embedding(tokens, materialise([self])[0])
+        return F.embedding(input, materialise([self])[0])
 
 
 class Linear(SparseWeight):
@@ -101,7 +101,8 @@ class Linear(SparseWeight):
         """Return the bias [R], of zeros if there is none."""
         return self.values.new_zeros(self.rows) if self.bias is None else self.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         require_floating("Linear", x)
         if runs_sparse(self.execution, [self], x, self.sparse_wins_from):
             # Imported late: its kernels take a second to load.

@@ -190,16 +190,17 @@ class Recurrent(nn.ModuleList):
         for layer in self.layers:
             layer.reset_parameters(seed, scale)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, input: Tensor, hx: Any = None) -> tuple[Tensor, Any]:
         """Return all outputs of the last layer (with skip connections, of all) and the last states of all.
 
         Args:
-            x: [T, B, I], with batch_first [B, T, I], or [T, I] for one sequence.
-            state: h, and for an LSTM (h, c), each [L, B, H], or [L, H] for one sequence; zeros by default.
+            input: [T, B, I], with batch_first [B, T, I], or [T, I] for one sequence.
+            hx: h, and for an LSTM (h, c), each [L, B, H], or [L, H] for one sequence; zeros by default.
 
         Raises:
             ValueError: shapes that do not fit, or a PackedSequence.
         """
+        x, state = input, hx
         if not isinstance(x, Tensor):
             raise ValueError(f"{type(self).__name__}: takes a tensor, not a {type(x).__name__}; pad sequences instead")
         if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:

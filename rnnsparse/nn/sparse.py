@@ -204,8 +204,8 @@ def run_layers(
         state_SKHB = tiles.cut(state_SBH.transpose(1, 2)).movedim(0, 1).contiguous()
         later = LaterGradient()
         x_KTHB, state_SKHB = _Recurrence.apply(
-            layer, later, symbols_MB, x, layer.input.values, layer.recurrent.values, *layer.biases(),
-            state_SKHB,
+            layer, later, symbols_MB, x, layer.input.values, layer.recurrent.values,
+            *(bias.to(x.dtype) for bias in layer.biases()), state_SKHB,
         )  # fmt: skip
         x = x_KTHB.flatten(0, 1)  # one tile needs no copy; each of several starts with its initial state, no output
         states.append(tiles.join(state_SKHB.movedim(1, 0)).transpose(1, 2))
@@ -226,7 +226,7 @@ def recurrent(
     x_MIB = tiles.cut(x_TBI.transpose(1, 2)).flatten(0, 1)
     skipped_MIB = x_MIB if skip_connections else None
     x_MHB, last_LSBH, _ = run_layers(layers, None, x_MIB, state_LSBH, dropout, tiles, skipped_MIB)
-    return tiles.join(x_MHB.unflatten(0, (tiles.count, -1))).transpose(1, 2), last_LSBH
+    return _as_pytorch(tiles.join(x_MHB.unflatten(0, (tiles.count, -1))).transpose(1, 2)), last_LSBH
 
 
 class _Linear(torch.autograd.Function):
@@ -270,7 +270,12 @@ def linear(weight: SparseWeight, bias_R: Tensor, x: Tensor) -> Tensor:
     x_NC = x.reshape(-1, x.shape[-1])
     tiles = Tiles(len(x_NC), x.dtype)
     y_MRB = product(weight, bias_R, tiles.cut(x_NC.T))
-    return tiles.join(y_MRB).T.reshape(*x.shape[:-1], len(bias_R))
+    return _as_pytorch(tiles.join(y_MRB).T).view(*x.shape[:-1], len(bias_R))
+
+
+def _as_pytorch(y: Tensor) -> Tensor:
+    """Return outputs as PyTorch's layers do: one block of memory, nobody else's, which may be changed in place."""
+    return y.clone(memory_format=torch.contiguous_format)
 
 
 class Tiles:

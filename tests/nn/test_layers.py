@@ -82,6 +82,57 @@ def unsqueezed(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
+def test_outputs_are_one_block_of_memory_that_may_be_changed_in_place(execution: str) -> None:
+    x = numbers(4, 3, INPUTS)
+    for width in (1, H):
+        torch.manual_seed(1)
+        layer = rs.GRU(INPUTS, width, sparsity=0.6, execution=execution, dtype=F64)
+        y = layer(x)[0]
+        expected = gradients(layer, [y.relu()], [])
+        layer.zero_grad()
+        y = layer(x)[0]
+        y.view(-1, width).relu_()
+        assert all(torch.equal(grad, expected[name]) for name, grad in gradients(layer, [y], []).items())
+        linear = rs.Linear(INPUTS, width, sparsity=0.6, execution=execution, dtype=F64)
+        linear(x).view(-1, width).relu_().sum().backward()
+
+
+def test_layers_are_called_by_the_names_of_pytorchs_arguments() -> None:
+    layer, x, h = stack("gru"), numbers(4, 3, INPUTS), numbers(1, 3, H)
+    assert torch.equal(layer(input=x, hx=h)[0], layer(x, h)[0])
+    linear, embedding = rs.Linear(INPUTS, 2, dtype=F64), rs.Embedding(5, 2)
+    assert torch.equal(linear(input=x), linear(x))
+    assert torch.equal(embedding(input=torch.tensor([1])), embedding(torch.tensor([1])))
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_biases_and_gains_are_taken_in_the_type_of_the_input(layer_norm: bool) -> None:
+    masked, sparse = (stack("gru", execution, layer_norm=layer_norm).float() for execution in EXECUTIONS)
+    for layer in (masked, sparse):
+        for name, parameter in layer.named_parameters():
+            if not name.endswith("values"):
+                parameter.data = parameter.double()
+    x = numbers(4, 3, INPUTS, dtype=torch.float32)
+    torch.testing.assert_close(sparse(x)[0], masked(x)[0])
+    assert gradients(sparse, [sparse(x)[0]], []).keys() == gradients(masked, [masked(x)[0]], []).keys()
+
+
+def test_layers_are_made_copied_and_loaded_in_inference_mode() -> None:
+    with torch.inference_mode():
+        made = stack("lstm")
+        copied = copy.deepcopy(made)
+    x = numbers(4, 3, INPUTS)
+    loaded = {execution: stack("lstm", execution, sparsity=0.3) for execution in EXECUTIONS}
+    for layer in loaded.values():
+        with torch.inference_mode():
+            layer.load_state_dict(made.state_dict())
+            expected = copied(x)[0]
+        y = layer(x)[0]
+        torch.testing.assert_close(y, expected)
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
 def test_dropout_acts_between_layers_while_training_only(execution: str) -> None:
     layer, without = stack("gru", execution, num_layers=2, dropout=0.5), stack("gru", execution, num_layers=2)
     x = numbers(4, 3, INPUTS)
