@@ -48,7 +48,9 @@ def networks() -> dict[str, dict[str, Any]]:
     for cell, hidden in product(("gru", "lstm"), (128, 256, 384, 512)):
         shape = {"model.cell": cell, "model.hidden_size": hidden}
         found[f"dense {cell}-{hidden}"] = shape | {"sparsity.method": "dense"}
-    for cell, hidden, sparsity, rows in product(("gru", "lstm"), (448, 512, 768, 1024), (0.8, 0.9, 0.95), (1, 8, 16)):
+    for cell, hidden, sparsity, rows in product(
+        ("gru", "lstm"), (448, 512, 640, 768, 1024), (0.8, 0.9, 0.95), (1, 8, 16)
+    ):
         name = f"{cell}-{hidden} {sparsity:.0%}".replace("%", " %") + (f" blocks of {rows}" if rows > 1 else "")
         found[name] = {
             "model.cell": cell,
