@@ -17,7 +17,16 @@ from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
-from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
+from rnnsparse.recipes.sweep_status import (
+    Estimator,
+    Fingerprints,
+    Status,
+    VocabularySizes,
+    duration,
+    is_ending,
+    status,
+)
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.training.device import training_device
 from rnnsparse.training.run import lock
 from rnnsparse.training.run.interrupts import StopRequest, stop_on_signals
@@ -50,7 +59,9 @@ class _Child:
     resumed: bool
 
 
-def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
+def run_sweep(
+    sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None], fingerprints: Fingerprints | None = None
+) -> Outcome:
     """Train what is not done of `runs`, which are those of `sweep` or a part of them; go on where one was interrupted.
 
     A run that fails stops no other. One that starts or learns from another waits while that is trained here. A signal
@@ -60,15 +71,22 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
 
     Args:
         say: gets one line per event.
+        fingerprints: those of the texts that are known already; others are added.
 
     Raises:
         UserError: the device or a text is not there; nothing has been started.
     """
     for run in runs:
         training_device(run.config.training)
-    # Each text is tokenized once, here, and not by every run at the same time.
-    vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
-    return _Runner(sweep, runs, say, Estimator(vocab_sizes)).run()
+    fingerprints = Fingerprints() if fingerprints is None else fingerprints
+
+    def size(data: DataConfig) -> int:
+        """Tokenize a text, once, here, and not in every run at the same time; return how many symbols it has."""
+        corpus = load_corpus(data)
+        fingerprints[data] = corpus.fingerprint
+        return corpus.tokenizer.vocab_size
+
+    return _Runner(sweep, runs, say, Estimator(VocabularySizes(runs, size)), fingerprints).run()
 
 
 class _Runner:
@@ -78,8 +96,9 @@ class _Runner:
         runs: Sequence[Run],
         say: Callable[[str], None],
         estimator: Estimator,
+        fingerprints: Fingerprints,
     ) -> None:
-        self._sweep, self._say, self._estimator = sweep, say, estimator
+        self._sweep, self._say, self._estimator, self._fingerprints = sweep, say, estimator, fingerprints
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
@@ -96,7 +115,7 @@ class _Runner:
             with stop_on_signals() as stop:
                 self._await_ending(stop)
                 for run in self._pending:
-                    self._learn(run, status(run))
+                    self._learn(run, self._status(run))
                 changed = True
                 while (self._pending or self._children) and not stop.requested:
                     # What waits is looked at again only when there may be room for it: that reads its checkpoint.
@@ -126,10 +145,13 @@ class _Runner:
         if found.summary:
             self._estimator.learn(run, found.summary, with_memory=self._sweep.memory_bytes is not None)
 
+    def _status(self, run: Run) -> Status:
+        return status(run, self._fingerprints)
+
     def _start_next(self) -> bool:
         """Take the next run if there is room for it; False if it has to wait."""
         run = self._pending[0]
-        found = status(run)
+        found = self._status(run)
         if found.state == "done":
             assert found.summary is not None
             self._outcome.done.append(run)
@@ -178,7 +200,7 @@ class _Runner:
         self._sweep.folder.mkdir(parents=True, exist_ok=True)
         log = self._sweep.folder / f"{run.name}.log"
         log_start = log.stat().st_size if log.exists() else 0
-        resumed = status(run).state == "interrupted"
+        resumed = self._status(run).state == "interrupted"
         overrides = [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
         command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *overrides]
         with log.open("ab") as output:
@@ -199,7 +221,7 @@ class _Runner:
         ended = [child for child in self._children if child.process.poll() is not None]
         for child in ended:
             self._children.remove(child)
-            took, found = time.monotonic() - child.started, status(child.run)
+            took, found = time.monotonic() - child.started, self._status(child.run)
             self._learn(child.run, found)
             if child.process.returncode == 0 and not child.resumed and (estimated := self._seconds(child.run)):
                 self._took, self._estimated = self._took + took, self._estimated + estimated
@@ -257,7 +279,7 @@ class _Runner:
                     child.process.send_signal(signal.SIGINT)
             for child in [child for child in self._children if child.process.poll() is not None]:
                 self._children.remove(child)
-                self._outcome.done += [child.run] if status(child.run).summary else []
+                self._outcome.done += [child.run] if self._status(child.run).summary else []
                 self._say(f"stopped      {child.run.name}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.data.corpus import text_fingerprint
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.reporting.reading import read_summary
@@ -37,15 +38,32 @@ class Status:
     summary: dict[str, Any] | None = None
 
 
-def status(run: Run) -> Status:
-    """Look at the run's folder, without changing it."""
+class Fingerprints(dict[DataConfig, str]):
+    """Those of the texts of some runs, each read once, when it is first asked for."""
+
+    def __missing__(self, data: DataConfig) -> str:
+        self[data] = found = text_fingerprint(data)
+        return found
+
+
+def status(run: Run, fingerprints: Fingerprints | None = None) -> Status:
+    """Look at the run's folder, without changing it.
+
+    Args:
+        fingerprints: of the texts as they are now, by which a finished run is one on the text that its settings name.
+    """
     folder = run.config.folder
+    fingerprints = Fingerprints() if fingerprints is None else fingerprints
     if (other := lock.holder(folder)) is not None:
         return Status("running elsewhere", other)
     try:
         if folder.joinpath("summary.json").is_file():
-            run_folder.refuse_another_run(_recorded(folder), run.config)
-            return Status("done", summary=asdict(read_summary(folder)))
+            was, summary = _recorded(folder), read_summary(folder)
+            run_folder.refuse_another_run(was, run.config)
+            if summary.text is not None:  # as it is in those of earlier versions
+                _refuse_another_text(summary.text, fingerprints[run.config.data], run.config)
+            if not _goes_on(summary.steps, was, run.config):
+                return Status("done", summary=asdict(summary))
         if run_folder.has_checkpoint(folder):
             run_folder.last_checkpoint(run.config)
             return Status("interrupted")
@@ -58,6 +76,20 @@ def status(run: Run) -> Status:
         return Status("refused", str(error))
     except (OSError, ValueError) as error:
         return Status("refused", f"{folder}: cannot be read: {error}; choose another dir")
+
+
+def _refuse_another_text(trained: str, now: str, config: RunConfig) -> None:
+    if trained != now:
+        raise UserError(
+            f"{config.folder}: {config.data.told}: is not the text that this run was trained on: fingerprint then "
+            f"{trained[:8]}, now {now[:8]}; bring that text back, or choose another dir"
+        )
+
+
+def _goes_on(steps: int, was: RunConfig, config: RunConfig) -> bool:
+    """Return whether a run has steps left that `training.early_stopping` kept from it and now does not."""
+    before, now = was.training.early_stopping, config.training.early_stopping
+    return steps < config.training.steps and before is not None and (now is None or now > before)
 
 
 def is_ending(run: Run) -> bool:
@@ -199,8 +231,8 @@ def plan(runs: Sequence[Run]) -> list[str]:
         UserError: a text is not there, whose characters are the symbols of a run.
     """
     vocab_sizes = VocabularySizes(runs, vocabulary_size)
-    estimator = Estimator(vocab_sizes)
-    states = [status(run) for run in runs]
+    estimator, fingerprints = Estimator(vocab_sizes), Fingerprints()
+    states = [status(run, fingerprints) for run in runs]
     for run, state in zip(runs, states, strict=True):
         if state.summary:
             estimator.learn(run, state.summary)

@@ -21,7 +21,7 @@ import pytest
 from rnnsparse import files, yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import RunConfig, load_config
-from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.data.corpus import Corpus, load_corpus, text_fingerprint
 from rnnsparse.errors import UserError
 from rnnsparse.recipes import sweep_run
 from rnnsparse.recipes.sweep import Run, load_sweep
@@ -169,6 +169,46 @@ def test_what_lies_in_the_folder_of_a_run_decides_what_becomes_of_it(mixed: Mixe
 def test_a_damaged_summary_fails_its_run_alone(mixed: Mixed, number: int) -> None:
     assert f"finished     {mixed.free.name}" in mixed.out
     assert "summary.json: not the summary of a run" in mixed.reason(mixed.damaged[number])
+
+
+def test_a_run_that_ended_on_another_text_is_not_done(base: Path) -> None:
+    path = write(base, grid={"run.seed": [1]}, search={"trials": 1})
+    (run,) = load_sweep(path).runs
+    assert told("train", str(base / "base.yaml"), *run.overrides)[0] == 0
+    bits = f"{summary(base, run.name)['bits_per_character']:.4f}"
+    (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
+    shutil.copy(base / "text.txt", base / "same.txt")
+    other, same = (f"data.path={base / name}" for name in ("other.txt", "same.txt"))
+    code, _, err = told("sweep", str(path), other)
+    assert code == 1
+    then, now = summary(base, run.name)["text"][:8], text_fingerprint(load_sweep(path, [other]).runs[0].config.data)[:8]
+    assert err == (
+        f"rnnsparse: {run.name}: {other}: is not the text that this run was trained on: fingerprint then {then}, now "
+        f"{now}; bring that text back, or choose another dir\n"
+    )
+    plans = [told("sweep", str(path), "--dry-run", *of)[1].splitlines()[-1].split()[2] for of in ([], [same], [other])]
+    assert plans == [bits, bits, "refused"]
+
+    of_old = summary(base, run.name) | {"text": None}
+    (run.config.folder / "summary.json").write_text(json.dumps(of_old))
+    assert status(load_sweep(path, [other]).runs[0]).state == "done", "earlier versions did not tell their text"
+
+
+def test_a_run_that_stopped_early_goes_on_where_the_sweep_lets_it(base: Path) -> None:
+    standing = {"sparsity.method": "static", "training.learning_rate": 1e-30, "evaluation.interval": 1}
+    path = write(base, overrides=standing, grid={"run.seed": [1]})
+    (run,) = load_sweep(path).runs
+    assert told("train", str(base / "base.yaml"), *run.overrides, "training.early_stopping=2")[0] == 0
+    assert summary(base, run.name)["steps"] == 3
+
+    def state(patience: int) -> str:
+        return status(load_sweep(path, [f"training.early_stopping={patience}"]).runs[0]).state
+
+    assert [state(1), state(2), state(3)] == ["done", "done", "interrupted"]
+    code, out, _ = told("sweep", str(path))
+    assert code == 0
+    assert f"resumed      {run.name}" in out
+    assert summary(base, run.name)["steps"] == 12
 
 
 # ---- one sweep within a memory limit
