@@ -507,6 +507,20 @@ def test_a_speed_is_measured_once_and_who_writes_it_first_decides(base: Path) ->
     assert not (base / "run").exists()
 
 
+def test_a_speed_on_a_text_of_few_characters_is_none_on_one_of_many(base: Path) -> None:
+    (base / "many.txt").write_text(TEXT + "".join(map(chr, range(200, 400))), encoding="utf-8")
+    (base / "few.txt").write_text(TEXT[::-1], encoding="utf-8")
+
+    def config(name: str, *overrides: str) -> RunConfig:
+        return load_config(base / "base.yaml", [f"run.dir={base / 'run'}", f"data.path={base / name}", *overrides])
+
+    speeds, in_characters = Speeds(base / "speeds.jsonl"), "data.tokenizer=char"
+    of_bytes, of_characters = speeds.of(config("text.txt")), speeds.of(config("text.txt", in_characters))
+    assert speeds.known(config("few.txt", in_characters)) == of_characters
+    assert speeds.known(config("many.txt", in_characters)) is None
+    assert speeds.known(config("many.txt")) == of_bytes
+
+
 def test_minutes_decide_nothing_where_steps_are_multiplied(base: Path) -> None:
     path = write(base, grid={"run.seed": [1]}, search={"trials": 1, "minutes": 1})
     (base / "base.yaml").write_text((base / "base.yaml").read_text().replace("training:", "training:\n  multiplier: 2"))
