@@ -238,6 +238,16 @@ def test_each_rung_has_a_share_of_the_trials_and_the_last_the_whole_length(
     ]
 
 
+def test_more_trials_leave_the_runs_of_those_before_where_rungs_are_set(tmp_path: Path) -> None:
+    def rungs(**keys: int) -> tuple[list[str], list[float]]:
+        found = sweep(tmp_path, search={"halving": 2, **keys}, grid=OFFER)
+        assert found.search is not None
+        return [run.name for run in found.runs][:4], [rung.share for rung in found.search.ladder()]
+
+    assert rungs(trials=8, rungs=2) == rungs(trials=4, rungs=2) == rungs(trials=4)
+    assert rungs(trials=8) == (rungs(trials=4)[0], [0.25, 0.5, 1.0]), "if unset, the first rung gets shorter"
+
+
 def test_a_search_may_build_on_another(tmp_path: Path) -> None:
     sweep(tmp_path, search={"trials": 4, "halving": 2}, grid=OFFER)
     (tmp_path / "longer.yaml").write_text("base: my_sweep.yaml\nsearch: {minutes: 2}\n")
