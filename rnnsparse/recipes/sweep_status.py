@@ -133,6 +133,15 @@ class VocabularySizes(dict[DataConfig, int]):
         return size
 
 
+@dataclass
+class _Rates:
+    """Symbols per second of finished runs that have the same settings: their sum, and how many they are."""
+
+    settings: dict[str, Any]
+    total: float = 0.0
+    number: int = 0
+
+
 class Estimator:
     """Costs of runs to come. Times and memory go by what finished runs took, so they are unknown at first.
 
@@ -143,7 +152,8 @@ class Estimator:
 
     def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = PROGRAM_BYTES) -> None:
         self._vocab_sizes = vocab_sizes
-        self._rates: list[tuple[dict[str, Any], float]] = []
+        self._rates: dict[str, _Rates] = {}  # by settings, which those of several seeds share
+        self._expected: dict[str, float] = {}
         self._overhead_bytes = program_bytes
         self._measured = False
         self._costs: dict[str, Cost] = {}
@@ -153,7 +163,10 @@ class Estimator:
         if rate := summary.get("characters_per_second"):
             # What is to come is known in symbols, of which a character may have several.
             symbols = summary["steps"] * _symbols_per_step(run.config)
-            self._rates.append((_settings(run.config), rate * symbols / summary["characters_seen"]))
+            settings = _settings(run.config)
+            found = self._rates.setdefault(_key(settings), _Rates(settings))
+            found.total, found.number = found.total + rate * symbols / summary["characters_seen"], found.number + 1
+            self._expected.clear()
         if with_memory and (peak := summary.get("peak_memory_bytes")):
             try:
                 overhead = max(peak - self.cost(run.config).memory_bytes, 0)
@@ -174,9 +187,12 @@ class Estimator:
         if not self._rates:
             return None
         wanted = _settings(config)
-        unlike = [sum(settings.get(k) != wanted.get(k) for k in settings | wanted) for settings, _ in self._rates]
-        rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
-        return steps * _symbols_per_step(config) / (sum(rates) / len(rates))
+        if (key := _key(wanted)) not in self._expected:
+            unlike = {own: _differing(rates.settings, wanted) for own, rates in self._rates.items()}
+            fewest = min(unlike.values())
+            alike = [self._rates[own] for own, number in unlike.items() if number == fewest]
+            self._expected[key] = sum(rates.total for rates in alike) / sum(rates.number for rates in alike)
+        return steps * _symbols_per_step(config) / self._expected[key]
 
     def memory(self, config: RunConfig) -> int:
         """Return bytes for a run: what `inspect` counts, and the most that one had in use beyond that.
@@ -192,7 +208,7 @@ class Estimator:
         Raises:
             UserError: there is no such network, or another run that it starts or learns from is not there (yet).
         """
-        key = json.dumps(_settings(config), sort_keys=True)
+        key = _key(_settings(config))
         if key not in self._costs:
             model, budgets = final_model(config, self._vocab_sizes[config.data], CPU)
             teacher = named_teacher(config, CPU)
@@ -222,6 +238,14 @@ def _symbols_per_step(config: RunConfig) -> int:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return all settings that can make a run slower or larger."""
     return config.settings(OfOneRun, Repetition)
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _differing(some: dict[str, Any], others: dict[str, Any]) -> int:
+    return sum(some.get(key) != others.get(key) for key in some | others)
 
 
 def plan(runs: Sequence[Run]) -> list[str]:

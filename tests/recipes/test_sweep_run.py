@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -641,6 +642,21 @@ def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
     estimator.learn(large, {"characters_per_second": 18.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == 2
     assert estimator.seconds(large.config) == 10
+    estimator.learn(small_2, {"characters_per_second": 30.0, "steps": 12, "characters_seen": 180})
+    assert estimator.seconds(small.config) == 3, "the mean of the rates of 90 and 30"
+
+
+def test_a_thousand_finished_runs_tell_the_times_of_another_thousand_in_seconds(base: Path) -> None:
+    path = write(base, grid={"model.hidden_size": [6, 12], "run.seed": [1, 2]})
+    small, _, large, _ = load_sweep(path).runs
+    estimator = estimator_of(small)
+    began = time.process_time()
+    for number in range(1000):
+        run = replace(small, config=replace(small.config, model=replace(small.config.model, hidden_size=6 + number)))
+        estimator.learn(run, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
+    times = [estimator.seconds(config) for config in (small.config, large.config) * 500]
+    assert times == [2] * 1000
+    assert time.process_time() - began < 5, "it was half a minute"
 
 
 def test_times_of_a_text_with_several_bytes_per_character_go_by_bytes(base: Path) -> None:
