@@ -15,6 +15,7 @@ memory: 8GB                           # do not start another run beyond it, by e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -39,6 +40,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
 LONGEST_VALUE = 40
 MOST_DRAWS = 20  # for each trial of a search: what is drawn may say nothing to a method, and the run be the same again
+FURTHER_DRAWS = 200  # looked at before a search is told that something has no effect
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         runs = _trials(base_path, Path(folder), fixed, grids, search)
     else:
         runs = list(_runs(base_path, Path(folder), fixed, in_grid, list(points(grids))))
-    _require_effect(in_grid, runs)
+    _require_effect(in_grid, runs, _further(base_path, fixed, grids, search) if search else ())
     return Sweep(
         path=path,
         base=base_path,
@@ -215,9 +217,21 @@ def _runs(
         yield Run(name, overrides_of(settings), config)
 
 
-def _require_effect(in_grid: set[str], runs: Iterable[Run]) -> None:
-    if idle := in_grid - {override.partition("=")[0] for run in runs for override in run.overrides}:
+def _require_effect(in_grid: set[str], runs: Iterable[Run], further: Iterable[set[str]]) -> None:
+    """Refuse what does nothing in any run; nor in `further` ones, which only chance has left out."""
+    idle = in_grid - {override.partition("=")[0] for run in runs for override in run.overrides}
+    for effective in further if idle else ():
+        if not (idle := idle - effective):
+            break
+    if idle:
         raise UserError(f"grid: {min(idle)} has no effect in any run; leave it out")
+
+
+def _further(base: Path, fixed: dict[str, Any], grids: Sequence[Grid], search: Search) -> Iterator[set[str]]:
+    """Yield which keys have an effect in what a search would go on to draw."""
+    for point in itertools.islice(draws(grids, search.seed), search.trials, search.trials + FURTHER_DRAWS):
+        with contextlib.suppress(UserError):  # it is none of the trials
+            yield point.keys() - _load(base, fixed | point).idle
 
 
 def placed(folder: Path, name: str) -> dict[str, Any]:

@@ -248,6 +248,12 @@ def test_more_trials_leave_the_runs_of_those_before_where_rungs_are_set(tmp_path
     assert rungs(trials=8) == (rungs(trials=4)[0], [0.25, 0.5, 1.0]), "if unset, the first rung gets shorter"
 
 
+def test_what_only_chance_leaves_without_effect_in_a_search_is_no_mistake(tmp_path: Path) -> None:
+    grid = {"sparsity.method": ["static", "rigl"], "sparsity.drop_fraction": [0.1, 0.2]}
+    drawn = [sweep(tmp_path, search={"trials": 1, "seed": seed}, grid=grid).runs[0] for seed in range(8)]
+    assert {run.config.method.name for run in drawn} == {"static", "rigl"}
+
+
 def test_a_search_may_build_on_another(tmp_path: Path) -> None:
     sweep(tmp_path, search={"trials": 4, "halving": 2}, grid=OFFER)
     (tmp_path / "longer.yaml").write_text("base: my_sweep.yaml\nsearch: {minutes: 2}\n")
