@@ -76,6 +76,11 @@ class Record:
             return json.loads((self.folder / file).read_text(encoding="utf-8")).get(key)
         return None
 
+    def told_peak(self) -> int:
+        """Return the bytes of memory in the summary of the run, if it has ended before, else 0."""
+        told = self._told(SUMMARY, "peak_memory_bytes")
+        return told if type(told) is int else 0
+
     @property
     def is_resumed(self) -> bool:
         """Whether the run goes on from a checkpoint of its own."""
