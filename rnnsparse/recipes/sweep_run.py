@@ -237,9 +237,9 @@ class _Runner:
         elif (other := lock.holder(run.config.folder)) is not None:
             self._elsewhere(run, other)
         else:
-            reason = _reason(child)
-            # Lost numbers are told with their step; a full disk or a signal is not.
-            if child.process.returncode == 1 and re.search(r"(^|: )step \d", reason):
+            reason, is_own = _reason(child)
+            # Lost numbers are told with their step, as progress is; a full disk or a signal is not.
+            if child.process.returncode == 1 and is_own and re.search(r"(^|: )step \d", reason):
                 self._outcome.lost.add(run.name)
             self._fail(run, f"{reason} ({child.log})")
 
@@ -287,14 +287,14 @@ def _threads(config: RunConfig) -> int:
     return config.training.threads or 1
 
 
-def _reason(child: _Child) -> str:
-    """Return in one line why a run has failed: what killed it, or what it said last."""
+def _reason(child: _Child) -> tuple[str, bool]:
+    """Return in one line why a run has failed, and whether it has said so: what killed it, or what it said last."""
     code = child.process.returncode
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
+        return f"killed by {signal.Signals(-code).name}{hint}", False
     with child.log.open("rb") as log:
         log.seek(child.log_start)
         lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     own = [line.removeprefix("rnnsparse: ") for line in lines if line.startswith("rnnsparse: ")]
-    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: ")
+    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: "), bool(own)

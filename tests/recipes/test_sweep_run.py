@@ -553,6 +553,17 @@ def test_a_trial_that_cannot_be_trained_at_all_keeps_the_search_from_going_on(ba
     assert not (base / "runs" / "failures.jsonl").exists()
 
 
+def test_a_trial_that_could_not_say_why_it_failed_is_not_out(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speechless = base / "speechless"  # as on a full disk: progress is the last that it could write
+    speechless.write_text("#!/bin/sh\necho 'step 100/300, 2.5 bits'\nexit 1\n")
+    speechless.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(speechless))
+    path = write(base, grid={"run.seed": [1]}, search={"trials": 1})
+    code, _, err = told("sweep", str(path))
+    assert (code, err) == (1, f"rnnsparse: seed=1: step 100/300, 2.5 bits ({base / 'runs' / 'seed=1.log'})\n")
+    assert not (base / "runs" / "failures.jsonl").exists()
+
+
 def test_a_trial_that_was_killed_is_not_out_but_goes_on(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = {"trials": 2, "halving": 2, "rungs": 2}
     path = write(base, overrides=LONG, grid={"run.seed": [1, 2]}, search=search, processes=1)
