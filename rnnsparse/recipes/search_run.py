@@ -20,7 +20,7 @@ from rnnsparse.config import RunConfig, load_config
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.recipes.search import Rung, Search
 from rnnsparse.recipes.sweep import Run, Sweep, overrides_of, placed, shard
-from rnnsparse.recipes.sweep_run import Outcome, run_sweep
+from rnnsparse.recipes.sweep_run import Outcome, run_sweep, typed_for
 from rnnsparse.recipes.sweep_status import Estimator, Fingerprints, VocabularySizes, aligned, status
 from rnnsparse.training.build import vocabulary_size
 from rnnsparse.training.run.record import write_json
@@ -235,7 +235,7 @@ def _result(one: Finished, ladder: _Ladder) -> dict[str, Any]:
         "folder": str(one.run.config.folder),
         **{key: one.summary[key] for key in told},
         "seconds_per_step": ladder.speeds.known(one.run.config),
-        "overrides": list(one.run.overrides),
+        "overrides": typed_for(one.run),
     }
 
 

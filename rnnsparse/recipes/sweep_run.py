@@ -33,6 +33,7 @@ from rnnsparse.training.run.interrupts import StopRequest, stop_on_signals
 from rnnsparse.training.run.lifeline import Lifeline
 
 POLL_SECONDS = 0.1
+INTERRUPTED = 130  # exit code of a run that has saved itself
 
 
 @dataclass
@@ -162,12 +163,9 @@ class _Runner:
             self._fail(run, found.detail.removeprefix(f"{run.config.folder}: "))
         elif needs(run, [child.run for child in self._children]):
             return False
-        elif reason := self._unknown(run):
-            self._fail(run, reason)
-        else:
-            memory = self._memory(run)
+        elif (memory := self._memory(run)) is not None:
             if self._has_room(run.config, memory):
-                self._start(self._pending.popleft())
+                self._start(self._pending.popleft(), memory, resumed=found.state == "interrupted")
                 return True
             if self._children:
                 return False
@@ -176,16 +174,13 @@ class _Runner:
         self._pending.popleft()
         return True
 
-    def _unknown(self, run: Run) -> str:
-        """Return why nobody can tell how much memory a run needs, or ""."""
+    def _memory(self, run: Run) -> int | None:
+        """Return the bytes that a run needs, 0 without a limit; None, and it has failed, if nobody can tell."""
         try:
-            self._memory(run)
+            return self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
         except UserError as error:
-            return str(error)
-        return ""
-
-    def _memory(self, run: Run) -> int:
-        return self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
+            self._fail(run, str(error))
+            return None
 
     def _has_room(self, config: RunConfig, memory: int) -> bool:
         limit, used = self._sweep.memory_bytes, sum(child.memory_bytes for child in self._children)
@@ -196,13 +191,11 @@ class _Runner:
         threads = sum(_threads(child.run.config) for child in self._children)
         return not self._children or threads + _threads(config) <= self._cores
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, memory: int, resumed: bool) -> None:
         self._sweep.folder.mkdir(parents=True, exist_ok=True)
         log = self._sweep.folder / f"{run.name}.log"
         log_start = log.stat().st_size if log.exists() else 0
-        resumed = self._status(run).state == "interrupted"
-        overrides = [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
-        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *overrides]
+        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *typed_for(run)]
         with log.open("ab") as output:
             # In a session of its own, so that Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
@@ -213,7 +206,7 @@ class _Runner:
                 start_new_session=True,
                 **self._lifeline.options(),
             )
-        self._children.append(_Child(run, process, time.monotonic(), self._memory(run), log, log_start, resumed))
+        self._children.append(_Child(run, process, time.monotonic(), memory, log, log_start, resumed))
         self._say(f"{'resumed' if resumed else 'started':11}  {run.name}")
 
     def _reap(self) -> bool:
@@ -279,8 +272,16 @@ class _Runner:
                     child.process.send_signal(signal.SIGINT)
             for child in [child for child in self._children if child.process.poll() is not None]:
                 self._children.remove(child)
-                self._outcome.done += [child.run] if self._status(child.run).summary else []
-                self._say(f"stopped      {child.run.name}")
+                found, saved = self._status(child.run), child.process.returncode in (INTERRUPTED, -signal.SIGINT)
+                if saved and not found.summary:
+                    self._say(f"stopped      {child.run.name}")
+                else:
+                    self._ended(child, found, time.monotonic() - child.started)
+
+
+def typed_for(run: Run) -> list[str]:
+    """Return the overrides that a run is started with: one thread, if it says nothing of them."""
+    return [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
 
 
 def _threads(config: RunConfig) -> int:

@@ -289,8 +289,10 @@ def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(swept: Swept) -
 # ---- interruptions
 
 
-def interrupted(path: Path, metrics: Path, *arguments: str) -> tuple[str, str, int]:
-    """Stop a sweep when a run with these metrics has made some steps.
+def interrupted(
+    path: Path, metrics: Path, *arguments: str, before: Callable[[], None] = lambda: None
+) -> tuple[str, str, int]:
+    """Stop a sweep when a run with these metrics has made some steps, and something was done `before`.
 
     Returns what it said, and how often it had looked at its runs by then.
     """
@@ -300,6 +302,7 @@ def interrupted(path: Path, metrics: Path, *arguments: str) -> tuple[str, str, i
         nonlocal looks
         sleep(seconds)
         if metrics.exists() and metrics.read_text().count("\n") > 3:
+            before()
             signal.raise_signal(signal.SIGTERM)
         else:
             looks += 1
@@ -335,6 +338,21 @@ def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(base: Pa
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 401))
     assert summary(base, "seed=1")["steps"] == 400
+
+
+def test_of_a_run_that_could_not_save_itself_nobody_says_that_it_was_stopped(base: Path) -> None:
+    path = write(base, overrides=LONG, grid={"run.seed": [1]})
+    folder = base / "runs" / "seed=1"
+
+    def in_the_way() -> None:
+        folder.rename(base / "moved")
+        folder.write_text("")
+
+    out, err, _ = interrupted(path, folder / "metrics.jsonl", before=in_the_way)
+    assert "stopping: 1 runs save themselves\n" in out
+    assert "stopped " not in out
+    assert "failed       seed=1: " in out
+    assert err.splitlines()[0].startswith("rnnsparse: seed=1: ")
 
 
 def test_a_run_that_waits_is_verified_when_there_may_be_room_and_not_all_the_time(
@@ -455,6 +473,7 @@ def test_the_best_of_a_rung_is_trained_anew_for_a_whole_schedule_of_its_own_minu
             assert config.training.steps == run["steps"] == max(1, int(60 * rung["minutes"] / run["seconds_per_step"]))
             assert config.training.warmup == 4 * rung["minutes"] / 0.0005
             assert config.folder == Path(run["folder"])
+            assert config.training.threads == load_config(config.folder / "config.yaml").training.threads == 1
     table = searched.out.splitlines()[-4:-2]
     assert table[1].split()[0] == f"{last['runs'][0]['bits_per_character']:.4f}"
     assert table[1].endswith(last["runs"][0]["run"])
