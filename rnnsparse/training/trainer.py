@@ -142,7 +142,7 @@ class Trainer:
             logger.scalars(step, due)
         if evaluates or shows:
             logger.connection_counts(step, connection_counts(self.model))
-        if shows and self.ranks.is_first:
+        if shows and config.logging.tensorboard and self.ranks.is_first:
             with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
         saves = step % config.checkpoint.interval == 0
@@ -195,7 +195,7 @@ class Trainer:
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
         self._evaluate(self._validation(), max_batches=2)
-        if self.config.logging.pictures:
+        if self.config.logging.pictures and self.config.logging.tensorboard:
             self._sample_text(length=1)
         self.save()
 

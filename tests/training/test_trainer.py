@@ -910,11 +910,13 @@ def test_a_validation_text_without_characters_to_score_is_found_before_training(
 
 
 def test_a_failed_dry_run_leaves_a_folder_that_may_be_used_again(tmp_path: Path) -> None:
+    settings = ["logging.pictures=5", "logging.sample_prompt=XY"]
     with pytest.raises(UserError, match=r"^logging\.sample_prompt: .*'X', 'Y'.*data\.tokenizer=byte") as error:
-        trained(config_in(tmp_path, "run", "logging.pictures=5", "logging.sample_prompt=XY"))
+        trained(config_in(tmp_path, "run", "logging.tensorboard=true", *settings))
     one_line(error)
     assert os.listdir(tmp_path / "run") == []
     assert trained(config_in(tmp_path))["steps"] == STEPS
+    assert trained(config_in(tmp_path, "untold", *settings))["steps"] == STEPS, "nobody would see a sample"
 
 
 def test_a_precision_that_only_cuda_has_is_refused_without_it(tmp_path: Path) -> None:
