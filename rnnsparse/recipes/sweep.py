@@ -29,6 +29,7 @@ from typing import Any
 from rnnsparse import layered, yaml12
 from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
+from rnnsparse.layered import Layers
 from rnnsparse.recipes.grid import Grid, different, draws, grids_in, points, settings_in
 from rnnsparse.recipes.search import DECIDED, Search, parse_search
 from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
@@ -87,7 +88,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         UserError: anything wrong in the file, its base or any of its runs; one line.
     """
     try:
-        data = layered.read(path, is_text=_is_text, merge=_merged, places=("config",)).data
+        layers = layered.read(path, is_text=_is_text, merge=_merged, places=("config",))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
     except UserError:
@@ -95,7 +96,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     try:
-        return _parse(data, path, overrides)
+        return _parse(layers, path, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -126,7 +127,8 @@ def needs(run: Run, others: Iterable[Run]) -> bool:
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
-def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
+def _parse(layers: Layers, path: Path, overrides: Sequence[str]) -> Sweep:
+    data = layers.data
     if not isinstance(data, dict):
         raise UserError(f"is not a sweep: its top level must be keys such as {', '.join(KEYS)}")
     if "grid" not in data and data.keys() & SECTIONS.keys():
@@ -148,7 +150,9 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
     search = parse_search(data["search"]) if data.get("search") is not None else None
     grids = grids_in(data.get("grid"), drawn=search is not None)
     in_grid = {key for grid in grids for key in grid}
-    fixed = settings_in(data.get("overrides") or {}, "overrides") | _typed(overrides, in_grid)
+    written = settings_in(data.get("overrides") or {}, "overrides")
+    _refuse_hidden(set(written).intersection(*grids), layers)
+    fixed = written | _typed(overrides, in_grid)
     if search:
         runs = _trials(base_path, Path(folder), fixed, grids, search)
     else:
@@ -163,6 +167,14 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         memory_bytes=_bytes(data.get("memory")),
         search=search,
     )
+
+
+def _refuse_hidden(keys: set[str], layers: Layers) -> None:
+    """Refuse overrides of `keys` that all grids set too; the grid of a file may replace what its base says of them."""
+    for key in sorted(keys):
+        of_override, of_grid = (layers.files.index(layers.origins[name]) for name in (f"overrides.{key}", "grid"))
+        if of_override <= of_grid:
+            raise UserError(f"overrides: {key}: the grid sets it, run by run; change it there, or leave it out here")
 
 
 def _typed(overrides: Sequence[str], in_grid: set[str]) -> dict[str, Any]:

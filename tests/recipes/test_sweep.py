@@ -254,6 +254,18 @@ def test_what_only_chance_leaves_without_effect_in_a_search_is_no_mistake(tmp_pa
     assert {run.config.method.name for run in drawn} == {"static", "rigl"}
 
 
+def test_a_grid_goes_before_the_overrides_of_its_base_and_hides_none_of_its_own(tmp_path: Path) -> None:
+    sweep(tmp_path, overrides={"training.steps": 7}, grid=[{"run.seed": [1]}, {"training.steps": [8]}])
+    child = tmp_path / "child.yaml"
+    child.write_text("base: my_sweep.yaml\ngrid: {training.steps: [9]}\n")
+    assert [run.config.training.steps for run in load_sweep(child).runs] == [9]
+    child.write_text("base: my_sweep.yaml\noverrides: {training.steps: 9}\n")
+    assert [run.config.training.steps for run in load_sweep(child).runs] == [9, 8], "one of the grids leaves it open"
+    sweep(tmp_path, grid={"training.steps": [8]})
+    with pytest.raises(UserError, match=r"child\.yaml: overrides: training\.steps: the grid sets it, run by run"):
+        load_sweep(child)
+
+
 def test_a_search_may_build_on_another(tmp_path: Path) -> None:
     sweep(tmp_path, search={"trials": 4, "halving": 2}, grid=OFFER)
     (tmp_path / "longer.yaml").write_text("base: my_sweep.yaml\nsearch: {minutes: 2}\n")
@@ -283,6 +295,7 @@ ONE, TIMED = {"trials": 1}, {"trials": 1, "minutes": 1}
         ({"grid": GRID, "dir": [5]}, 'dir: ["5"] is not the name of a folder'),
         ({"grid": GRID, "config": None}, "config: missing"),
         ({"grid": GRID, "config": "nothing.yaml"}, "nothing.yaml: cannot be read"),
+        ({"grid": GRID, "overrides": {"run.seed": 3}}, "overrides: run.seed: the grid sets it, run by run; change it"),
         ({"grid": GRID, "overrides": [1]}, "overrides: must hold settings"),
         ({"grid": GRID, "overrides": {"training.stepz": 1}}, "training.stepz: unknown key (did you mean 'steps'?)"),
         ({}, "grid: must hold lists of values"),
