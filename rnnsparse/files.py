@@ -1,4 +1,4 @@
-"""Files that may come from strangers, read whole but never without bounds; and new ones, there whole or not at all."""
+"""Files that may come from strangers, read whole but never without bounds; and files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -55,6 +55,23 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
         RunFailed: it cannot be written.
     """
     require_new(path)
+    try:
+        replace(path, write)
+    except (OSError, RuntimeError) as error:
+        cause = os_error(error)
+        raise RunFailed(
+            f"{path}: cannot be written ({cause.strerror or cause}) and was not; write it elsewhere"
+        ) from error
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file that takes the place of `path` only when it is complete and on disk.
+
+    Several processes may do so at the same time; the last one decides.
+
+    Raises:
+        OSError: it cannot be written; what was there is there still.
+    """
     temporary = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -62,11 +79,6 @@ def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        cause = os_error(error)
-        raise RunFailed(
-            f"{path}: cannot be written ({cause.strerror or cause}) and was not; write it elsewhere"
-        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

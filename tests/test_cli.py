@@ -577,7 +577,7 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "damaged gzip": ("train C data.path=N/bad.gz", "damaged or incomplete .gz file"),
     "no data set": ("train C data.source=wikitext2 data.path=N/folder", "data.path=N/folder: cannot be loaded"),
     "a sample prompt that is unknown": (
-        "train C logging.pictures=1 logging.sample_prompt=XY",
+        "train C logging.tensorboard=true logging.pictures=1 logging.sample_prompt=XY",
         "logging.sample_prompt: ",
     ),
     "no CUDA": ("train C training.device=cuda", "device cuda: PyTorch finds none"),

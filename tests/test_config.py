@@ -269,6 +269,25 @@ def test_settings_without_effect_warn() -> None:
     )
 
 
+def test_settings_of_samples_and_candidates_that_are_never_drawn_warn() -> None:
+    of_samples = "sample_prompt: the, sample_length: 9"
+    for without in ("tensorboard: false", "pictures: null"):
+        key = f"logging.{without.partition(':')[0]}{'=true' if 'false' in without else ''}"
+        assert config_of(f"logging: {{{of_samples}, {without}}}").warnings == (
+            f"logging.sample_length has no effect without {key}",
+            f"logging.sample_prompt has no effect without {key}",
+        )
+    assert config_of(f"logging: {{{of_samples}}}").warnings == ()
+    grabo = "sparsity: {method: gse, candidates: grabo"
+    assert config_of(f"{grabo}}}").warnings == ()
+    idle = "sparsity.candidates has no effect"
+    assert config_of(f"{grabo}, pool: null}}").warnings == (f"{idle} without sparsity.pool",)
+    assert config_of(f"{grabo}, basis: dct}}").warnings == (f"{idle} with sparsity.basis=dct",)
+    assert config_of("sparsity: {method: srigl, spared: [rnn.0], ablation: 0}").warnings == (
+        "sparsity.spared has no effect without sparsity.ablation",
+    )
+
+
 def test_a_method_that_never_updates_warns() -> None:
     def warnings(sparsity: str) -> tuple[str, ...]:
         return config_of(f"sparsity: {{{sparsity}}}\ntraining: {{steps: 800}}").warnings

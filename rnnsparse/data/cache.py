@@ -36,6 +36,10 @@ from rnnsparse.errors import RunFailed, UserError
 LARGEST_META = 10_000
 FORMAT = 2  # raise it when the same text would give other files
 WAY_OUT = "set another folder by data.cache in a configuration, or by RNNSPARSE_CACHE for commands that read none"
+CANNOT_BE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+    *(errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),  # though parents are made too: as below /proc
+)
 UNFINISHED, ABANDONED_SECONDS = ".making-", 24 * 3600
 
 
@@ -254,7 +258,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = f"no space left for the tokenized text; free some, or {WAY_OUT}"
             raise RunFailed(f"{root}: {reason}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in CANNOT_BE:
             reason = f"cannot be written ({error.strerror}); {WAY_OUT}"
             raise UserError(f"{root}: {reason}") from error
         raise

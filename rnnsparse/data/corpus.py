@@ -104,6 +104,15 @@ def load_corpus(
     )
 
 
+def text_fingerprint(config: DataConfig) -> str:
+    """Return the fingerprint of the text that `config` names; it is read, but neither tokenized nor cached.
+
+    Raises:
+        UserError, RunFailed: as `load_corpus`.
+    """
+    return _open_source(config, "data.path").digest
+
+
 def given_tokenizer(config: DataConfig) -> Tokenizer | None:
     """Return the tokenizer that `config` names, or None for the one that the text's own characters make.
 

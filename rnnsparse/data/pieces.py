@@ -101,7 +101,8 @@ def read_as(piece: Piece, name: PurePath, reading: Reading) -> Piece:
         kind, column = table_format(name), reading.column
         if kind is None or kind == "parquet":  # in an archive among tables, or in one by itself
             raise UserError(f"{piece.name}: no table that is read here; unpack the archive, and give the folder")
-        digest = f"{piece.digest} {kind} {column}"
+        read = f"{kind}, empty values left out" if kind == "csv" else kind  # as they once were not
+        digest = f"{piece.digest} {read} {column}"
         return Piece(piece.name, digest, lambda: rows_in(piece.chunks(), kind, column, piece.name))
     if reading.spaced:
         return Piece(piece.name, f"{piece.digest} spaced", partial(_without_spaces, piece))

@@ -118,7 +118,7 @@ def _json_lines(stream: IO[bytes], column: str, label: str) -> Iterator[Any]:
         yield row[column]
 
 
-def _csv(stream: IO[bytes], column: str, label: str) -> Iterator[str]:
+def _csv(stream: IO[bytes], column: str, label: str) -> Iterator[str | None]:
     csv.field_size_limit(sys.maxsize)  # a text may be long
     reader = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
     try:
@@ -132,7 +132,7 @@ def _csv(stream: IO[bytes], column: str, label: str) -> Iterator[str]:
                     f"{label}: line {reader.line_num}: has {len(row)} columns, and the first line {len(names)}; mend it"
                 )
             if row:
-                yield row[place]
+                yield row[place] or None  # nothing between two commas is no value
     except UnicodeDecodeError as error:
         raise UserError(f"{label}: not UTF-8 text ({error.reason}); convert it first") from None
     except csv.Error as error:

@@ -7,6 +7,9 @@ search:
   minutes: 10      # processor time of each run of the last rung; by default its training.steps decide
   seed: 0          # of what is drawn
 
+More trials leave those drawn before as they are. Runs of theirs stay those of the same rungs only if `rungs` is set: by
+default it grows with the trials, and the first rung is then a smaller share of the last.
+
 Random search: Bergstra & Bengio 2012. Successive halving: Jamieson & Talwalkar 2016, algorithm 1.
 """
 

@@ -20,8 +20,8 @@ from rnnsparse.config import RunConfig, load_config
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.recipes.search import Rung, Search
 from rnnsparse.recipes.sweep import Run, Sweep, overrides_of, placed, shard
-from rnnsparse.recipes.sweep_run import Outcome, run_sweep
-from rnnsparse.recipes.sweep_status import Estimator, VocabularySizes, aligned, status
+from rnnsparse.recipes.sweep_run import Outcome, run_sweep, typed_for
+from rnnsparse.recipes.sweep_status import Estimator, Fingerprints, VocabularySizes, aligned, status
 from rnnsparse.training.build import vocabulary_size
 from rnnsparse.training.run.record import write_json
 from rnnsparse.training.speed import Speeds, steps_in
@@ -77,7 +77,7 @@ def run_search(sweep: Sweep, part: Part, say: Callable[[str], None]) -> Outcome:
         runs = [ladder.timed(rung, trial, say) for trial in own if trial.name not in failed]
         for trial in [trial for trial in own if trial.name in failed]:
             say(f"out before   {trial.name}: {failed[trial.name]}")
-        result = run_sweep(replace(sweep, folder=ladder.folder(rung)), runs, say)
+        result = run_sweep(replace(sweep, folder=ladder.folder(rung)), runs, say, ladder.fingerprints)
         outcome.done += result.done
         outcome.elsewhere += result.elsewhere
         ladder.take_out(rung, result)
@@ -110,7 +110,7 @@ class _Ladder:
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep, self._search = sweep, _search(sweep)
-        self.speeds = Speeds(sweep.folder / SPEEDS)
+        self.speeds, self.fingerprints = Speeds(sweep.folder / SPEEDS), Fingerprints()
 
     def folder(self, rung: Rung) -> Path:
         return self._sweep.folder / f"rung_{rung.number}" if self._search.rungs > 1 else self._sweep.folder
@@ -153,7 +153,7 @@ class _Ladder:
         out = self.failures(rung)
         for trial in trials:
             run = self.known(rung, trial)
-            if run and (summary := status(run).summary):
+            if run and (summary := status(run, self.fingerprints).summary):
                 finished.append(Finished(run, summary))
             elif trial.name in out:
                 failed[trial.name] = out[trial.name]
@@ -235,7 +235,7 @@ def _result(one: Finished, ladder: _Ladder) -> dict[str, Any]:
         "folder": str(one.run.config.folder),
         **{key: one.summary[key] for key in told},
         "seconds_per_step": ladder.speeds.known(one.run.config),
-        "overrides": list(one.run.overrides),
+        "overrides": typed_for(one.run),
     }
 
 
@@ -265,7 +265,7 @@ def _states(ladder: _Ladder, rung: Rung, trials: Sequence[Run]) -> Mapping[str, 
     failed, found = ladder.failures(rung), {}
     for trial in trials:
         run = ladder.known(rung, trial)
-        state = status(run) if run else None
+        state = status(run, ladder.fingerprints) if run else None
         if state and state.summary:
             found[trial.name] = f"{state.summary['bits_per_character']:.4f}"
         else:

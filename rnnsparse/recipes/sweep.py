@@ -15,6 +15,7 @@ memory: 8GB                           # do not start another run beyond it, by e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -28,6 +29,7 @@ from typing import Any
 from rnnsparse import layered, yaml12
 from rnnsparse.config import SECTIONS, RunConfig, is_text, load_config, parse_override
 from rnnsparse.errors import UserError, suggest
+from rnnsparse.layered import Layers
 from rnnsparse.recipes.grid import Grid, different, draws, grids_in, points, settings_in
 from rnnsparse.recipes.search import DECIDED, Search, parse_search
 from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
@@ -39,6 +41,7 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 LONGEST_NAME = 120  # file systems stop at 255 bytes, and a log has the name too
 LONGEST_VALUE = 40
 MOST_DRAWS = 20  # for each trial of a search: what is drawn may say nothing to a method, and the run be the same again
+FURTHER_DRAWS = 200  # looked at before a search is told that something has no effect
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         UserError: anything wrong in the file, its base or any of its runs; one line.
     """
     try:
-        data = layered.read(path, is_text=_is_text, merge=_merged, places=("config",)).data
+        layers = layered.read(path, is_text=_is_text, merge=_merged, places=("config",))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name the YAML file of a sweep") from None
     except UserError:
@@ -93,7 +96,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
     try:
-        return _parse(data, path, overrides)
+        return _parse(layers, path, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -124,7 +127,8 @@ def needs(run: Run, others: Iterable[Run]) -> bool:
     return any(place.is_relative_to(folder) for place in places for folder in folders)
 
 
-def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
+def _parse(layers: Layers, path: Path, overrides: Sequence[str]) -> Sweep:
+    data = layers.data
     if not isinstance(data, dict):
         raise UserError(f"is not a sweep: its top level must be keys such as {', '.join(KEYS)}")
     if "grid" not in data and data.keys() & SECTIONS.keys():
@@ -146,12 +150,14 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
     search = parse_search(data["search"]) if data.get("search") is not None else None
     grids = grids_in(data.get("grid"), drawn=search is not None)
     in_grid = {key for grid in grids for key in grid}
-    fixed = settings_in(data.get("overrides") or {}, "overrides") | _typed(overrides, in_grid)
+    written = settings_in(data.get("overrides") or {}, "overrides")
+    _refuse_hidden(set(written).intersection(*grids), layers)
+    fixed = written | _typed(overrides, in_grid)
     if search:
         runs = _trials(base_path, Path(folder), fixed, grids, search)
     else:
         runs = list(_runs(base_path, Path(folder), fixed, in_grid, list(points(grids))))
-    _require_effect(in_grid, runs)
+    _require_effect(in_grid, runs, _further(base_path, fixed, grids, search) if search else ())
     return Sweep(
         path=path,
         base=base_path,
@@ -161,6 +167,14 @@ def _parse(data: Any, path: Path, overrides: Sequence[str]) -> Sweep:
         memory_bytes=_bytes(data.get("memory")),
         search=search,
     )
+
+
+def _refuse_hidden(keys: set[str], layers: Layers) -> None:
+    """Refuse overrides of `keys` that all grids set too; the grid of a file may replace what its base says of them."""
+    for key in sorted(keys):
+        of_override, of_grid = (layers.files.index(layers.origins[name]) for name in (f"overrides.{key}", "grid"))
+        if of_override <= of_grid:
+            raise UserError(f"overrides: {key}: the grid sets it, run by run; change it there, or leave it out here")
 
 
 def _typed(overrides: Sequence[str], in_grid: set[str]) -> dict[str, Any]:
@@ -215,9 +229,21 @@ def _runs(
         yield Run(name, overrides_of(settings), config)
 
 
-def _require_effect(in_grid: set[str], runs: Iterable[Run]) -> None:
-    if idle := in_grid - {override.partition("=")[0] for run in runs for override in run.overrides}:
+def _require_effect(in_grid: set[str], runs: Iterable[Run], further: Iterable[set[str]]) -> None:
+    """Refuse what does nothing in any run; nor in `further` ones, which only chance has left out."""
+    idle = in_grid - {override.partition("=")[0] for run in runs for override in run.overrides}
+    for effective in further if idle else ():
+        if not (idle := idle - effective):
+            break
+    if idle:
         raise UserError(f"grid: {min(idle)} has no effect in any run; leave it out")
+
+
+def _further(base: Path, fixed: dict[str, Any], grids: Sequence[Grid], search: Search) -> Iterator[set[str]]:
+    """Yield which keys have an effect in what a search would go on to draw."""
+    for point in itertools.islice(draws(grids, search.seed), search.trials, search.trials + FURTHER_DRAWS):
+        with contextlib.suppress(UserError):  # it is none of the trials
+            yield point.keys() - _load(base, fixed | point).idle
 
 
 def placed(folder: Path, name: str) -> dict[str, Any]:

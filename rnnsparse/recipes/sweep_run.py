@@ -17,13 +17,23 @@ from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, Sweep, needs
-from rnnsparse.recipes.sweep_status import Estimator, Status, VocabularySizes, duration, is_ending, status
+from rnnsparse.recipes.sweep_status import (
+    Estimator,
+    Fingerprints,
+    Status,
+    VocabularySizes,
+    duration,
+    is_ending,
+    status,
+)
+from rnnsparse.settings.data import DataConfig
 from rnnsparse.training.device import training_device
 from rnnsparse.training.run import lock
 from rnnsparse.training.run.interrupts import StopRequest, stop_on_signals
 from rnnsparse.training.run.lifeline import Lifeline
 
 POLL_SECONDS = 0.1
+INTERRUPTED = 130  # exit code of a run that has saved itself
 
 
 @dataclass
@@ -50,7 +60,9 @@ class _Child:
     resumed: bool
 
 
-def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> Outcome:
+def run_sweep(
+    sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None], fingerprints: Fingerprints | None = None
+) -> Outcome:
     """Train what is not done of `runs`, which are those of `sweep` or a part of them; go on where one was interrupted.
 
     A run that fails stops no other. One that starts or learns from another waits while that is trained here. A signal
@@ -60,15 +72,22 @@ def run_sweep(sweep: Sweep, runs: Sequence[Run], say: Callable[[str], None]) -> 
 
     Args:
         say: gets one line per event.
+        fingerprints: those of the texts that are known already; others are added.
 
     Raises:
         UserError: the device or a text is not there; nothing has been started.
     """
     for run in runs:
         training_device(run.config.training)
-    # Each text is tokenized once, here, and not by every run at the same time.
-    vocab_sizes = VocabularySizes(runs, lambda data: load_corpus(data).tokenizer.vocab_size)
-    return _Runner(sweep, runs, say, Estimator(vocab_sizes)).run()
+    fingerprints = Fingerprints() if fingerprints is None else fingerprints
+
+    def size(data: DataConfig) -> int:
+        """Tokenize a text, once, here, and not in every run at the same time; return how many symbols it has."""
+        corpus = load_corpus(data)
+        fingerprints[data] = corpus.fingerprint
+        return corpus.tokenizer.vocab_size
+
+    return _Runner(sweep, runs, say, Estimator(VocabularySizes(runs, size)), fingerprints).run()
 
 
 class _Runner:
@@ -78,8 +97,9 @@ class _Runner:
         runs: Sequence[Run],
         say: Callable[[str], None],
         estimator: Estimator,
+        fingerprints: Fingerprints,
     ) -> None:
-        self._sweep, self._say, self._estimator = sweep, say, estimator
+        self._sweep, self._say, self._estimator, self._fingerprints = sweep, say, estimator, fingerprints
         self._total = len(runs)
         self._pending = deque(runs)
         self._children: list[_Child] = []
@@ -96,7 +116,7 @@ class _Runner:
             with stop_on_signals() as stop:
                 self._await_ending(stop)
                 for run in self._pending:
-                    self._learn(run, status(run))
+                    self._learn(run, self._status(run))
                 changed = True
                 while (self._pending or self._children) and not stop.requested:
                     # What waits is looked at again only when there may be room for it: that reads its checkpoint.
@@ -126,10 +146,13 @@ class _Runner:
         if found.summary:
             self._estimator.learn(run, found.summary, with_memory=self._sweep.memory_bytes is not None)
 
+    def _status(self, run: Run) -> Status:
+        return status(run, self._fingerprints)
+
     def _start_next(self) -> bool:
         """Take the next run if there is room for it; False if it has to wait."""
         run = self._pending[0]
-        found = status(run)
+        found = self._status(run)
         if found.state == "done":
             assert found.summary is not None
             self._outcome.done.append(run)
@@ -140,12 +163,9 @@ class _Runner:
             self._fail(run, found.detail.removeprefix(f"{run.config.folder}: "))
         elif needs(run, [child.run for child in self._children]):
             return False
-        elif reason := self._unknown(run):
-            self._fail(run, reason)
-        else:
-            memory = self._memory(run)
+        elif (memory := self._memory(run)) is not None:
             if self._has_room(run.config, memory):
-                self._start(self._pending.popleft())
+                self._start(self._pending.popleft(), memory, resumed=found.state == "interrupted")
                 return True
             if self._children:
                 return False
@@ -154,16 +174,13 @@ class _Runner:
         self._pending.popleft()
         return True
 
-    def _unknown(self, run: Run) -> str:
-        """Return why nobody can tell how much memory a run needs, or ""."""
+    def _memory(self, run: Run) -> int | None:
+        """Return the bytes that a run needs, 0 without a limit; None, and it has failed, if nobody can tell."""
         try:
-            self._memory(run)
+            return self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
         except UserError as error:
-            return str(error)
-        return ""
-
-    def _memory(self, run: Run) -> int:
-        return self._estimator.memory(run.config) if self._sweep.memory_bytes else 0
+            self._fail(run, str(error))
+            return None
 
     def _has_room(self, config: RunConfig, memory: int) -> bool:
         limit, used = self._sweep.memory_bytes, sum(child.memory_bytes for child in self._children)
@@ -174,13 +191,11 @@ class _Runner:
         threads = sum(_threads(child.run.config) for child in self._children)
         return not self._children or threads + _threads(config) <= self._cores
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, memory: int, resumed: bool) -> None:
         self._sweep.folder.mkdir(parents=True, exist_ok=True)
         log = self._sweep.folder / f"{run.name}.log"
         log_start = log.stat().st_size if log.exists() else 0
-        resumed = status(run).state == "interrupted"
-        overrides = [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
-        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *overrides]
+        command = [sys.executable, "-m", "rnnsparse", "train", str(self._sweep.base), *typed_for(run)]
         with log.open("ab") as output:
             # In a session of its own, so that Ctrl-C reaches it once, from here.
             process = subprocess.Popen(
@@ -191,7 +206,7 @@ class _Runner:
                 start_new_session=True,
                 **self._lifeline.options(),
             )
-        self._children.append(_Child(run, process, time.monotonic(), self._memory(run), log, log_start, resumed))
+        self._children.append(_Child(run, process, time.monotonic(), memory, log, log_start, resumed))
         self._say(f"{'resumed' if resumed else 'started':11}  {run.name}")
 
     def _reap(self) -> bool:
@@ -199,7 +214,7 @@ class _Runner:
         ended = [child for child in self._children if child.process.poll() is not None]
         for child in ended:
             self._children.remove(child)
-            took, found = time.monotonic() - child.started, status(child.run)
+            took, found = time.monotonic() - child.started, self._status(child.run)
             self._learn(child.run, found)
             if child.process.returncode == 0 and not child.resumed and (estimated := self._seconds(child.run)):
                 self._took, self._estimated = self._took + took, self._estimated + estimated
@@ -215,9 +230,9 @@ class _Runner:
         elif (other := lock.holder(run.config.folder)) is not None:
             self._elsewhere(run, other)
         else:
-            reason = _reason(child)
-            # Lost numbers are told with their step; a full disk or a signal is not.
-            if child.process.returncode == 1 and re.search(r"(^|: )step \d", reason):
+            reason, is_own = _reason(child)
+            # Lost numbers are told with their step, as progress is; a full disk or a signal is not.
+            if child.process.returncode == 1 and is_own and re.search(r"(^|: )step \d", reason):
                 self._outcome.lost.add(run.name)
             self._fail(run, f"{reason} ({child.log})")
 
@@ -257,22 +272,30 @@ class _Runner:
                     child.process.send_signal(signal.SIGINT)
             for child in [child for child in self._children if child.process.poll() is not None]:
                 self._children.remove(child)
-                self._outcome.done += [child.run] if status(child.run).summary else []
-                self._say(f"stopped      {child.run.name}")
+                found, saved = self._status(child.run), child.process.returncode in (INTERRUPTED, -signal.SIGINT)
+                if saved and not found.summary:
+                    self._say(f"stopped      {child.run.name}")
+                else:
+                    self._ended(child, found, time.monotonic() - child.started)
+
+
+def typed_for(run: Run) -> list[str]:
+    """Return the overrides that a run is started with: one thread, if it says nothing of them."""
+    return [*run.overrides, *(["training.threads=1"] if run.config.training.threads is None else [])]
 
 
 def _threads(config: RunConfig) -> int:
     return config.training.threads or 1
 
 
-def _reason(child: _Child) -> str:
-    """Return in one line why a run has failed: what killed it, or what it said last."""
+def _reason(child: _Child) -> tuple[str, bool]:
+    """Return in one line why a run has failed, and whether it has said so: what killed it, or what it said last."""
     code = child.process.returncode
     if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
+        return f"killed by {signal.Signals(-code).name}{hint}", False
     with child.log.open("rb") as log:
         log.seek(child.log_start)
         lines = [line.strip() for line in log.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     own = [line.removeprefix("rnnsparse: ") for line in lines if line.startswith("rnnsparse: ")]
-    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: ")
+    return (own or lines or [f"exit code {code}"])[-1].removeprefix(f"{child.run.config.folder}: "), bool(own)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from rnnsparse import yaml12
 from rnnsparse.config import RunConfig, parse_config
+from rnnsparse.data.corpus import text_fingerprint
 from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.reporting.reading import read_summary
@@ -37,15 +38,32 @@ class Status:
     summary: dict[str, Any] | None = None
 
 
-def status(run: Run) -> Status:
-    """Look at the run's folder, without changing it."""
+class Fingerprints(dict[DataConfig, str]):
+    """Those of the texts of some runs, each read once, when it is first asked for."""
+
+    def __missing__(self, data: DataConfig) -> str:
+        self[data] = found = text_fingerprint(data)
+        return found
+
+
+def status(run: Run, fingerprints: Fingerprints | None = None) -> Status:
+    """Look at the run's folder, without changing it.
+
+    Args:
+        fingerprints: of the texts as they are now, by which a finished run is one on the text that its settings name.
+    """
     folder = run.config.folder
+    fingerprints = Fingerprints() if fingerprints is None else fingerprints
     if (other := lock.holder(folder)) is not None:
         return Status("running elsewhere", other)
     try:
         if folder.joinpath("summary.json").is_file():
-            run_folder.refuse_another_run(_recorded(folder), run.config)
-            return Status("done", summary=asdict(read_summary(folder)))
+            was, summary = _recorded(folder), read_summary(folder)
+            run_folder.refuse_another_run(was, run.config)
+            if summary.text is not None:  # as it is in those of earlier versions
+                _refuse_another_text(summary.text, fingerprints[run.config.data], run.config)
+            if not _goes_on(summary.steps, was, run.config):
+                return Status("done", summary=asdict(summary))
         if run_folder.has_checkpoint(folder):
             run_folder.last_checkpoint(run.config)
             return Status("interrupted")
@@ -58,6 +76,20 @@ def status(run: Run) -> Status:
         return Status("refused", str(error))
     except (OSError, ValueError) as error:
         return Status("refused", f"{folder}: cannot be read: {error}; choose another dir")
+
+
+def _refuse_another_text(trained: str, now: str, config: RunConfig) -> None:
+    if trained != now:
+        raise UserError(
+            f"{config.folder}: {config.data.told}: is not the text that this run was trained on: fingerprint then "
+            f"{trained[:8]}, now {now[:8]}; bring that text back, or choose another dir"
+        )
+
+
+def _goes_on(steps: int, was: RunConfig, config: RunConfig) -> bool:
+    """Return whether a run has steps left that `training.early_stopping` kept from it and now does not."""
+    before, now = was.training.early_stopping, config.training.early_stopping
+    return steps < config.training.steps and before is not None and (now is None or now > before)
 
 
 def is_ending(run: Run) -> bool:
@@ -101,6 +133,15 @@ class VocabularySizes(dict[DataConfig, int]):
         return size
 
 
+@dataclass
+class _Rates:
+    """Symbols per second of finished runs that have the same settings: their sum, and how many they are."""
+
+    settings: dict[str, Any]
+    total: float = 0.0
+    number: int = 0
+
+
 class Estimator:
     """Costs of runs to come. Times and memory go by what finished runs took, so they are unknown at first.
 
@@ -111,7 +152,8 @@ class Estimator:
 
     def __init__(self, vocab_sizes: Mapping[DataConfig, int], program_bytes: int = PROGRAM_BYTES) -> None:
         self._vocab_sizes = vocab_sizes
-        self._rates: list[tuple[dict[str, Any], float]] = []
+        self._rates: dict[str, _Rates] = {}  # by settings, which those of several seeds share
+        self._expected: dict[str, float] = {}
         self._overhead_bytes = program_bytes
         self._measured = False
         self._costs: dict[str, Cost] = {}
@@ -121,7 +163,10 @@ class Estimator:
         if rate := summary.get("characters_per_second"):
             # What is to come is known in symbols, of which a character may have several.
             symbols = summary["steps"] * _symbols_per_step(run.config)
-            self._rates.append((_settings(run.config), rate * symbols / summary["characters_seen"]))
+            settings = _settings(run.config)
+            found = self._rates.setdefault(_key(settings), _Rates(settings))
+            found.total, found.number = found.total + rate * symbols / summary["characters_seen"], found.number + 1
+            self._expected.clear()
         if with_memory and (peak := summary.get("peak_memory_bytes")):
             try:
                 overhead = max(peak - self.cost(run.config).memory_bytes, 0)
@@ -142,9 +187,12 @@ class Estimator:
         if not self._rates:
             return None
         wanted = _settings(config)
-        unlike = [sum(settings.get(k) != wanted.get(k) for k in settings | wanted) for settings, _ in self._rates]
-        rates = [rate for (_, rate), n in zip(self._rates, unlike, strict=True) if n == min(unlike)]
-        return steps * _symbols_per_step(config) / (sum(rates) / len(rates))
+        if (key := _key(wanted)) not in self._expected:
+            unlike = {own: _differing(rates.settings, wanted) for own, rates in self._rates.items()}
+            fewest = min(unlike.values())
+            alike = [self._rates[own] for own, number in unlike.items() if number == fewest]
+            self._expected[key] = sum(rates.total for rates in alike) / sum(rates.number for rates in alike)
+        return steps * _symbols_per_step(config) / self._expected[key]
 
     def memory(self, config: RunConfig) -> int:
         """Return bytes for a run: what `inspect` counts, and the most that one had in use beyond that.
@@ -160,7 +208,7 @@ class Estimator:
         Raises:
             UserError: there is no such network, or another run that it starts or learns from is not there (yet).
         """
-        key = json.dumps(_settings(config), sort_keys=True)
+        key = _key(_settings(config))
         if key not in self._costs:
             model, budgets = final_model(config, self._vocab_sizes[config.data], CPU)
             teacher = named_teacher(config, CPU)
@@ -192,6 +240,14 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     return config.settings(OfOneRun, Repetition)
 
 
+def _key(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _differing(some: dict[str, Any], others: dict[str, Any]) -> int:
+    return sum(some.get(key) != others.get(key) for key in some | others)
+
+
 def plan(runs: Sequence[Run]) -> list[str]:
     """Return a table of what a sweep would do, as lines; nothing is trained or written.
 
@@ -199,8 +255,8 @@ def plan(runs: Sequence[Run]) -> list[str]:
         UserError: a text is not there, whose characters are the symbols of a run.
     """
     vocab_sizes = VocabularySizes(runs, vocabulary_size)
-    estimator = Estimator(vocab_sizes)
-    states = [status(run) for run in runs]
+    estimator, fingerprints = Estimator(vocab_sizes), Fingerprints()
+    states = [status(run, fingerprints) for run in runs]
     for run, state in zip(runs, states, strict=True):
         if state.summary:
             estimator.learn(run, state.summary)

@@ -11,7 +11,16 @@ from typing import Annotated
 from annotated_types import Ge, Le, Lt
 from typing_extensions import Doc
 
-from rnnsparse.settings.marks import Changeable, Incidental, OfOneRun, OnOneMachine, PathName, Repetition, UpTo
+from rnnsparse.settings.marks import (
+    Changeable,
+    Incidental,
+    OfOneRun,
+    OnlyWith,
+    OnOneMachine,
+    PathName,
+    Repetition,
+    UpTo,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,9 @@ class EvaluationConfig:
     ] = None
 
 
+OfSamples = (Incidental, OnlyWith("pictures"), OnlyWith("tensorboard"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """What a run tells about itself, and how often."""
@@ -64,8 +76,8 @@ class LoggingConfig:
         Incidental,
         Doc("steps between weight histograms, connectivity images and text samples, null for none"),
     ] = 500
-    sample_length: Annotated[int, Ge(1), Incidental, Doc("symbols of each text sample")] = 200
-    sample_prompt: Annotated[str, Incidental, Doc("what each text sample continues")] = ""
+    sample_length: Annotated[int, Ge(1), *OfSamples, Doc("symbols of each text sample")] = 200
+    sample_prompt: Annotated[str, *OfSamples, Doc("what each text sample continues")] = ""
 
     def tells_of(self, step: int, last: int) -> bool:
         """Return whether the metrics of a step are recorded; those of the `last` one always are."""

@@ -49,10 +49,10 @@ def allocate(weights: Sequence[SparseWeight], config: BudgetConfig) -> list[Budg
         UserError: a name selects nothing or part of a group, or a group would get no connection at all.
     """
     groups = make_groups(weights, config.granularity)
-    dense = _select(groups, config.dense, "sparsity.dense", config.granularity)
+    dense = select(groups, config.dense, "sparsity.dense", config.granularity)
     overrides = {}
     for pattern, sparsity in config.overrides.items():
-        for name in _select(groups, [pattern], f"sparsity.overrides.{pattern}", config.granularity):
+        for name in select(groups, [pattern], f"sparsity.overrides.{pattern}", config.granularity):
             overrides[name] = sparsity
     both = sorted(dense & overrides.keys())
     if both:
@@ -146,13 +146,17 @@ def proportional(total: int, activity: Sequence[float | Fraction], limits: Seque
     return result
 
 
-def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:
-    """Return the names of the groups whose gates match any of the patterns: names, prefixes or globs of either."""
+def select(groups: Sequence[Group], patterns: Sequence[str], key: str, granularity: str) -> set[str]:
+    """Return the names of the groups whose gates match any of the patterns: names, prefixes or globs of either.
+
+    Raises:
+        UserError: a pattern matches nothing, or a part of a group; `key` is what that calls the patterns.
+    """
     gates = {group.name: _gate_names(group) for group in groups}
     known = [name for names in gates.values() for name in names]
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+        hits = {n for n in known if _matches(n, pattern)}
         if not hits:
             raise UserError(
                 f"{key}: no group is called {pattern!r}{suggest(pattern, known)}; there are {', '.join(known)}"
@@ -169,6 +173,15 @@ def _select(groups: Sequence[Group], patterns: Sequence[str], key: str, granular
         if hits:
             selected.add(group)
     return selected
+
+
+def is_named(group: Group, patterns: Sequence[str]) -> bool:
+    """Return whether `select` would select a group."""
+    return all(any(_matches(name, pattern) for pattern in patterns) for name in _gate_names(group))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _gate_names(group: Group) -> list[str]:

@@ -121,6 +121,14 @@ class Method(ABC):
         """Whether time and memory of a step can stay those of the connections."""
         return self.dense_gradient != "always"
 
+    def require_groups(self, groups: Sequence[Group], granularity: str) -> None:
+        """Make sure that the groups which its settings name are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        return
+
     def initial_connections(self, budget: Budget) -> int:
         """Return how many random connections a group starts with."""
         return budget.connections

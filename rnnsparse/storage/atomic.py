@@ -72,6 +72,13 @@ def is_left_over(path: Path) -> bool:
     return re.fullmatch(r"\..+\.new-[0-9a-f]{8}", path.name) is not None
 
 
+def remove(path: Path) -> None:
+    """Remove what was left over, a folder or a file, as far as that can be done."""
+    shutil.rmtree(path, ignore_errors=True)  # which leaves a file
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def existing(folder: Path) -> Path | None:
     """Return `folder`, or its complete predecessor if a writer stopped between two renames, or None."""
     if folder.is_dir():

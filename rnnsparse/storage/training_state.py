@@ -82,6 +82,7 @@ def require_fitting(
         _require(_is_count(state[name]), name)
     for name in SECONDS:
         _require(_is_finite(state[name]) and state[name] >= 0, name)
+    _require(_is_count(state.get("peak_memory_bytes", 0)), "peak_memory_bytes")
     _require(state["best"] is None or _is_finite(state["best"]), "best")
     _require(_is_count(state["lanes"]["position"]), "lanes")
     _require_like(state["recurrent_state"], fresh["recurrent_state"], "recurrent_state")

@@ -66,7 +66,9 @@ def _empty_model(
     if config.method.stays_dense:
         # Names are checked as ever; sparsity is not, for it may be more than a network without it can bear.
         budget = replace(budget, sparsity=0.0, overrides=dict.fromkeys(budget.overrides, 0.0))
-    return model, allocate(list(model.sparse_weights().values()), budget)
+    budgets = allocate(list(model.sparse_weights().values()), budget)
+    config.method.require_groups([budget.group for budget in budgets], config.budget.granularity)
+    return model, budgets
 
 
 def _basis(kind: str, weight: SparseWeight) -> Basis | None:

@@ -18,6 +18,7 @@ from rnnsparse.data.corpus import (
     load_text_split,
     reading_of,
 )
+from rnnsparse.data.folder import contents
 from rnnsparse.data.pieces import BYTE_FOR_BYTE
 from rnnsparse.data.split import Split
 from rnnsparse.data.tables import table_format
@@ -70,7 +71,7 @@ def other_text(restored: Restored, path: str, split: str | None) -> MeasuredText
     """Return a text that was named on purpose: all of it, or a split, found or divided as if it were trained on.
 
     Raises:
-        UserError: as `load_text_split` and `load_corpus`.
+        UserError: it is a folder of tables and of texts; or as `load_text_split` and `load_corpus`.
     """
     path, data = os.path.expanduser(path), cached_where_asked(restored.config.data)
     if split is None:
@@ -129,8 +130,21 @@ def _split_of(corpus: Corpus, name: str) -> Split:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether a path is a table, or a folder in which there are some."""
-    return any(map(table_format, path.rglob("*"))) if path.is_dir() else table_format(path) is not None
+    """Whether a path is a table, or a folder of tables.
+
+    Raises:
+        UserError: it is a folder of tables and of other files, of which nobody can tell which are meant.
+    """
+    if not path.is_dir():
+        return table_format(path) is not None
+    files = contents(path, f"--data={path}", by_split=False).files
+    tables, others = ([name for name in files if bool(table_format(name)) is are] for are in (True, False))
+    if tables and others:
+        raise UserError(
+            f"--data={path}: holds tables ({tables[0]}) and other files ({others[0]}), which are not measured "
+            "together; name a folder of one kind, or a single file"
+        )
+    return bool(tables)
 
 
 def _has_tables(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -12,6 +13,7 @@ from rnnsparse import files
 from rnnsparse.config import RunConfig
 from rnnsparse.errors import UserError
 from rnnsparse.settings.marks import Changeable, Incidental, OfOneRun, Repetition
+from rnnsparse.training.build import vocabulary_size
 from rnnsparse.training.device import training_device
 from rnnsparse.training.step.learner import WARM_UP_STEPS, Learner
 from rnnsparse.training.step.nonfinite import Diverged
@@ -54,13 +56,23 @@ class Speeds:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._size = path, 0
+        self._seconds: dict[str, float] = {}
+        self._vocabulary_size = functools.cache(vocabulary_size)
 
     def known(self, config: RunConfig) -> float | None:
-        """Return the seconds per step of a run, None if they are not measured."""
-        wanted = _key(config)
-        found = [record.get("seconds_per_step") for record in files.records(self._path) if record.get(KEY) == wanted]
-        return next((seconds for seconds in found if type(seconds) is float and seconds > 0), None)
+        """Return the seconds per step of a run, None if they are not measured.
+
+        Raises:
+            UserError: its text is not there, whose characters are the symbols.
+        """
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size != self._size:  # others append to it
+            self._size, self._seconds = size, {}
+            for record in files.records(self._path):
+                if type(seconds := record.get("seconds_per_step")) is float and seconds > 0:
+                    self._seconds.setdefault(str(record.get(KEY)), seconds)
+        return self._seconds.get(self._key(config))
 
     def of(self, config: RunConfig) -> float:
         """Return the same, measured here if nobody has.
@@ -72,13 +84,15 @@ class Speeds:
             return known
         seconds = seconds_per_step(config)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        files.append_record(self._path, {KEY: _key(config), "seconds_per_step": seconds})
+        files.append_record(self._path, {KEY: self._key(config), "seconds_per_step": seconds})
         return self.known(config) or seconds
 
-
-def _key(config: RunConfig) -> str:
-    settings = config.settings(OfOneRun, Repetition, Changeable, Incidental)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    def _key(self, config: RunConfig) -> str:
+        settings = config.settings(OfOneRun, Repetition, Changeable, Incidental)
+        if config.data.tokenizer == "char":
+            # Another text at the same place may have more characters; bytes are 256 everywhere.
+            settings["vocabulary_size"] = self._vocabulary_size(config.data)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def seconds_per_step(config: RunConfig) -> float:

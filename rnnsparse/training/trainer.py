@@ -58,6 +58,7 @@ class Trainer:
         self._stop = StopRequest()
         self._records: dict[str, str] = {}  # sha256 of what was recorded up to the last checkpoint
         self._told = learner.seconds, learner.characters_seen
+        self._peak_before = 0  # bytes, of the processes that this run goes on from
 
     @property
     def step(self) -> int:
@@ -141,7 +142,7 @@ class Trainer:
             logger.scalars(step, due)
         if evaluates or shows:
             logger.connection_counts(step, connection_counts(self.model))
-        if shows and self.ranks.is_first:
+        if shows and config.logging.tensorboard and self.ranks.is_first:
             with averaged(self.learner.optimizer):
                 self._log_pictures(logger)
         saves = step % config.checkpoint.interval == 0
@@ -194,7 +195,7 @@ class Trainer:
     def _dry_run(self) -> None:
         """Evaluate, sample and save once, so that what would fail hours later fails now, and `last` is there."""
         self._evaluate(self._validation(), max_batches=2)
-        if self.config.logging.pictures:
+        if self.config.logging.pictures and self.config.logging.tensorboard:
             self._sample_text(length=1)
         self.save()
 
@@ -220,7 +221,7 @@ class Trainer:
             "characters_per_second": learner.timed_characters / learner.timed_seconds
             if learner.timed_seconds
             else None,
-            "peak_memory_bytes": peak_memory(self.learner.device),
+            "peak_memory_bytes": max(self._peak_memory(), self.record.told_peak()),
             "method": self.config.method.name,
             "seed": self.config.run.seed,
             "text": self.corpus.fingerprint,
@@ -243,6 +244,10 @@ class Trainer:
             taken,
             planned=self.learner.sparsifier.total_steps,
         )
+
+    def _peak_memory(self) -> int:
+        """Return the most bytes that any process of the run has had in use."""
+        return max(self._peak_before, peak_memory(self.learner.device))
 
     # ---- logging
 
@@ -280,6 +285,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the model itself does not hold, as plain data and tensors; all ranks call this together."""
         own = {name: getattr(self, name) for name in COUNTERS}
+        own |= {"peak_memory_bytes": self._peak_memory()}
         own |= {"records": self._records, "stretches": [asdict(stretch) for stretch in self.stretches]}
         return self.learner.state_dict() | own
 
@@ -292,6 +298,7 @@ class Trainer:
         """
         self.learner.load_state_dict(state)
         self._records = state.get("records", {})
+        self._peak_before = state.get("peak_memory_bytes", 0)
         self.stretches = stretches.from_state(state.get("stretches", []), state["step"])
         for name in COUNTERS:
             setattr(self, name, state[name])

@@ -457,9 +457,12 @@ def test_a_path_that_cannot_be_is_a_user_error(path: str, tmp_path: Path) -> Non
     assert refusal(tmp_path / path)
 
 
-def test_a_cache_that_cannot_be_written_names_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["text.txt/cache", "/proc/cache", "x" * 300])
+def test_a_cache_that_cannot_be_written_names_both_ways_out(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / "text.txt/cache"))
+    monkeypatch.setenv("RNNSPARSE_CACHE", str(tmp_path / cache))
     said = refusal(tmp_path / "text.txt")
     assert "cannot be written" in said
     assert "data.cache" in said

@@ -238,6 +238,34 @@ def test_each_rung_has_a_share_of_the_trials_and_the_last_the_whole_length(
     ]
 
 
+def test_more_trials_leave_the_runs_of_those_before_where_rungs_are_set(tmp_path: Path) -> None:
+    def rungs(**keys: int) -> tuple[list[str], list[float]]:
+        found = sweep(tmp_path, search={"halving": 2, **keys}, grid=OFFER)
+        assert found.search is not None
+        return [run.name for run in found.runs][:4], [rung.share for rung in found.search.ladder()]
+
+    assert rungs(trials=8, rungs=2) == rungs(trials=4, rungs=2) == rungs(trials=4)
+    assert rungs(trials=8) == (rungs(trials=4)[0], [0.25, 0.5, 1.0]), "if unset, the first rung gets shorter"
+
+
+def test_what_only_chance_leaves_without_effect_in_a_search_is_no_mistake(tmp_path: Path) -> None:
+    grid = {"sparsity.method": ["static", "rigl"], "sparsity.drop_fraction": [0.1, 0.2]}
+    drawn = [sweep(tmp_path, search={"trials": 1, "seed": seed}, grid=grid).runs[0] for seed in range(8)]
+    assert {run.config.method.name for run in drawn} == {"static", "rigl"}
+
+
+def test_a_grid_goes_before_the_overrides_of_its_base_and_hides_none_of_its_own(tmp_path: Path) -> None:
+    sweep(tmp_path, overrides={"training.steps": 7}, grid=[{"run.seed": [1]}, {"training.steps": [8]}])
+    child = tmp_path / "child.yaml"
+    child.write_text("base: my_sweep.yaml\ngrid: {training.steps: [9]}\n")
+    assert [run.config.training.steps for run in load_sweep(child).runs] == [9]
+    child.write_text("base: my_sweep.yaml\noverrides: {training.steps: 9}\n")
+    assert [run.config.training.steps for run in load_sweep(child).runs] == [9, 8], "one of the grids leaves it open"
+    sweep(tmp_path, grid={"training.steps": [8]})
+    with pytest.raises(UserError, match=r"child\.yaml: overrides: training\.steps: the grid sets it, run by run"):
+        load_sweep(child)
+
+
 def test_a_search_may_build_on_another(tmp_path: Path) -> None:
     sweep(tmp_path, search={"trials": 4, "halving": 2}, grid=OFFER)
     (tmp_path / "longer.yaml").write_text("base: my_sweep.yaml\nsearch: {minutes: 2}\n")
@@ -267,6 +295,7 @@ ONE, TIMED = {"trials": 1}, {"trials": 1, "minutes": 1}
         ({"grid": GRID, "dir": [5]}, 'dir: ["5"] is not the name of a folder'),
         ({"grid": GRID, "config": None}, "config: missing"),
         ({"grid": GRID, "config": "nothing.yaml"}, "nothing.yaml: cannot be read"),
+        ({"grid": GRID, "overrides": {"run.seed": 3}}, "overrides: run.seed: the grid sets it, run by run; change it"),
         ({"grid": GRID, "overrides": [1]}, "overrides: must hold settings"),
         ({"grid": GRID, "overrides": {"training.stepz": 1}}, "training.stepz: unknown key (did you mean 'steps'?)"),
         ({}, "grid: must hold lists of values"),

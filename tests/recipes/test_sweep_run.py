@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ import pytest
 from rnnsparse import files, yaml12
 from rnnsparse.cli import main
 from rnnsparse.config import RunConfig, load_config
-from rnnsparse.data.corpus import Corpus, load_corpus
+from rnnsparse.data.corpus import Corpus, load_corpus, text_fingerprint
 from rnnsparse.errors import UserError
 from rnnsparse.recipes import sweep_run
 from rnnsparse.recipes.sweep import Run, load_sweep
@@ -171,6 +172,46 @@ def test_a_damaged_summary_fails_its_run_alone(mixed: Mixed, number: int) -> Non
     assert "summary.json: not the summary of a run" in mixed.reason(mixed.damaged[number])
 
 
+def test_a_run_that_ended_on_another_text_is_not_done(base: Path) -> None:
+    path = write(base, grid={"run.seed": [1]}, search={"trials": 1})
+    (run,) = load_sweep(path).runs
+    assert told("train", str(base / "base.yaml"), *run.overrides)[0] == 0
+    bits = f"{summary(base, run.name)['bits_per_character']:.4f}"
+    (base / "other.txt").write_text(TEXT.upper(), encoding="utf-8")
+    shutil.copy(base / "text.txt", base / "same.txt")
+    other, same = (f"data.path={base / name}" for name in ("other.txt", "same.txt"))
+    code, _, err = told("sweep", str(path), other)
+    assert code == 1
+    then, now = summary(base, run.name)["text"][:8], text_fingerprint(load_sweep(path, [other]).runs[0].config.data)[:8]
+    assert err == (
+        f"rnnsparse: {run.name}: {other}: is not the text that this run was trained on: fingerprint then {then}, now "
+        f"{now}; bring that text back, or choose another dir\n"
+    )
+    plans = [told("sweep", str(path), "--dry-run", *of)[1].splitlines()[-1].split()[2] for of in ([], [same], [other])]
+    assert plans == [bits, bits, "refused"]
+
+    of_old = summary(base, run.name) | {"text": None}
+    (run.config.folder / "summary.json").write_text(json.dumps(of_old))
+    assert status(load_sweep(path, [other]).runs[0]).state == "done", "earlier versions did not tell their text"
+
+
+def test_a_run_that_stopped_early_goes_on_where_the_sweep_lets_it(base: Path) -> None:
+    standing = {"sparsity.method": "static", "training.learning_rate": 1e-30, "evaluation.interval": 1}
+    path = write(base, overrides=standing, grid={"run.seed": [1]})
+    (run,) = load_sweep(path).runs
+    assert told("train", str(base / "base.yaml"), *run.overrides, "training.early_stopping=2")[0] == 0
+    assert summary(base, run.name)["steps"] == 3
+
+    def state(patience: int) -> str:
+        return status(load_sweep(path, [f"training.early_stopping={patience}"]).runs[0]).state
+
+    assert [state(1), state(2), state(3)] == ["done", "done", "interrupted"]
+    code, out, _ = told("sweep", str(path))
+    assert code == 0
+    assert f"resumed      {run.name}" in out
+    assert summary(base, run.name)["steps"] == 12
+
+
 # ---- one sweep within a memory limit
 
 
@@ -248,8 +289,10 @@ def test_a_run_that_starts_from_an_earlier_one_waits_for_its_end(swept: Swept) -
 # ---- interruptions
 
 
-def interrupted(path: Path, metrics: Path, *arguments: str) -> tuple[str, str, int]:
-    """Stop a sweep when a run with these metrics has made some steps.
+def interrupted(
+    path: Path, metrics: Path, *arguments: str, before: Callable[[], None] = lambda: None
+) -> tuple[str, str, int]:
+    """Stop a sweep when a run with these metrics has made some steps, and something was done `before`.
 
     Returns what it said, and how often it had looked at its runs by then.
     """
@@ -259,6 +302,7 @@ def interrupted(path: Path, metrics: Path, *arguments: str) -> tuple[str, str, i
         nonlocal looks
         sleep(seconds)
         if metrics.exists() and metrics.read_text().count("\n") > 3:
+            before()
             signal.raise_signal(signal.SIGTERM)
         else:
             looks += 1
@@ -294,6 +338,21 @@ def test_an_interrupted_sweep_lets_its_runs_save_themselves_and_goes_on(base: Pa
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, 401))
     assert summary(base, "seed=1")["steps"] == 400
+
+
+def test_of_a_run_that_could_not_save_itself_nobody_says_that_it_was_stopped(base: Path) -> None:
+    path = write(base, overrides=LONG, grid={"run.seed": [1]})
+    folder = base / "runs" / "seed=1"
+
+    def in_the_way() -> None:
+        folder.rename(base / "moved")
+        folder.write_text("")
+
+    out, err, _ = interrupted(path, folder / "metrics.jsonl", before=in_the_way)
+    assert "stopping: 1 runs save themselves\n" in out
+    assert "stopped " not in out
+    assert "failed       seed=1: " in out
+    assert err.splitlines()[0].startswith("rnnsparse: seed=1: ")
 
 
 def test_a_run_that_waits_is_verified_when_there_may_be_room_and_not_all_the_time(
@@ -414,6 +473,7 @@ def test_the_best_of_a_rung_is_trained_anew_for_a_whole_schedule_of_its_own_minu
             assert config.training.steps == run["steps"] == max(1, int(60 * rung["minutes"] / run["seconds_per_step"]))
             assert config.training.warmup == 4 * rung["minutes"] / 0.0005
             assert config.folder == Path(run["folder"])
+            assert config.training.threads == load_config(config.folder / "config.yaml").training.threads == 1
     table = searched.out.splitlines()[-4:-2]
     assert table[1].split()[0] == f"{last['runs'][0]['bits_per_character']:.4f}"
     assert table[1].endswith(last["runs"][0]["run"])
@@ -467,6 +527,20 @@ def test_a_speed_is_measured_once_and_who_writes_it_first_decides(base: Path) ->
     assert not (base / "run").exists()
 
 
+def test_a_speed_on_a_text_of_few_characters_is_none_on_one_of_many(base: Path) -> None:
+    (base / "many.txt").write_text(TEXT + "".join(map(chr, range(200, 400))), encoding="utf-8")
+    (base / "few.txt").write_text(TEXT[::-1], encoding="utf-8")
+
+    def config(name: str, *overrides: str) -> RunConfig:
+        return load_config(base / "base.yaml", [f"run.dir={base / 'run'}", f"data.path={base / name}", *overrides])
+
+    speeds, in_characters = Speeds(base / "speeds.jsonl"), "data.tokenizer=char"
+    of_bytes, of_characters = speeds.of(config("text.txt")), speeds.of(config("text.txt", in_characters))
+    assert speeds.known(config("few.txt", in_characters)) == of_characters
+    assert speeds.known(config("many.txt", in_characters)) is None
+    assert speeds.known(config("many.txt")) == of_bytes
+
+
 def test_minutes_decide_nothing_where_steps_are_multiplied(base: Path) -> None:
     path = write(base, grid={"run.seed": [1]}, search={"trials": 1, "minutes": 1})
     (base / "base.yaml").write_text((base / "base.yaml").read_text().replace("training:", "training:\n  multiplier: 2"))
@@ -495,6 +569,17 @@ def test_a_trial_that_cannot_be_trained_at_all_keeps_the_search_from_going_on(ba
     assert code == 1
     assert err.startswith(f"rnnsparse: {run.name}: run.dir exists already and nothing is overwritten")
     assert "rung 2 of 2" not in out
+    assert not (base / "runs" / "failures.jsonl").exists()
+
+
+def test_a_trial_that_could_not_say_why_it_failed_is_not_out(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speechless = base / "speechless"  # as on a full disk: progress is the last that it could write
+    speechless.write_text("#!/bin/sh\necho 'step 100/300, 2.5 bits'\nexit 1\n")
+    speechless.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(speechless))
+    path = write(base, grid={"run.seed": [1]}, search={"trials": 1})
+    code, _, err = told("sweep", str(path))
+    assert (code, err) == (1, f"rnnsparse: seed=1: step 100/300, 2.5 bits ({base / 'runs' / 'seed=1.log'})\n")
     assert not (base / "runs" / "failures.jsonl").exists()
 
 
@@ -587,6 +672,21 @@ def test_times_go_by_the_finished_runs_that_are_most_alike(base: Path) -> None:
     estimator.learn(large, {"characters_per_second": 18.0, "steps": 12, "characters_seen": 180})
     assert estimator.seconds(small_2.config) == 2
     assert estimator.seconds(large.config) == 10
+    estimator.learn(small_2, {"characters_per_second": 30.0, "steps": 12, "characters_seen": 180})
+    assert estimator.seconds(small.config) == 3, "the mean of the rates of 90 and 30"
+
+
+def test_a_thousand_finished_runs_tell_the_times_of_another_thousand_in_seconds(base: Path) -> None:
+    path = write(base, grid={"model.hidden_size": [6, 12], "run.seed": [1, 2]})
+    small, _, large, _ = load_sweep(path).runs
+    estimator = estimator_of(small)
+    began = time.process_time()
+    for number in range(1000):
+        run = replace(small, config=replace(small.config, model=replace(small.config.model, hidden_size=6 + number)))
+        estimator.learn(run, {"characters_per_second": 90.0, "steps": 12, "characters_seen": 180})
+    times = [estimator.seconds(config) for config in (small.config, large.config) * 500]
+    assert times == [2] * 1000
+    assert time.process_time() - began < 5, "it was half a minute"
 
 
 def test_times_of_a_text_with_several_bytes_per_character_go_by_bytes(base: Path) -> None:

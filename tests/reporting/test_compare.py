@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -464,6 +465,27 @@ def test_foreign_files_are_not_overwritten_and_old_results_are(folder: Path, tmp
     assert main(arguments) == 0
     assert not (out / "bits_by_sparsity.png").exists(), "a plot of the earlier comparison would lie"
     assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_results_that_cannot_be_written_leave_those_that_were_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = slim(folder / "runs" / "rigl-a", tmp_path / "rigl-a")
+    out = tmp_path / "out"
+    assert main(["compare", str(run), "--out", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before["results.json"]) // 2, hard))
+        assert main(["compare", str(out / "results.json"), "--out", str(out)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == (
+        f"rnnsparse: {out / 'results.json'}: cannot be written (File too large) and is what it was; free some space, "
+        "or name another folder as --out\n"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_file_is_no_folder_to_write_to(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

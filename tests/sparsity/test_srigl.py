@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from rnnsparse.config import parse_config
+from rnnsparse.errors import UserError
 from rnnsparse.nn.gradients import DenseGradient, MatrixGradient
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
@@ -17,6 +19,7 @@ from rnnsparse.sparsity.fan_in import constant_fan_in, count_in_rows, row_edges
 from rnnsparse.sparsity.group import Group, Part, make_groups
 from rnnsparse.sparsity.method import StepContext
 from rnnsparse.sparsity.methods.srigl import SRigL
+from rnnsparse.training.build import empty_model
 
 o = math.nan
 HALF: dict[str, Any] = {"interval": 1, "drop_fraction": 0.5, "schedule": "constant", "stop": 1.0}
@@ -61,10 +64,23 @@ def test_a_row_in_which_too_few_matter_loses_all_and_the_others_share_them() -> 
     assert updated(SRigL(**HALF, ablation=1.0), weight) == [0, 1, 2, 5, 6, 7]
     # With one of two enough, all rows stay in use.
     assert [p // 4 for p in updated(SRigL(**HALF, ablation=0.5), weight)] == [0, 0, 1, 1, 2, 2]
-    weight.name = "output"
+    weight = weight_of(picture, gradient, "output")
     assert [p // 4 for p in updated(SRigL(**HALF, ablation=1.0), weight)] == [0, 0, 1, 1, 2, 2]
     assert [p // 4 for p in updated(SRigL(**HALF, ablation=1.0, spared=("out*",)), weight)] == [0, 0, 1, 1, 2, 2]
     assert [p // 4 for p in updated(SRigL(**HALF, ablation=1.0, spared=()), weight)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_spared_group_is_there_as_a_whole() -> None:
+    def model(spared: str) -> None:
+        sections = {"model": {"embedding_dim": 4, "hidden_size": 6}, "sparsity": {"method": "srigl", "sparsity": 0.5}}
+        overrides = [f"sparsity.spared=[{spared}]", "sparsity.granularity=matrix"]
+        empty_model(parse_config(sections, "c.yaml", overrides), 9, torch.device("cpu"))
+
+    model("rnn.0, out*, 'rnn.0.recurrent.*'")
+    with pytest.raises(UserError, match=r"^sparsity\.spared: no group is called 'nosuch'; there are embedding, rnn"):
+        model("nosuch")
+    with pytest.raises(UserError, match=r"^sparsity\.spared: selects rnn\.0\.recurrent\.r but not all of"):
+        model("rnn.0.recurrent.r")
 
 
 def test_as_many_rows_stay_in_use_as_hold_all_connections() -> None:

@@ -107,6 +107,24 @@ def test_files_are_read_as_the_run_reads_its_own(restored: Restored, tmp_path: P
             assert (text.tokens == wanted.tokens).all(), (split, name)
 
 
+def test_a_folder_of_tables_and_texts_is_neither(restored: Restored, tmp_path: Path) -> None:
+    of_table = trained_on(restored, source="hub", name="some/set", column="story")
+    texts, table = tmp_path / "data" / "texts", tmp_path / "data" / "meta.jsonl"
+    texts.mkdir(parents=True)
+    (texts / "a.txt").write_text("the quick\n")
+    (texts / ".index.jsonl").write_text("hidden")
+    wanted = other_text(of_table, str(texts), None).text.tokens
+    table.write_text('{"story": "brown fox"}\n')
+    for split in (None, "test"):
+        with pytest.raises(UserError) as error:
+            other_text(of_table, str(tmp_path / "data"), split)
+        assert str(error.value) == (
+            f"--data={tmp_path / 'data'}: holds tables (meta.jsonl) and other files (texts/a.txt), which are not "
+            "measured together; name a folder of one kind, or a single file"
+        )
+    assert (other_text(restored, str(texts), None).text.tokens == wanted).all()
+
+
 def test_a_run_on_a_table_goes_on_and_is_measured(tmp_path: Path) -> None:
     rows = TEXT.splitlines()
     (tmp_path / "t.jsonl").write_text("".join(f"{json.dumps({'story': row})}\n" for row in rows), encoding="utf-8")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ def test_a_described_run_has_its_resolved_settings_and_its_machine(tmp_path: Pat
     assert environment["torch"] == torch.__version__
     assert (environment["device"], environment["ranks"], environment["torchrun"]) == ("cpu", 2, None)
     assert {"rnnsparse", "python", "numpy", "platform", "processor", "threads"} < set(environment)
+
+
+def test_a_small_file_may_be_replaced_by_several_at_once(tmp_path: Path) -> None:
+    path, size = tmp_path / "search.json", 20_000
+    with ThreadPoolExecutor(4) as writers:
+        for _ in writers.map(lambda i: write_json(path, {str(i): "x" * size}), range(40)):
+            assert [*json.loads(path.read_text()).values()] == ["x" * size]
+    assert os.listdir(tmp_path) == ["search.json"]
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:

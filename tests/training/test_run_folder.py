@@ -206,6 +206,7 @@ def test_the_previous_checkpoint_becomes_the_last_and_what_killed_writers_left_g
     config = saved_twice(tmp_path / "run")
     flip(tmp_path / "run" / "last" / "model.safetensors")
     (tmp_path / "run" / ".best.new-0123abcd").mkdir()
+    (tmp_path / "run" / ".summary.json.new-0123abcd").write_text("{")
     run_folder.make_ready(config.folder, run_folder.last_checkpoint(config))
     assert sorted(os.listdir(tmp_path / "run")) == ["last", "previous", "step_0", "step_1"]
     saved = run_folder.last_checkpoint(config)

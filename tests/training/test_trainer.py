@@ -635,6 +635,22 @@ def test_a_run_that_stops_before_it_prunes_has_cost_what_dense_training_costs_an
     assert told.startswith(f"stopped early, after step {summary['steps']} of 50, with a sparsity of 0.0000\n")
 
 
+def test_the_memory_of_a_run_is_the_most_that_any_of_its_processes_had(tmp_path: Path) -> None:
+    config, more_than_here = config_in(tmp_path), 10**14
+    first = prepare(config, stream=stop_after(2))
+    state = first.state_dict()
+    first.load_state_dict({key: state[key] for key in state if key != "peak_memory_bytes"})  # of earlier versions
+    assert 0 < first.state_dict()["peak_memory_bytes"] < more_than_here
+    first.load_state_dict(state | {"peak_memory_bytes": more_than_here})
+    with pytest.raises(Interrupted):
+        first.train()
+    assert trained(config, resume=True)["peak_memory_bytes"] == more_than_here
+
+    told = config.folder / "summary.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"peak_memory_bytes": 2 * more_than_here}))
+    assert trained(config, resume=True)["peak_memory_bytes"] == 2 * more_than_here
+
+
 def test_early_stopping_counts_on_after_a_resume(tmp_path: Path) -> None:
     config = overfitting(tmp_path, "training.steps=50", "training.early_stopping=3")
     with pytest.raises(Interrupted):
@@ -894,11 +910,13 @@ def test_a_validation_text_without_characters_to_score_is_found_before_training(
 
 
 def test_a_failed_dry_run_leaves_a_folder_that_may_be_used_again(tmp_path: Path) -> None:
+    settings = ["logging.pictures=5", "logging.sample_prompt=XY"]
     with pytest.raises(UserError, match=r"^logging\.sample_prompt: .*'X', 'Y'.*data\.tokenizer=byte") as error:
-        trained(config_in(tmp_path, "run", "logging.pictures=5", "logging.sample_prompt=XY"))
+        trained(config_in(tmp_path, "run", "logging.tensorboard=true", *settings))
     one_line(error)
     assert os.listdir(tmp_path / "run") == []
     assert trained(config_in(tmp_path))["steps"] == STEPS
+    assert trained(config_in(tmp_path, "untold", *settings))["steps"] == STEPS, "nobody would see a sample"
 
 
 def test_a_precision_that_only_cuda_has_is_refused_without_it(tmp_path: Path) -> None:

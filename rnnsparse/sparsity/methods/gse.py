@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import Doc
 
-from rnnsparse.settings.marks import Changeable
+from rnnsparse.settings.marks import Changeable, OnlyWith
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import StepContext, register
 from rnnsparse.sparsity.methods.scout import Scout, Window
@@ -39,6 +39,8 @@ class GSE(Scout):
     ] = 1.0
     candidates: Annotated[
         Literal["uniform", "grabo"],
+        OnlyWith("pool"),
+        OnlyWith("basis", ("canonical",)),
         Doc("how the pool is drawn; grabo: in proportion to the sum of |input| of a column times that of |gradient|"),
     ] = "uniform"
 

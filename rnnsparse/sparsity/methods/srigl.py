@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated
 
 import torch
@@ -13,11 +12,15 @@ from torch import Tensor, arange, cat
 from typing_extensions import Doc
 
 from rnnsparse.randomness import draw_positions
+from rnnsparse.settings.marks import OnlyWith
+from rnnsparse.sparsity.allocation import is_named, select
 from rnnsparse.sparsity.fan_in import constant_fan_in, count_in_rows, largest_of_rows, row_edges, rows_of
 from rnnsparse.sparsity.group import Group
 from rnnsparse.sparsity.method import StepContext, register
 from rnnsparse.sparsity.methods.rigl import RigL
 from rnnsparse.sparsity.selection import draw_absent, keep_largest
+
+SPARED = ("embedding", "output")
 
 
 @register("srigl")
@@ -33,10 +36,12 @@ class SRigL(RigL):
     ablation: Annotated[
         float, Ge(0), Le(1), Doc("a row where fewer connections matter than this share of its fan-in loses all")
     ] = 0.3
-    spared: Annotated[tuple[str, ...], Doc("groups whose rows all stay in use: names, prefixes or globs")] = (
-        "embedding",
-        "output",
-    )
+    spared: Annotated[
+        tuple[str, ...], OnlyWith("ablation"), Doc("groups whose rows all stay in use: names, prefixes or globs")
+    ] = SPARED
+
+    def require_groups(self, groups: Sequence[Group], granularity: str) -> None:
+        select(groups, [name for name in self.spared if name not in SPARED], "sparsity.spared", granularity)
 
     def draw_connections(self, group: Group, count: int, generator: torch.Generator) -> Tensor:
         edges_K = row_edges(group)
@@ -65,8 +70,7 @@ class SRigL(RigL):
     def _fan_in(self, group: Group, total: int, matter_K: Tensor, widths_K: Tensor) -> Tensor:
         """Return how many connections each row gets [K]: as many as the others, or none."""
         order_K = matter_K.argsort(descending=True, stable=True)
-        is_spared = any(fnmatchcase(group.name, n) or fnmatchcase(group.name, f"{n}.*") for n in self.spared)
-        if self.ablation and not is_spared:
+        if self.ablation and not is_named(group, self.spared):
             enough = max(1, int(self.ablation * total / len(widths_K)))
             room_before_K = torch.zeros_like(widths_K)
             room_before_K[order_K] = widths_K[order_K].cumsum(0) - widths_K[order_K]

@@ -7,13 +7,14 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 
-from rnnsparse import __version__
+from rnnsparse import __version__, files
 from rnnsparse.config import RunConfig
 from rnnsparse.data.corpus import Corpus
 from rnnsparse.errors import RunFailed, UserError
@@ -74,6 +75,11 @@ class Record:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             return json.loads((self.folder / file).read_text(encoding="utf-8")).get(key)
         return None
+
+    def told_peak(self) -> int:
+        """Return the bytes of memory in the summary of the run, if it has ended before, else 0."""
+        told = self._told(SUMMARY, "peak_memory_bytes")
+        return told if type(told) is int else 0
 
     @property
     def is_resumed(self) -> bool:
@@ -193,12 +199,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    files.replace(path, methodcaller("write", text.encode()))
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

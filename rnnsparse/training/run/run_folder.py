@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +119,7 @@ def make_ready(folder: Path, saved: checkpoint.Checkpoint) -> None:
     """
     for path in folder.iterdir():
         if atomic.is_left_over(path):
-            shutil.rmtree(path, ignore_errors=True)
+            atomic.remove(path)
     if saved.folder.name == PREVIOUS:
         atomic.put_in_place(saved.folder, saved.folder.with_name(LAST))
 
