@@ -74,25 +74,13 @@ def share_out(groups: Sequence[Group], sparsity: float, distribution: str) -> di
     """Return exact numbers of connections by group name; no group gets more than its positions."""
     if not groups:
         return {}
-    positions = {g.name: g.matrix_entries for g in groups}
+    limits = [g.matrix_entries for g in groups]
     smallest = min(g.block_rows for g in groups)
-    total = connections_at(sparsity, sum(positions.values()) // smallest) * smallest
+    total = connections_at(sparsity, sum(limits) // smallest) * smallest
     # The Erdos-Renyi rule gives a matrix a share proportional to rows + cols; uniform, proportional to rows * cols.
-    sizes = {
-        g.name: sum(p.rows + p.weight.cols for p in g.parts) if distribution != "uniform" else g.matrix_entries
-        for g in groups
-    }
-    ideal: dict[str, Fraction] = {}
-    while open_names := [name for name in positions if name not in ideal]:
-        scale = Fraction(total - sum(map(floor, ideal.values())), sum(sizes[name] for name in open_names))
-        density = {name: scale * sizes[name] / positions[name] for name in open_names}
-        highest = max(density.values())
-        if highest <= 1:
-            ideal |= {name: scale * sizes[name] for name in open_names}
-            break
-        # What would get more than all becomes full, and the rest shares what is left.
-        ideal |= {name: Fraction(positions[name]) for name in open_names if density[name] == highest}
-    counts = in_blocks([ideal[g.name] for g in groups], [g.positions for g in groups], [g.block_rows for g in groups])
+    sizes = [sum(p.rows + p.weight.cols for p in g.parts) for g in groups] if distribution != "uniform" else limits
+    shares = proportional(total, sizes, limits)
+    counts = in_blocks(shares, [g.positions for g in groups], [g.block_rows for g in groups])
     return {g.name: count for g, count in zip(groups, counts, strict=True)}
 
 
@@ -156,7 +144,7 @@ def select(groups: Sequence[Group], patterns: Sequence[str], key: str, granulari
     known = [name for names in gates.values() for name in names]
     matched: set[str] = set()
     for pattern in patterns:
-        hits = {n for n in known if _matches(n, pattern)}
+        hits = {n for n in known if matches(n, pattern)}
         if not hits:
             raise UserError(
                 f"{key}: no group is called {pattern!r}{suggest(pattern, known)}; there are {', '.join(known)}"
@@ -177,10 +165,11 @@ def select(groups: Sequence[Group], patterns: Sequence[str], key: str, granulari
 
 def is_named(group: Group, patterns: Sequence[str]) -> bool:
     """Return whether `select` would select a group."""
-    return all(any(_matches(name, pattern) for pattern in patterns) for name in _gate_names(group))
+    return all(any(matches(name, pattern) for pattern in patterns) for name in _gate_names(group))
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a pattern, which is a name, a prefix of names or a glob of either, means a name."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 

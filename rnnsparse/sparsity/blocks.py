@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from rnnsparse.errors import UserError, suggest
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.sparsity.allocation import matches
 
 
 def chosen_block_rows(weights: Sequence[SparseWeight], setting: int | Mapping[str, int]) -> dict[SparseWeight, int]:
@@ -25,7 +25,7 @@ def chosen_block_rows(weights: Sequence[SparseWeight], setting: int | Mapping[st
     chosen = {weight: weight.block_rows for weight in weights}
     known = [gate.name for weight in weights for gate in weight.gates]
     for pattern, height in setting.items():
-        hits = {name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")}
+        hits = {name for name in known if matches(name, pattern)}
         key = f"sparsity.block_rows.{pattern}"
         if not hits:
             raise UserError(

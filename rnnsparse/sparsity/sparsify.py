@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pydantic
@@ -20,7 +19,7 @@ from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.randomness import generator_for
 from rnnsparse.settings.setting import settings_of
 from rnnsparse.settings.sparsity import BudgetConfig
-from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly
+from rnnsparse.sparsity.allocation import Budget, allocate, connect_randomly, matches
 from rnnsparse.sparsity.blocks import chosen_block_rows
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, keeps_momenta, keeps_second_moments, method_class
@@ -169,7 +168,7 @@ def _selected(named: Mapping[str, SparseWeight], include: Sequence[str], exclude
     def matching(patterns: Sequence[str], key: str) -> set[str]:
         found: set[str] = set()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            hits = {n for n in named if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+            hits = {n for n in named if matches(n, pattern)}
             if not hits:
                 raise ValueError(
                     f"{key}: no weight is called {pattern!r}{suggest(pattern, named)}; there are {', '.join(named)}"
