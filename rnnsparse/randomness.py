@@ -26,10 +26,10 @@ def draw_positions(count: int, positions: int, generator: torch.Generator) -> Te
     if not 0 <= count <= positions:
         raise ValueError(f"{count} of {positions} positions cannot be drawn")
     if 4 * count >= positions:
-        return torch.randperm(positions, generator=generator)[:count].sort().values
-    drawn = torch.empty(0, dtype=torch.int64)
+        return torch.randperm(positions, generator=generator, device="cpu")[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64, device="cpu")
     # Asking for just what is missing keeps the subset uniform: there is never a surplus to throw away.
     while drawn.numel() < count:
-        more = torch.randint(positions, (count - drawn.numel(),), generator=generator)
+        more = torch.randint(positions, (count - drawn.numel(),), generator=generator, device="cpu")
         drawn = torch.cat([drawn, more]).unique()
     return drawn

@@ -62,7 +62,7 @@ def draw_uniform(parameter: nn.Parameter, name: str, seed: int, bound: Tensor | 
 
 def _uniform(like: nn.Parameter, name: str, seed: int, bound: Tensor | float) -> Tensor:
     """Return as many uniform numbers in +-bound as a parameter has, on the CPU."""
-    unit = torch.rand(like.numel(), generator=generator_for(seed, "initial", name), dtype=like.dtype)
+    unit = torch.rand(like.numel(), generator=generator_for(seed, "initial", name), dtype=like.dtype, device="cpu")
     return (2 * unit - 1) * bound
 
 

@@ -144,7 +144,7 @@ def start(
     )
     if sparsity is None:
         return
-    seed = int(torch.randint(1 << 62, ()))
+    seed = int(torch.randint(1 << 62, (), device="cpu"))
     for weight in layer.modules():
         if isinstance(weight, SparseWeight):
             draw_connections(weight, sparsity, seed)

@@ -96,7 +96,7 @@ class _History:
         stride = -(-topology.positions // (FOLLOWED_PER_CONNECTION * max(1, topology.connections)))
         while gcd(stride, weight.cols) > 1:
             stride += 1
-        start = int(torch.randint(stride, (), generator=generator_for(seed, "ever active", weight.name)))
+        start = int(torch.randint(stride, (), device="cpu", generator=generator_for(seed, "ever active", weight.name)))
         followed = len(range(start, topology.positions, stride))
         bits = np.zeros(-(-followed // 8), dtype=np.uint8)
         history = cls(stride=stride, start=start, initial=topology.connections, grown=0, bits=bits)

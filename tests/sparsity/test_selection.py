@@ -31,6 +31,13 @@ def test_drawn_positions_are_sorted_distinct_and_exactly_as_many(positions: int,
     assert set(drawn.tolist()) <= set(range(positions))
 
 
+@pytest.mark.parametrize("count", [2, 60])  # few and most of all positions
+def test_what_is_drawn_does_not_depend_on_the_default_device(count: int) -> None:
+    expected = draw_positions(count, 100, generator_for(1, "test"))
+    with torch.device("meta"):
+        assert torch.equal(draw_positions(count, 100, generator_for(1, "test")), expected)
+
+
 # The two ways of drawing: few of many, and many of few.
 @pytest.mark.parametrize(("count", "positions", "limit"), [(2, 9, 66.6), (3, 6, 43.8)])
 def test_every_subset_is_drawn_equally_often(count: int, positions: int, limit: float) -> None:

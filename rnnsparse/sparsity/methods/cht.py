@@ -38,7 +38,7 @@ class CHT(DropGrow):
         delta = self.delta + (self.final_delta - self.delta) * progress
         # Each waits for a time that is exponential with its chance as the rate, and the first ones are drawn. Not the
         # scores are raised to 1 / (1 - delta), but all to 1 - delta: the order is the same, and no number too large.
-        waits = torch.empty(scores.shape, dtype=torch.float64).exponential_(generator=generator)
+        waits = torch.empty(scores.shape, dtype=torch.float64, device="cpu").exponential_(generator=generator)
         return scores.double() / waits.to(scores.device) ** (1 - delta)
 
     def keep_score(self, group: Group, context: StepContext) -> Tensor:
