@@ -22,6 +22,7 @@ from rnnsparse.storage.manifest import damaged
 
 LARGEST_COUNT = 1 << 62
 COUNTS = ("step", "characters_seen", "timed_characters", "evaluations_without_gain")
+LATER_COUNTS = ("skipped", "bad_in_a_row", "peak_memory_bytes")  # which those of earlier versions lack
 SECONDS = ("seconds", "timed_seconds")
 
 
@@ -80,9 +81,10 @@ def require_fitting(
     """
     for name in COUNTS:
         _require(_is_count(state[name]), name)
+    for name in LATER_COUNTS:
+        _require(_is_count(state.get(name, 0)), name)
     for name in SECONDS:
         _require(_is_finite(state[name]) and state[name] >= 0, name)
-    _require(_is_count(state.get("peak_memory_bytes", 0)), "peak_memory_bytes")
     _require(state["best"] is None or _is_finite(state["best"]), "best")
     _require(_is_count(state["lanes"]["position"]), "lanes")
     _require_like(state["recurrent_state"], fresh["recurrent_state"], "recurrent_state")
