@@ -45,19 +45,17 @@ AXES: dict[str, Callable[[Mapping[str, Any]], float]] = {
 def networks() -> dict[str, dict[str, Any]]:
     """Return what distinguishes the contenders, by name."""
     found: dict[str, dict[str, Any]] = {}
-    for cell, hidden in product(("gru", "lstm"), (128, 256, 384, 512)):
-        shape = {"model.cell": cell, "model.hidden_size": hidden}
-        found[f"dense {cell}-{hidden}"] = shape | {"sparsity.method": "dense"}
-    for cell, hidden, sparsity, rows in product(
-        ("gru", "lstm"), (448, 512, 640, 768, 1024), (0.8, 0.9, 0.95), (1, 8, 16)
-    ):
-        name = f"{cell}-{hidden} {sparsity:.0%}".replace("%", " %") + (f" blocks of {rows}" if rows > 1 else "")
-        found[name] = {
-            "model.cell": cell,
-            "model.hidden_size": hidden,
-            "sparsity.sparsity": sparsity,
-            "sparsity.block_rows": rows,
-        }
+    for cell, norm in (("gru", ""), ("lstm", ""), ("gru", " LN"), ("lstm", " LN")):
+        kind = {"model.cell": cell} | ({"model.layer_norm": True} if norm else {})
+        for hidden in (128, 256, 384, 512):
+            found[f"dense {cell}-{hidden}{norm}"] = kind | {"model.hidden_size": hidden, "sparsity.method": "dense"}
+        for hidden, sparsity, rows in product((440, 448, 512, 640, 768, 1024), (0.8, 0.9, 0.95), (1, 8, 16)):
+            name = f"{cell}-{hidden}{norm} {sparsity:.0%}".replace("%", " %")
+            found[name + (f" blocks of {rows}" if rows > 1 else "")] = kind | {
+                "model.hidden_size": hidden,
+                "sparsity.sparsity": sparsity,
+                "sparsity.block_rows": rows,
+            }
     return found
 
 

@@ -263,6 +263,19 @@ def in_blocks(one: Table) -> None:
     assert one.rows == wanted
 
 
+@checks("recipe")
+def recipes(one: Table) -> None:
+    wanted = []
+    runs = json.loads((RESULTS / "recipe.json").read_text())["runs"]
+    for run in sorted(runs, key=lambda run: run["summary"]["bits_per_character"]):
+        model, training, summary = run["config"]["model"], run["config"]["training"], run["summary"]
+        shape = f"{model['cell'].upper()}, {model['num_layers']} x {model['hidden_size']}"
+        shape += ", LayerNorm" * model["layer_norm"] + ", skip" * model["skip_connections"]
+        numbers = f"{training['learning_rate']:g}", f"{training['betas'][1]:g}", f"{training['sequence_length']}"
+        wanted.append([shape, *numbers, f"{summary['bits_per_character']:.3f}", f"{summary['connections']:,}"])
+    assert one.rows == wanted
+
+
 @checks("minutes")
 def in_the_same_minutes(one: Table) -> None:
     table_of = runpy.run_path(str(ROOT / "scripts/benchmark_pareto.py"))["table"]
