@@ -165,12 +165,12 @@ class SparseWeight(nn.Module):
         Raises:
             ValueError: positions out of range, unsorted or repeated, or not as many values as positions.
         """
-        # Copies: whoever passed them may go on using theirs.
         # A weight that was made to be trained stays so, whatever mode its connections come in.
         with torch.inference_mode(self.values.is_inference()):
             self._connect(indices, values)
 
     def _connect(self, indices: Tensor, values: Tensor | None) -> None:
+        # Copies: whoever passed them may go on using theirs.
         indices = indices.to(device=self.values.device, dtype=torch.int64, copy=True)
         topology = Topology(self.rows, self.cols, indices, self.block_rows)
         try:
