@@ -81,6 +81,18 @@ class Emit:
     def shuffle(self, a: Any, b: Any, places: Sequence[int]) -> Any:
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
 
+    def transposed(self, vectors: Sequence[Any]) -> list[Any]:
+        """Return as many vectors as each has elements: element j of the i-th is element i of the j-th given."""
+        rows, size = list(vectors), 1
+        # Blocks of `size` x `size` change places with their mirror images, then blocks of twice that size.
+        while size < len(rows):
+            for i in (i for i in range(len(rows)) if not i & size):
+                a, b, places = rows[i], rows[i + size], range(len(rows))
+                rows[i] = self.shuffle(a, b, [len(rows) + j - size if j & size else j for j in places])
+                rows[i + size] = self.shuffle(a, b, [len(rows) + j if j & size else j + size for j in places])
+            size *= 2
+        return rows
+
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         """Return a * b + c, with one rounding where the processor can."""
         return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))

@@ -18,7 +18,7 @@ from rnnsparse.kernels.connections import add_connections
 from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
-from rnnsparse.kernels.vector import at, load, load_every, prefetch, store
+from rnnsparse.kernels.vector import add_up, at, prefetch
 
 # Rows of a group come in no order that a processor could guess, so they are asked for some runs ahead.
 AHEAD = 8
@@ -115,9 +115,8 @@ def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch, room):
         for t in range(tokens.shape[0]):
             g_0 = t * g_step + low * batch
             if high - low == width:
-                for b in range(batch):
-                    place = sums + tokens[t, b] * width
-                    store(room, place, load(room, place) + load_every(g, g_0 + b, batch))
+                for b in range(0, batch, width):
+                    add_up(g, g_0 + b, batch, tokens, t * batch + b, room, sums)
             else:
                 for i in range(high - low):
                     for b in range(batch):

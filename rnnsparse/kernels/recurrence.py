@@ -18,7 +18,7 @@ from rnnsparse.kernels.compiling import inlined
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import Matrix, Order, share
 from rnnsparse.kernels.products import flat
-from rnnsparse.kernels.vector import at, fill, gather, store
+from rnnsparse.kernels.vector import at, fill, look_up, store
 
 # A pass backward through time takes so many moments at a time: what it needs of them exists only as long.
 PART = 8
@@ -35,9 +35,9 @@ def parts_backwards(times: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What a layer adds to its gates at each moment: either W x + b, or the column of a table for a symbol.
+    """What a layer adds to its gates at each moment: either W x + b, or the row of a table for a symbol.
 
-    `x` [M, I, B] goes through `matrix` and `values`; with `table` [R, V], which includes the bias, and `tokens` [M, B]
+    `x` [M, I, B] goes through `matrix` and `values`; with `table` [V, R], which includes the bias, and `tokens` [M, B]
     those are not used.
     """
 
@@ -45,7 +45,7 @@ class LayerInput:
     matrix: Matrix | None = None
     values: Tensor | None = None
     x_MIB: Tensor | None = None
-    table_RV: Tensor | None = None
+    table_VR: Tensor | None = None
     tokens_MB: Tensor | None = None
 
     def arguments(self, gates: int, recurrent: Order) -> tuple[Any, ...]:
@@ -54,9 +54,9 @@ class LayerInput:
         The order of the recurrent connections stands in for one that there is not.
         """
         bias = self.bias_R.detach().numpy()
-        if self.table_RV is not None:
+        if self.table_VR is not None:
             assert self.tokens_MB is not None
-            return True, self.table_RV.numpy(), self.tokens_MB.numpy(), bias, recurrent, bias, bias, 0
+            return True, self.table_VR.numpy(), self.tokens_MB.numpy(), bias, recurrent, bias, bias, 0
         assert self.matrix is not None
         assert self.values is not None
         assert self.x_MIB is not None
@@ -70,14 +70,21 @@ class LayerInput:
 def begin_rows(gates, place, rows, moment, batch, is_table, table, tokens, bias):
     """Set rows of gates, from `place` on, to what the table or the bias says of rows[0] to rows[1]."""
     width = VECTOR_BYTES // gates.itemsize
-    for row in range(rows[0], rows[1]):
-        if is_table:
-            symbols = tokens[moment]
-            for b in range(0, batch, width):
-                store(gates, place + b, gather(table[row], symbols, b))
-        else:
+    if not is_table:
+        for row in range(rows[0], rows[1]):
             for b in range(0, batch, width):
                 store(gates, place + b, fill(at(bias, row)))
+            place += batch
+        return
+    step, row = table.shape[1], rows[0]
+    while row + width <= rows[1]:
+        for b in range(0, batch, width):
+            look_up(table, step, row, tokens, moment * batch + b, gates, place + b, batch)
+        row += width
+        place += width * batch
+    for rest in range(row, rows[1]):
+        for b in range(batch):
+            gates[place + b] = table[tokens[moment, b], rest]
         place += batch
 
 

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.core.datamodel import PrimitiveModel, register_default
 from numba.extending import intrinsic, overload
 
-from rnnsparse.kernels.emit import I32, I64, Emit, vector_type, width_of
+from rnnsparse.kernels.emit import I32, I64, Emit, number, vector_type, width_of
 
 
 class Vector(types.Type):
@@ -40,19 +40,51 @@ def load(typing: Any, array: Any, offset: Any) -> Any:
 
 
 @intrinsic
-def load_every(typing: Any, array: Any, offset: Any, step: Any) -> Any:
-    """Return the vector of the elements at `offset`, and every `step` further on; no bounds check."""
-    vector = Vector(array.dtype)
+def look_up(
+    typing: Any, table: Any, step: Any, first: Any, numbers: Any, offset: Any, out: Any, place: Any, batch: Any
+) -> Any:  # fmt: skip
+    """Write a square of a transposed table: as many rows of `out`, `batch` apart, as a vector is wide.
+
+    Lane j of row i is table[numbers[offset + j], first + i]; rows of the table are `step` apart. No bounds checks.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        size = ir.Constant(I64, array.dtype.bitwidth // 8)
-        first = builder.ptrtoint(builder.gep(data, [arguments[1]]), I64)
-        numbers = ir.Constant(ir.VectorType(I64, vector.width), list(range(vector.width)))
-        offsets = builder.mul(numbers, _everywhere(builder, builder.mul(arguments[2], size), vector.width))
-        return _gathered(builder, array, builder.add(_everywhere(builder, first, vector.width), offsets))
+        emit = Emit(context, builder, signature, arguments, table.dtype)
+        _, step, first, _, offset, _, place, batch = arguments
+        rows = [emit.move(emit.start(0, builder.mul(n, step)), first) for n in _numbers(emit, 3, offset)]
+        for i, row in enumerate(emit.transposed([emit.read(row) for row in rows])):
+            emit.write(emit.start(5, builder.add(place, builder.mul(batch, number(i)))), row)
+        return context.get_dummy_value()
 
-    return vector(array, types.int64, types.int64), generate
+    offset = types.int64
+    return types.void(table, offset, offset, numbers, offset, out, offset, offset), generate
+
+
+@intrinsic
+def add_up(typing: Any, rows: Any, place: Any, batch: Any, numbers: Any, offset: Any, sums: Any, start: Any) -> Any:
+    """Add a square of `rows`, transposed, to sums by number: of as many rows, `batch` apart, as a vector is wide.
+
+    Lane i of the vector at sums[start + width * numbers[offset + j]] gets lane j of row i. No bounds checks.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        emit = Emit(context, builder, signature, arguments, rows.dtype)
+        _, place, batch, _, offset, _, start = arguments
+        square = [
+            emit.read(emit.start(0, builder.add(place, builder.mul(batch, number(i))))) for i in range(emit.width)
+        ]
+        for n, lanes in zip(_numbers(emit, 3, offset), emit.transposed(square), strict=True):
+            total = emit.move(emit.start(5, start), builder.mul(n, number(emit.width)))
+            emit.write(total, builder.fadd(emit.read(total), lanes))
+        return context.get_dummy_value()
+
+    offset = types.int64
+    return types.void(rows, offset, offset, numbers, offset, sums, offset), generate
+
+
+def _numbers(emit: Emit, array: int, offset: Any) -> list[Any]:
+    """Return the whole numbers of an array argument from `offset` on, for each lane one, as 64 bits."""
+    return emit.integers(emit.start(array, offset), emit.width)
 
 
 @intrinsic

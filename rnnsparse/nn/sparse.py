@@ -124,9 +124,9 @@ class _Recurrence(torch.autograd.Function):
         if tokens_MB is None:
             source = LayerInput(bias_R, layer.input.matrix(), values_ih, x_MIB=x)
         else:
-            table_RV = bias_R[:, None].repeat(1, x.shape[2])
+            table_RV = bias_R[:, None].expand(-1, x.shape[2]).contiguous()
             add_product(layer.input.matrix(), values_ih, x, table_RV[None])
-            source = LayerInput(bias_R, table_RV=table_RV, tokens_MB=tokens_MB)
+            source = LayerInput(bias_R, table_VR=table_RV.T.contiguous(), tokens_MB=tokens_MB)
         kept_KTGB = memory.empty((tiles, times, layer.cell.kept_rows * hidden, batch), x.dtype)
         h_KTHB = memory.empty((tiles, times + 1, hidden, batch), x.dtype)
         h_KTHB[:, 0] = state_SKHB[0]

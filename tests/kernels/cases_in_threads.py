@@ -55,7 +55,7 @@ def results(tiles: int = K) -> dict[str, Tensor]:
         rows, own = structure.row_count, 2 if name == "lstm" else 1
         sources = {
             "symbols": recurrence.LayerInput(
-                BIAS[:rows], table_RV=TABLE[:rows].contiguous(), tokens_MB=TOKENS[: tiles * T]
+                BIAS[:rows], table_VR=TABLE[:rows].T.contiguous(), tokens_MB=TOKENS[: tiles * T]
             ),
             "sequence": recurrence.LayerInput(BIAS[:rows], structure, VALUES, X[: tiles * T]),
         }

@@ -40,7 +40,7 @@ class Pass:
         self.x_KTIB, self.bias_R, self.q_bias_H = (
             weight.normal(tiles, times, inputs, batch), weight.normal(rows), weight.normal(hidden)
         )  # fmt: skip
-        self.table_RV = weight.normal(rows, 7)
+        self.table_VR = weight.normal(7, rows)
         self.tokens_KTB = torch.randint(7, (tiles, times, batch), generator=weight.generator, dtype=torch.int32)
         self.state_SKHB = weight.normal(STATES[cell], tiles, hidden, batch) * 0.5
         self.dy_KTHB = weight.normal(tiles, times, hidden, batch)
@@ -48,7 +48,7 @@ class Pass:
 
     def source(self) -> Any:
         if self.is_table:
-            return self.kernels.LayerInput(self.bias_R, table_RV=self.table_RV, tokens_MB=self.tokens_KTB.flatten(0, 1))
+            return self.kernels.LayerInput(self.bias_R, table_VR=self.table_VR, tokens_MB=self.tokens_KTB.flatten(0, 1))
         return self.kernels.LayerInput(self.bias_R, self.input.matrix, self.input.values, self.x_KTIB.flatten(0, 1))
 
     def dy(self, first: int, last: int) -> Tensor:
@@ -85,7 +85,7 @@ class Pass:
 
     def textbook(self) -> dict[str, Tensor]:
         if self.is_table:
-            symbols = self.table_RV[:, self.tokens_KTB.long()].permute(1, 2, 0, 3)
+            symbols = self.table_VR[self.tokens_KTB.long()].transpose(2, 3)
         else:
             symbols = self.input.dense() @ self.x_KTIB + self.bias_R[:, None]
         inputs, state = (x.double().requires_grad_() for x in (symbols, self.state_SKHB))
