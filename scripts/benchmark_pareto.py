@@ -49,7 +49,7 @@ def networks() -> dict[str, dict[str, Any]]:
         kind = {"model.cell": cell} | ({"model.layer_norm": True} if norm else {})
         for hidden in (128, 256, 384, 512):
             found[f"dense {cell}-{hidden}{norm}"] = kind | {"model.hidden_size": hidden, "sparsity.method": "dense"}
-        for hidden, sparsity, rows in product((440, 448, 512, 640, 768, 1024), (0.8, 0.9, 0.95), (1, 8, 16)):
+        for hidden, sparsity, rows in product((440, 448, 512, 640, 768, 896, 1024), (0.8, 0.9, 0.95), (1, 8, 16)):
             name = f"{cell}-{hidden}{norm} {sparsity:.0%}".replace("%", " %")
             found[name + (f" blocks of {rows}" if rows > 1 else "")] = kind | {
                 "model.hidden_size": hidden,
