@@ -15,13 +15,14 @@ from rnnsparse.errors import UserError
 from rnnsparse.recipes.sweep import Run, needs
 from rnnsparse.reporting.reading import read_summary
 from rnnsparse.settings.data import DataConfig
-from rnnsparse.settings.marks import OfOneRun, Repetition
+from rnnsparse.settings.marks import OfOneRun, OtherRun, Repetition
 from rnnsparse.sparsity.allocation import Budget
 from rnnsparse.sparsity.methods.lottery import Lottery
 from rnnsparse.training.build import named_teacher, vocabulary_size
 from rnnsparse.training.device import CPU
 from rnnsparse.training.inspection import inspect
 from rnnsparse.training.run import lifeline, lock, run_folder
+from rnnsparse.training.run.record import ENVIRONMENT, told
 from rnnsparse.training.start import final_model
 
 PROGRAM_BYTES = 560_000_000  # measured: Python, torch, and kernels being compiled, in a run of configs/quickstart.yaml
@@ -62,10 +63,12 @@ def status(run: Run, fingerprints: Fingerprints | None = None) -> Status:
             run_folder.refuse_another_run(was, run.config)
             if summary.text is not None:  # as it is in those of earlier versions
                 _refuse_another_text(summary.text, fingerprints[run.config.data], run.config)
+            _refuse_other_runs(run.config)
             if not _goes_on(summary.steps, was, run.config):
                 return Status("done", summary=asdict(summary))
         if run_folder.has_checkpoint(folder):
             run_folder.last_checkpoint(run.config)
+            _refuse_other_runs(run.config)
             return Status("interrupted")
         if run.config.method.recipe and folder.joinpath("config.yaml").is_file():
             run_folder.refuse_another_run(_recorded(folder), run.config)
@@ -84,6 +87,18 @@ def _refuse_another_text(trained: str, now: str, config: RunConfig) -> None:
             f"{config.folder}: {config.data.told}: is not the text that this run was trained on: fingerprint then "
             f"{trained[:8]}, now {now[:8]}; bring that text back, or choose another dir"
         )
+
+
+def _refuse_other_runs(config: RunConfig) -> None:
+    """Make sure that the runs which a run is to start or learn from are those that it did; they may have moved."""
+    used, named = told(config.folder / ENVIRONMENT, "others"), config.marked(OtherRun)
+    for key, now in run_folder.others(config).items():
+        then = used.get(key, now) if isinstance(used, dict) else now  # earlier versions did not tell
+        if then != now:
+            raise UserError(
+                f"{config.folder}: {key}: {named[key]}: is not what this run was given: SHA-256 of the weights then "
+                f"{then[:8]}, now {now[:8]}; name that one, or choose another dir"
+            )
 
 
 def _goes_on(steps: int, was: RunConfig, config: RunConfig) -> bool:

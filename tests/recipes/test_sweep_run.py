@@ -26,7 +26,7 @@ from rnnsparse.data.corpus import Corpus, load_corpus, text_fingerprint
 from rnnsparse.errors import UserError
 from rnnsparse.recipes import sweep_run
 from rnnsparse.recipes.sweep import Run, load_sweep
-from rnnsparse.recipes.sweep_status import PROGRAM_BYTES, Estimator, duration, plan, status
+from rnnsparse.recipes.sweep_status import PROGRAM_BYTES, Estimator, Status, duration, plan, status
 from rnnsparse.storage import checkpoint
 from rnnsparse.training import build
 from rnnsparse.training.run import lock
@@ -193,6 +193,30 @@ def test_a_run_that_ended_on_another_text_is_not_done(base: Path) -> None:
     of_old = summary(base, run.name) | {"text": None}
     (run.config.folder / "summary.json").write_text(json.dumps(of_old))
     assert status(load_sweep(path, [other]).runs[0]).state == "done", "earlier versions did not tell their text"
+
+
+def test_a_run_that_started_from_other_weights_is_not_done(base: Path) -> None:
+    first, moved, second = (base / name for name in ("first", "moved", "second"))
+    for seed, folder in enumerate((first, second)):
+        assert told("train", str(base / "base.yaml"), f"run.dir={folder}", f"run.seed={seed}")[0] == 0
+    shutil.copytree(first, moved)
+    path = write(base, grid={"run.seed": [1]})
+    assert told("sweep", str(path), f"start.weights={first}")[0] == 0
+
+    def states(*overrides: str) -> list[Status]:
+        return [status(run) for run in load_sweep(path, overrides).runs]
+
+    assert [states(f"start.weights={folder}")[0].state for folder in (first, moved)] == ["done", "done"]
+    (refused,) = states(f"start.weights={second}")
+    then, now = (checkpoint.load(folder / "last").weights_sha256[:8] for folder in (first, second))
+    assert refused.state == "refused"
+    assert (
+        f"start.weights: {second}: is not what this run was given: SHA-256 of the weights then {then}, now {now}; "
+        in (refused.detail)
+    )
+    environment = load_sweep(path).runs[0].config.folder / "environment.json"
+    environment.write_text("{}")
+    assert states(f"start.weights={second}")[0].state == "done", "earlier versions did not tell"
 
 
 def test_a_run_that_stopped_early_goes_on_where_the_sweep_lets_it(base: Path) -> None:

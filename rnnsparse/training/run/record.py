@@ -71,10 +71,7 @@ class Record:
         return can
 
     def _told(self, file: str, key: str) -> Any:
-        """Return what a small file says, or None if it cannot be read."""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return json.loads((self.folder / file).read_text(encoding="utf-8")).get(key)
-        return None
+        return told(self.folder / file, key)
 
     def told_peak(self) -> int:
         """Return the bytes of memory in the summary of the run, if it has ended before, else 0."""
@@ -129,6 +126,7 @@ class Record:
         """Write the resolved configuration of a new run, and what it runs on, in how many processes."""
         if self._ranks.is_first:
             about = {"began": stretches.now(), "ranks": self._ranks.world_size, "torchrun": torchrun()}
+            about["others"] = run_folder.others(self.config)
             _write(self.folder / SETTINGS, self.config.to_yaml())
             write_json(self.folder / ENVIRONMENT, _environment(device) | about)
 
@@ -191,6 +189,13 @@ class Record:
         saved = run_folder.has_checkpoint(self.folder)
         left = "the last checkpoint is intact" if saved else "there is no checkpoint yet"
         return RunFailed(f"{self.folder}: {reason}; {left}")
+
+
+def told(path: Path, key: str) -> Any:
+    """Return what a small file of a run says, or None if it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return json.loads(path.read_text(encoding="utf-8")).get(key)
+    return None
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

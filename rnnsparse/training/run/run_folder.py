@@ -158,6 +158,16 @@ def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
         raise stretches.refusal(config, key, before, value)
 
 
+def others(config: RunConfig) -> dict[str, str]:
+    """Return, by section.key, the SHA-256 of the weights of the other runs that one names, as far as they are there."""
+    found = {}
+    for key, path in config.marked(OtherRun).items():
+        if path is not None:
+            with contextlib.suppress(UserError):
+                found[key] = checkpoint.load(checkpoint.resolve(Path(path))).weights_sha256
+    return found
+
+
 def differences(was: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return, by section.key, the settings that decide a run's numbers and differ: what they were, what they are."""
     old, new = was.settings(Incidental, Limit), config.settings(Incidental, Limit)
