@@ -35,6 +35,7 @@ from rnnsparse.training.train import train
 CONFIG = Path(__file__).parent.parent / "configs/pareto.yaml"
 QUICK = {"data.source": "python_docs", "training.batch_size": 2, "training.sequence_length": 8}
 COLORS = {"dense": "#c44e52", "sparse": "#4c72b0"}
+SIZES, SPARSITIES = (320, 384, 440, 448, 512, 640, 768, 896, 1024), (0.6, 0.75, 0.8, 0.9, 0.95)
 AXES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "minutes of training on one core": lambda row: row["minutes"],
     "connections": lambda row: row["connections"],
@@ -49,7 +50,7 @@ def networks() -> dict[str, dict[str, Any]]:
         kind = {"model.cell": cell} | ({"model.layer_norm": True} if norm else {})
         for hidden in (128, 256, 384, 512):
             found[f"dense {cell}-{hidden}{norm}"] = kind | {"model.hidden_size": hidden, "sparsity.method": "dense"}
-        for hidden, sparsity, rows in product((440, 448, 512, 640, 768, 896, 1024), (0.8, 0.9, 0.95), (1, 8, 16)):
+        for hidden, sparsity, rows in product(SIZES, SPARSITIES, (1, 8, 16)):
             name = f"{cell}-{hidden}{norm} {sparsity:.0%}".replace("%", " %")
             found[name + (f" blocks of {rows}" if rows > 1 else "")] = kind | {
                 "model.hidden_size": hidden,
