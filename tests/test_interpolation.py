@@ -112,6 +112,7 @@ def test_runs_of_a_sweep_are_called_by_what_tells_them_apart() -> None:
     [
         (["static"], [], "a line has two ends; name two runs or more"),
         (["static", "static"], [], "a line has two ends; name two runs or more"),
+        (["static", "static/last"], [], "a line has two ends; name two runs or more"),
         (["static", "wider"], [], "wider: model.hidden_size: is 7, and "),
         (["static", "cosines"], [], "cosines: sparsity.basis: connections of its embedding are coefficients"),
         (["static", "bytes"], [], "bytes: data.tokenizer: its symbols are not those of "),

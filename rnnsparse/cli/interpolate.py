@@ -13,6 +13,7 @@ from rnnsparse.files import require_new, write_new
 from rnnsparse.interpolation import Line, common_text, interpolate
 from rnnsparse.reporting.compare import as_text
 from rnnsparse.reporting.places import short_names
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.build import restore
 from rnnsparse.training.device import choose_device
 
@@ -23,7 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.out.suffix != ".png":
             raise UserError(f"--out: {arguments.out}: is a picture; let the name end in .png")
     folders = [path.resolve() for path in arguments.runs]
-    if len(set(folders)) < max(2, len(folders)):
+    checkpoints = {checkpoint.resolve(path).resolve() for path in arguments.runs}
+    if len(checkpoints) < max(2, len(folders)):
         raise UserError(f"{arguments.runs[-1]}: a line has two ends; name two runs or more, each once")
     device = choose_device(arguments.device)
     runs = [restore(path, device) for path in arguments.runs]
