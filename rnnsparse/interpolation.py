@@ -98,7 +98,7 @@ def _require_alike(first: Restored, other: Restored) -> None:
         raise UserError(
             f"{other.folder}: data.tokenizer: its symbols are not those of {first.folder}; name runs with the same"
         )
-    shapes = [replace(run.model.config, execution="auto", dropout=0.0) for run in (first, other)]
+    shapes = [replace(run.model.config, execution="auto", dropout=0.0, output_dropout=0.0) for run in (first, other)]
     for key in shapes[0].__dataclass_fields__:
         ours, theirs = (getattr(shape, key) for shape in shapes)
         if ours != theirs:

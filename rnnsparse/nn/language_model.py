@@ -86,6 +86,8 @@ class CharLM(nn.Module):
             return self._forward_sparse(tokens_TB, state_LSBH)
         (embedding_VE,) = materialise([self.embedding], dtype=self.compute_dtype)
         x, state_LSBH = self.rnn.run(F.embedding(tokens_TB, embedding_VE), state_LSBH)
+        if (kept_1BH := self._kept(x, tokens_TB.shape[1])) is not None:
+            x = x * kept_1BH
         activation = ACTIVATIONS[self.config.readout_activation]
         for readout in self.readout:
             x = activation(readout(x))
@@ -122,6 +124,9 @@ class CharLM(nn.Module):
         x, state_LSBH, later = sparse.run_layers(
             self.recurrent_layers, symbols, x, state_LSBH, dropout, tiles, skipped_MEB
         )
+        if (kept_1BH := self._kept(x, tokens_TB.shape[1])) is not None:
+            x_KTHB = x.unflatten(0, (-1, times)) * tiles.cut(kept_1BH.transpose(1, 2))
+            x, later = x_KTHB.flatten(0, 1), None
         (weight, bias_R), *others = self.linears()
         logits_MVB = sparse.product(weight, bias_R, x, later)
         activation = ACTIVATIONS[self.config.readout_activation]
@@ -129,6 +134,16 @@ class CharLM(nn.Module):
             logits_MVB = sparse.product(weight, bias_R, activation(logits_MVB))
         logits_TVB = tiles.join(logits_MVB.unflatten(0, (-1, times)))
         return logits_TVB.transpose(1, 2), state_LSBH
+
+    def _kept(self, x: Tensor, batch: int) -> Tensor | None:
+        """Return what drops units from what the recurrent layers hand on [1, B, H]; None where it is all kept.
+
+        The same units at all moments: "variational" dropout (Gal and Ghahramani 2016, section 4).
+        """
+        share = self.config.output_dropout if self.training else 0.0
+        if share == 0:
+            return None
+        return F.dropout(x.new_ones(1, batch, self.config.recurrent_features), share)
 
     def stepper(self) -> Steps:
         """Return a frozen copy that takes one symbol at a time, for sampling."""

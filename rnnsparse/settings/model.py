@@ -53,6 +53,12 @@ class ModelConfig:
         OnlyWith("num_layers", range(2, sys.maxsize), "with one layer: it acts between recurrent layers"),
         Doc("share of units dropped between recurrent layers"),
     ] = 0.0
+    output_dropout: Annotated[
+        float,
+        Ge(0),
+        Lt(1),
+        Doc("share of units of the last recurrent layer dropped, for each lane the same throughout a training step"),
+    ] = 0.0
     execution: Annotated[
         Literal["auto", "masked", "sparse"],
         Doc("masked: fused dense kernels; sparse: only the connections, on CPU; auto: what is likely faster"),

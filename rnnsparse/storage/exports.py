@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rnnsparse.nn.language_model import CharLM
 
 SAFETENSORS_VERSION = 1
-NOT_IN_ARCHITECTURE = {"dropout", "execution"}
+NOT_IN_ARCHITECTURE = {"dropout", "execution", "output_dropout"}
 # Left out where they are off, so that files are what they were before there was such a thing.
 WHERE_ON = {"layer_norm", "skip_connections"}
 

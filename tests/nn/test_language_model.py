@@ -379,9 +379,26 @@ def test_dropout_acts_between_recurrent_layers_and_nowhere_else() -> None:
         assert not torch.equal(found, model(text)[0]), "each pass drops others"
 
 
+def test_output_dropout_drops_the_same_units_at_every_moment() -> None:
+    model = build(output_dropout=0.5, readout_dims=(6,))
+    handed_on: list[torch.Tensor] = []
+    model.readout[0].register_forward_pre_hook(lambda _, inputs: handed_on.append(inputs[0]))
+    with torch.no_grad():
+        for text in (tokens(5, 3), tokens(5, 3)):
+            model(text)
+        whole, _ = model.rnn.run(model.embedding.to_dense()[tokens(5, 3)], model.initial_state(3))
+    kept = [(x_TBH != 0) for x_TBH in handed_on]
+    assert torch.equal(handed_on[0], 2 * whole * kept[0])
+    for kept_TBH in kept:
+        assert torch.equal(kept_TBH, kept_TBH[:1].expand(5, -1, -1))
+        assert 0 < kept_TBH.double().mean() < 1
+        assert not torch.equal(kept_TBH[0, 0], kept_TBH[0, 1]), "each lane has its own"
+    assert not torch.equal(*kept), "each pass drops others"
+
+
 def test_dropout_acts_in_training_only() -> None:
     with torch.no_grad():
-        dropping = build(num_layers=2, dropout=0.5).eval()(tokens(5, 3))[0]
+        dropping = build(num_layers=2, dropout=0.5, output_dropout=0.5).eval()(tokens(5, 3))[0]
         plain = build(num_layers=2)(tokens(5, 3))[0]
         one_layer = build(dropout=0.5)(tokens(5, 3))[0]
         one_plain_layer = build()(tokens(5, 3))[0]

@@ -171,10 +171,11 @@ def test_sides_of_one_will_do(vocab: int, shape: dict[str, Any], batch: int, tim
     assert_equal(passed(sparse, tokens), passed(masked, tokens))
 
 
+@pytest.mark.parametrize("dropout", [{"dropout": 0.4}, {"output_dropout": 0.4}])
 @pytest.mark.parametrize("shape", ["plain", "both"])
-@pytest.mark.parametrize(("cell", "batch"), [("lstm", 16), ("gru", 3)])
-def test_dropout_drops_the_same_units(cell: str, batch: int, shape: str) -> None:
-    masked, sparse = both(cell=cell, num_layers=3, dropout=0.4, **SHAPES[shape])
+@pytest.mark.parametrize(("cell", "batch"), [("lstm", 16), ("gru", 3), ("gru", 40)])
+def test_dropout_drops_the_same_units(cell: str, batch: int, shape: str, dropout: dict[str, float]) -> None:
+    masked, sparse = both(cell=cell, num_layers=3, **dropout, **SHAPES[shape])
     tokens = text(masked, 5, batch)
     with_dropout = passed(masked, tokens)
     assert_equal(passed(sparse, tokens), with_dropout)
