@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
-from rnnsparse.kernels.connections import add_connections
+from rnnsparse.kernels.connections import add_connections, add_transposed_connections
 from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
@@ -48,19 +48,20 @@ def row_of(x: Tensor) -> tuple[int, ...]:
 @inlined
 def add_group(row, order, values, group, x, x_0, y, y_0, turn=NO_TURN):
     """Add to the rows of y in one group the products with x; rows from turn[0] on lie turn[1] numbers further back."""
-    height = len(order.adds)
+    height, stop = len(order.adds) * len(order.reads), at(order.groups, group + 1)
     size = height * len(row) * (VECTOR_BYTES // y.itemsize)
-    stop = at(order.groups, group + 1)
     for run in range(at(order.groups, group), stop):
-        ahead = y_0 + np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
-        for b in range(0, size, LINE_BYTES // y.itemsize):
-            prefetch(y, ahead + b)
-        first = np.int64(at(order.rows, run))
-        place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
-        add_connections(
-            row, order.adds, order.reads, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
-            x, x_0, y, place,
-        )  # fmt: skip
+        first, last = at(order.starts, run), at(order.starts, run + 1)
+        place, ahead = np.int64(at(order.rows, run)) * size, np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
+        if len(order.reads) > 1:
+            for b in range(0, size, LINE_BYTES // x.itemsize):
+                prefetch(x, x_0 + ahead + b)
+            add_transposed_connections(row, order.reads, values, order.neighbours, first, last, x, x_0 + place, y, y_0)
+        else:
+            for b in range(0, size, LINE_BYTES // y.itemsize):
+                prefetch(y, y_0 + ahead + b)
+            back = turn[1] if np.int64(at(order.rows, run)) * height >= turn[0] else 0
+            add_connections(row, order.adds, values, order.neighbours, first, last, x, x_0, y, y_0 + place - back)
 
 
 @kernel
