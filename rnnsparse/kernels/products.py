@@ -60,17 +60,23 @@ def add_group(row, order, values, group, x, x_0, y, y_0, turn=NO_TURN):
     height, stop = len(order.adds) * len(order.reads), at(order.groups, group + 1)
     size = height * len(row) * (VECTOR_BYTES // y.itemsize)
     for run in range(at(order.groups, group), stop):
-        first, last = at(order.starts, run), at(order.starts, run + 1)
-        place, ahead = np.int64(at(order.rows, run)) * size, np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
+        ahead = np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
         if len(order.reads) > 1:
             for b in range(0, size, LINE_BYTES // x.itemsize):
                 prefetch(x, x_0 + ahead + b)
-            add_transposed_connections(row, order.reads, values, order.neighbours, first, last, x, x_0 + place, y, y_0)
+            add_transposed_connections(
+                row, order.reads, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
+                x, x_0 + np.int64(at(order.rows, run)) * size, y, y_0,
+            )  # fmt: skip
         else:
             for b in range(0, size, LINE_BYTES // y.itemsize):
                 prefetch(y, y_0 + ahead + b)
-            back = turn[1] if np.int64(at(order.rows, run)) * height >= turn[0] else 0
-            add_connections(row, order.adds, values, order.neighbours, first, last, x, x_0, y, y_0 + place - back)
+            first = np.int64(at(order.rows, run))
+            place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
+            add_connections(
+                row, order.adds, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
+                x, x_0, y, place,
+            )  # fmt: skip
 
 
 @kernel
