@@ -4,7 +4,9 @@ A product adds up one run of connections after the other: those of one row of th
 The runs of a group of rows (the same units of every gate) in one range come one after the other, the longest first: a
 processor that predicts branches is then nearly always right. Range by range their activations stay in the first-level
 cache. A group goes from the first sum to the last before the next, and threads share a matrix by groups, so that the
-sum of a row is the same for any number of threads. The transposed product has an order of its own, by column.
+sum of a row is the same for any number of threads. The transposed product has an order of its own, by column. That of
+blocks reads far more rows than it adds to, so its groups are ranges of columns, and a run those connections of one row
+that lie there: what is read stays in registers during a run, and what is added to in the first-level cache.
 
 Shape suffixes: N connections, b rows of a block, R rows and C columns of connections (a matrix has R * b rows), S slots
 of an order (connections and padding), Q runs, P groups.
@@ -30,8 +32,9 @@ ROW_BYTES = 128  # of activations: two AVX-512 registers; a wider batch is sever
 FIRST_CACHE_BYTES = 32 * 1024
 FEWEST_CONNECTIONS = 10
 GROUP_ROWS = 128
-FEWEST_GROUPS = 8  # for threads to share, as long as a group is not smaller than the tallest block
+FEWEST_GROUPS = 8  # for threads to share, as long as a group is not smaller than the tallest block or these columns
 TALLEST_BLOCK = 16
+FEWEST_COLUMNS = 64
 READ_BEYOND = 16  # places behind the last slot that kernels may read
 GROUP_COST = 10 * GROUP_ROWS  # what a group costs beside its connections, in connections
 
@@ -42,7 +45,7 @@ class Order(NamedTuple):
     Attributes:
         adds, reads: tuples of as many zeros as a connection adds to rows, and reads rows: its block's, or one.
         groups: runs groups[p] to groups[p + 1] are those of group p [P + 1].
-        rows: which row (of connections) a run adds to [Q].
+        rows: which row (of connections) a run adds to; where connections read several, which one it reads [Q].
         starts: the slots of run q are starts[q] to starts[q + 1] [Q + 1].
         neighbours: the other end of the connection in each slot, and READ_BEYOND more places [S].
         slots: where connection n is [N].
@@ -110,11 +113,14 @@ class Matrix:
 
     @cached_property
     def by_column(self) -> Order:
+        numbers = np.arange(len(self.columns), dtype=self._number_type)
+        if self.block_rows > 1:
+            reads = (0,) * self.block_rows
+            return _order(self.row_starts, self.columns, numbers, self.column_count, 1, (0,), reads)
         starts = np.zeros(self.column_count + 1, np.int64)
         rows = np.empty(len(self.columns), _index_type(self.row_count))
-        numbers = np.empty(len(rows), self._number_type)
         _transpose(self.row_starts, self.columns, starts, starts.copy(), rows, numbers)
-        return _order(starts, rows, numbers, self.row_count, 1, (0,), (0,) * self.block_rows)
+        return _order(starts, rows, numbers, self.row_count, 1, (0,), (0,))
 
     @property
     def _number_type(self) -> type[np.signedinteger]:
@@ -134,9 +140,13 @@ def build_matrix(positions: Tensor, row_count: int, column_count: int, block_row
 
 def _group_units(unit_count: int, gates: int) -> int:
     """Return how many of the units a group has."""
-    fair = -(-unit_count // (FEWEST_GROUPS * TALLEST_BLOCK)) * TALLEST_BLOCK
     largest = GROUP_ROWS // gates // TALLEST_BLOCK * TALLEST_BLOCK
-    return max(TALLEST_BLOCK, min(fair, largest))
+    return max(TALLEST_BLOCK, min(_fair(unit_count), largest))
+
+
+def _fair(unit_count: int) -> int:
+    """Return how many units a group has at most for there to be FEWEST_GROUPS; whole blocks."""
+    return -(-unit_count // (FEWEST_GROUPS * TALLEST_BLOCK)) * TALLEST_BLOCK
 
 
 def _index_type(size: int) -> type[np.unsignedinteger]:
@@ -148,18 +158,25 @@ def _order(
     column_count: int, gates: int, adds: tuple[int, ...], reads: tuple[int, ...],
 ) -> Order:  # fmt: skip
     """Return the order of connections given by row and column; the k-th of them is connection numbers[k]."""
-    row_count, count, pad = len(row_starts) - 1, len(columns), padding(len(adds) * len(reads))
-    density = max(count, 1) / (row_count * column_count)
-    width = max(FIRST_CACHE_BYTES // ROW_BYTES // len(reads), int(FEWEST_CONNECTIONS / density))
-    units = _group_units(row_count // gates * len(adds), gates)
-    group_rows = units // len(adds)
-    runs = min(count, row_count * -(-column_count // width))
-    groups = np.zeros(-(-(row_count // gates) // group_rows) + 1, np.int64)
+    row_count, count, is_transposed = len(row_starts) - 1, len(columns), len(reads) > 1
+    pad = 1 if is_transposed else padding(len(adds))
+    gate_rows = row_count // gates
+    if is_transposed:
+        width = units = max(FEWEST_COLUMNS, _fair(column_count))
+        group_rows = GROUP_ROWS  # as many are sorted at a time
+    else:
+        density = max(count, 1) / (row_count * column_count)
+        width = max(FIRST_CACHE_BYTES // ROW_BYTES, int(FEWEST_CONNECTIONS / density))
+        units = _group_units(gate_rows * len(adds), gates)
+        group_rows = units // len(adds)
+    row_parts, column_parts = -(-gate_rows // group_rows), -(-column_count // width)
+    group_count, parts = (column_parts, row_parts) if is_transposed else (row_parts, column_parts)
+    runs, groups = min(count, row_count * column_parts), np.zeros(group_count + 1, np.int64)
     rows, starts = np.empty(runs, np.int32), np.zeros(runs + 1, np.int64)
     neighbours, slots = np.zeros(count + runs * (pad - 1) + READ_BEYOND, columns.dtype), np.empty_like(numbers)
     room = np.empty((2, gates * group_rows), np.int64)
     _fill(
-        row_starts, row_starts.copy(), columns, numbers, column_count, width, row_count // gates, group_rows, pad, room,
+        row_starts, row_starts.copy(), columns, numbers, is_transposed, parts, width, gate_rows, group_rows, pad, room,
         groups, rows, starts, neighbours, slots,
     )  # fmt: skip
     runs = groups[-1]
@@ -196,19 +213,20 @@ def _transpose(row_starts, columns, starts, place, rows, numbers):
 
 @kernel
 def _fill(
-    row_starts, cursor, columns, numbers, column_count, width, gate_rows, group_rows, pad, room, groups, rows, starts,
-    neighbours, slots,
+    row_starts, cursor, columns, numbers, is_transposed, parts, width, gate_rows, group_rows, pad, room, groups, rows,
+    starts, neighbours, slots,
 ):  # fmt: skip
     """`cursor` [R] starts where rows start; `room` [2, rows of a group] is for the runs of a group in one range."""
     run, slot = 0, 0
     for group in range(groups.size - 1):
-        low, high = group * group_rows, min((group + 1) * group_rows, gate_rows)
-        for first in range(0, column_count, width):
+        for part in range(parts):
+            row_part, column_part = (part, group) if is_transposed else (group, part)
+            low, high = row_part * group_rows, min((row_part + 1) * group_rows, gate_rows)
             found = 0
             for gate in range((row_starts.size - 1) // gate_rows):
                 for row in range(gate * gate_rows + low, gate * gate_rows + high):
                     k = cursor[row]
-                    while k < row_starts[row + 1] and columns[k] < first + width:
+                    while k < row_starts[row + 1] and columns[k] < (column_part + 1) * width:
                         k += 1
                     count = k - cursor[row]
                     if count == 0:

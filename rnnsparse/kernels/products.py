@@ -14,8 +14,17 @@ from torch import Tensor
 
 from rnnsparse.kernels import memory, threads
 from rnnsparse.kernels.compiling import inlined, kernel
-from rnnsparse.kernels.connections import add_connections
-from rnnsparse.kernels.dots import MANY, MOMENTS, add_few_dots, add_half_dots, add_many_dots, add_quarter_dots
+from rnnsparse.kernels.connections import add_connections, add_transposed_connections
+from rnnsparse.kernels.dots import (
+    MANY,
+    MOMENTS,
+    SIDE_BY_SIDE,
+    add_few_dots,
+    add_half_dots,
+    add_many_dots,
+    add_quarter_dots,
+    lay_side_by_side,
+)
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
 from rnnsparse.kernels.vector import add_up, at, prefetch
@@ -48,19 +57,26 @@ def row_of(x: Tensor) -> tuple[int, ...]:
 @inlined
 def add_group(row, order, values, group, x, x_0, y, y_0, turn=NO_TURN):
     """Add to the rows of y in one group the products with x; rows from turn[0] on lie turn[1] numbers further back."""
-    height = len(order.adds)
+    height, stop = len(order.adds) * len(order.reads), at(order.groups, group + 1)
     size = height * len(row) * (VECTOR_BYTES // y.itemsize)
-    stop = at(order.groups, group + 1)
     for run in range(at(order.groups, group), stop):
-        ahead = y_0 + np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
-        for b in range(0, size, LINE_BYTES // y.itemsize):
-            prefetch(y, ahead + b)
-        first = np.int64(at(order.rows, run))
-        place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
-        add_connections(
-            row, order.adds, order.reads, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
-            x, x_0, y, place,
-        )  # fmt: skip
+        ahead = np.int64(at(order.rows, min(run + AHEAD, stop - 1))) * size
+        if len(order.reads) > 1:
+            for b in range(0, size, LINE_BYTES // x.itemsize):
+                prefetch(x, x_0 + ahead + b)
+            add_transposed_connections(
+                row, order.reads, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
+                x, x_0 + np.int64(at(order.rows, run)) * size, y, y_0,
+            )  # fmt: skip
+        else:
+            for b in range(0, size, LINE_BYTES // y.itemsize):
+                prefetch(y, y_0 + ahead + b)
+            first = np.int64(at(order.rows, run))
+            place = y_0 + first * size - (turn[1] if first * height >= turn[0] else 0)
+            add_connections(
+                row, order.adds, values, order.neighbours, at(order.starts, run), at(order.starts, run + 1),
+                x, x_0, y, place,
+            )  # fmt: skip
 
 
 @kernel
@@ -72,32 +88,44 @@ def _product(thread, threads, row, order, values, x, x_step, y, y_step, times):
 
 
 @kernel
-def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, out):
+def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, out, room):
     first, last = share(thread, threads, order)
-    batch = len(row) * (VECTOR_BYTES // out.itemsize)
     height, last_run = len(order.adds), order.groups[last] - 1
-    many, half = max(1, MANY // height), max(1, MANY // 2 // height)
-    quarter, few = max(1, MANY // 4 // height), max(1, 2 // height)
+    size, vectors = height * len(row) * (VECTOR_BYTES // out.itemsize), height // min(height, SIDE_BY_SIDE)
+    many, half = max(1, MANY // vectors), max(1, MANY // 2 // vectors)
+    # Runs are multiples of `few`: see `padding`.
+    quarter, few = max(1, MANY // 4 // vectors), max(1, 2 // vectors)
     for t in range(0, times, MOMENTS):
         x_0, moments = t * x_step, min(times - t, MOMENTS)
         for run in range(order.groups[first], last_run + 1):
-            ahead = t * g_step + np.int64(at(order.rows, min(run + AHEAD, last_run))) * height * batch
+            ahead = t * g_step + np.int64(at(order.rows, min(run + AHEAD, last_run))) * size
             for moment in range(MOMENTS):
-                for b in range(0, height * batch, LINE_BYTES // out.itemsize):
+                for b in range(0, size, LINE_BYTES // out.itemsize):
                     prefetch(g, ahead + moment * g_step + b)
             k, end = at(order.starts, run), at(order.starts, run + 1)
-            g_0 = t * g_step + np.int64(at(order.rows, run)) * height * batch
+            rows, rows_0, rows_step = g, t * g_step + np.int64(at(order.rows, run)) * size, g_step
+            if height > 1:
+                lay_side_by_side(row, order.adds, g, rows_0, g_step, moments, room, thread * MOMENTS * size)
+                rows, rows_0, rows_step = room, thread * MOMENTS * size, size
             while k + many <= end:
-                add_many_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                add_many_dots(
+                    row, order.adds, rows, rows_0, rows_step, x, x_0, x_step, moments, order.neighbours, k, out
+                )
                 k += many
             if k + half <= end:
-                add_half_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                add_half_dots(
+                    row, order.adds, rows, rows_0, rows_step, x, x_0, x_step, moments, order.neighbours, k, out
+                )
                 k += half
             if k + quarter <= end:
-                add_quarter_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                add_quarter_dots(
+                    row, order.adds, rows, rows_0, rows_step, x, x_0, x_step, moments, order.neighbours, k, out
+                )
                 k += quarter
             while k < end:
-                add_few_dots(row, order.adds, g, g_0, g_step, x, x_0, x_step, moments, order.neighbours, k, out)
+                add_few_dots(
+                    row, order.adds, rows, rows_0, rows_step, x, x_0, x_step, moments, order.neighbours, k, out
+                )
                 k += few
 
 
@@ -169,16 +197,17 @@ def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Ten
         return
     order = matrix.by_row_anyhow()
     sums = memory.zeros((int(order.starts[-1]) * order.height,), out_N.dtype).numpy()
+    room = memory.zeros((threads.thread_count() * MOMENTS * order.height * x_TCB.shape[2],), out_N.dtype)
     threads.run(
         _sampled_product, row_of(x_TCB), order, flat(g_TRB), g_TRB.stride(0), flat(x_TCB), x_TCB.stride(0), len(x_TCB),
-        sums,
+        sums, room.numpy(),
     )  # fmt: skip
     order.add_back(sums, out_N)
 
 
 def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
     """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
-    room = memory.empty((threads.thread_count() * vector_width(g_TRB.dtype) * table_RV.shape[1],), g_TRB.dtype)
+    room = memory.zeros((threads.thread_count() * vector_width(g_TRB.dtype) * table_RV.shape[1],), g_TRB.dtype)
     threads.run(
         _sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2], room.numpy(),
     )  # fmt: skip

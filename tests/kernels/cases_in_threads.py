@@ -42,6 +42,8 @@ LSTM, GRU = connections(4 * H), connections(3 * H)
 # 64 rows, 16 of which are a group: threads share several. PyTorch would copy many more with its own threads, which do
 # not survive a fork.
 BLOCKS = matrix.build_matrix(torch.randperm(16 * H, generator=GENERATOR)[:N].sort().values, 16, H, block_rows=4)
+# Columns of three groups.
+WIDE_BLOCKS = matrix.build_matrix(torch.randperm(4 * 150, generator=GENERATOR)[:N].sort().values, 4, 150, block_rows=4)
 VALUES, BIAS, STATES, X = normal(N), normal(4 * H), normal(2, K, T + 1, H, B), normal(K * T, H, B)
 BLOCK_VALUES, BLOCK_Y = normal(N, 4), normal(K * T, 64, B)
 DY, DSTATES = normal(K, T, H, B), normal(2, K, H, B)
@@ -85,11 +87,11 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     products.add_transposed_product(LSTM, VALUES, g, found["transposed"])
     found |= {
         "blocks": BLOCK_Y[: tiles * T].clone(),
-        "blocks transposed": X[: tiles * T].clone(),
+        "blocks transposed": torch.zeros(tiles * T, 150, B, dtype=X.dtype),
         "blocks sampled": BLOCK_VALUES * 0,
     }
     products.add_sampled_product(BLOCKS, found["blocks"], X[: tiles * T], found["blocks sampled"])
-    products.add_transposed_product(BLOCKS, BLOCK_VALUES, found["blocks"], found["blocks transposed"])
+    products.add_transposed_product(WIDE_BLOCKS, BLOCK_VALUES, BLOCK_Y[: tiles * T, :16], found["blocks transposed"])
     products.add_product(BLOCKS, BLOCK_VALUES, X[: tiles * T], found["blocks"])
     of_norm = layer_norm.forward(X[: tiles * T], BIAS[:H], BIAS[H : 2 * H], 1e-5)
     gradients = layer_norm.backward(found["transposed"], X[: tiles * T], BIAS[:H], *of_norm[1:])

@@ -143,12 +143,20 @@ def test_blocks_go_with_rows_of_any_number_of_vectors(
 ) -> None:
     """Such as those of a table with a column for each of 65 characters."""
     weight = make_weight(kernels, 3, 7, 15, F32, 1, block_rows)
-    batch = vectors * kernels.vector_width(F32)
-    x, y = weight.normal(1, 7, batch), weight.normal(1, 3 * block_rows, batch)
-    expected, (y, around) = y + weight.dense() @ x, guarded(y)
+    batch, dense = vectors * kernels.vector_width(F32), weight.dense()
+    x, x_around = guarded(weight.normal(1, 7, batch))
+    y, y_around = guarded(weight.normal(1, 3 * block_rows, batch))
+    out, expected = torch.zeros_like(weight.values), weight.at_connections(torch.einsum("trb,tcb->rc", y, x))
+    kernels.add_sampled_product(weight.matrix, y, x, out)
+    assert_close(out, expected)
+    expected = y + dense @ x
     kernels.add_product(weight.matrix, weight.values, x, y)
     assert_close(y, expected)
-    assert_untouched(around)
+    expected = x + dense.T @ y
+    kernels.add_transposed_product(weight.matrix, weight.values, y, x)
+    assert_close(x, expected)
+    assert_untouched(x_around)
+    assert_untouched(y_around)
 
 
 @given(**SHAPES)
