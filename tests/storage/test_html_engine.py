@@ -108,7 +108,7 @@ def assert_same_logits(engine: MiniRacer, model: CharLM, symbols: list[int]) -> 
 
 def test_every_setting_of_a_model_is_one_that_the_engine_knows() -> None:
     known = {"cell", "embedding_dim", "hidden_size", "num_layers", "readout_dims", "readout_activation",
-             "tie_embeddings", "dropout", "execution", "layer_norm", "skip_connections"}  # fmt: skip
+             "tie_embeddings", "dropout", "output_dropout", "execution", "layer_norm", "skip_connections"}  # fmt: skip
     assert {field.name for field in dataclasses.fields(ModelConfig)} == known
 
 
