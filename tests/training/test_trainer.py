@@ -41,7 +41,7 @@ STEPS = 7
 # Updates at steps 2, 4 and 6; two layers, so that dropout draws numbers; two micro-batches per step.
 TINY: dict[str, dict[str, Any]] = {
     "data": {"source": "text", "tokenizer": "char"},
-    "model": {"embedding_dim": 4, "hidden_size": 6, "num_layers": 2, "dropout": 0.3, "output_dropout": 0.2},
+    "model": {"embedding_dim": 4, "hidden_size": 6, "num_layers": 2, "dropout": 0.3},
     "sparsity": {"method": "rigl", "sparsity": 0.5, "interval": 2, "drop_fraction": 0.5, "stop": 1.0},
     "training": {"steps": STEPS, "batch_size": 3, "sequence_length": 5, "accumulate": 2, "learning_rate": 1e-2},
     "evaluation": {"interval": 3, "lanes": 2, "priming": 4, "symbols": 60},
@@ -386,13 +386,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path, finished: RunCo
 
 
 def test_training_is_the_textbook_loop(tmp_path: Path) -> None:
-    settings = [
-        "sparsity.method=static",
-        "model.dropout=0",
-        "model.output_dropout=0",
-        "training.optimizer=sgd",
-        "training.precision=fp64",
-    ]
+    settings = ["sparsity.method=static", "model.dropout=0", "training.optimizer=sgd", "training.precision=fp64"]
     settings += ["training.lr_schedule=constant", "training.momentum=0.5", "training.grad_clip=0.1"]
     config = config_in(tmp_path, "run", *settings)
     trained(config)
@@ -426,13 +420,7 @@ def test_training_is_the_textbook_loop(tmp_path: Path) -> None:
 def test_a_repetitive_text_is_learned_to_almost_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abcdefgh" * 200)
     settings = ["training.steps=150", "training.learning_rate=0.03", "training.accumulate=1", "evaluation.interval=150"]
-    settings += [
-        "model.hidden_size=16",
-        "model.num_layers=1",
-        "model.dropout=0",
-        "model.output_dropout=0",
-        "training.batch_size=8",
-    ]
+    settings += ["model.hidden_size=16", "model.num_layers=1", "model.dropout=0", "training.batch_size=8"]
     config = config_in(tmp_path, "run", *settings, "logging.interval=50")
     summary = trained(config)
     assert metrics(config.folder)[0]["bits_per_character"] > summary["bits_per_character"]
@@ -457,7 +445,7 @@ def test_every_update_keeps_the_number_of_connections(finished: RunConfig) -> No
 
 
 def test_an_update_of_rigl_takes_the_place_of_the_optimizer_step(tmp_path: Path) -> None:
-    trained(config_in(tmp_path, "run", "model.dropout=0", "model.output_dropout=0"))
+    trained(config_in(tmp_path, "run", "model.dropout=0"))
     state = checkpoint.load(tmp_path / "run" / "last").training_state()
     biases = [entry for entry in state["optimizer"]["state"].values() if "step" in entry]
     assert {float(entry["step"]) for entry in biases} == {STEPS - 3}
@@ -610,13 +598,7 @@ def overfitting(tmp_path: Path, *overrides: str) -> RunConfig:
     folder.mkdir()
     for name, text in {"train": "abab" * 100 + "cdef", "valid": "fedc" * 20, "test": "ab" * 20}.items():
         (folder / f"{name}.txt").write_text(text)
-    settings = [
-        f"data.path={folder}",
-        "training.learning_rate=0.1",
-        "evaluation.interval=1",
-        "model.dropout=0",
-        "model.output_dropout=0",
-    ]
+    settings = [f"data.path={folder}", "training.learning_rate=0.1", "evaluation.interval=1", "model.dropout=0"]
     return config_in(tmp_path, "run", *settings, *overrides)
 
 
