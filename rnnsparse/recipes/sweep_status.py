@@ -96,8 +96,8 @@ def _refuse_other_runs(config: RunConfig) -> None:
         then = used.get(key, now) if isinstance(used, dict) else now  # earlier versions did not tell
         if then != now:
             raise UserError(
-                f"{config.folder}: {key}: {named[key]}: is not what this run was given: SHA-256 of the weights then "
-                f"{then[:8]}, now {now[:8]}; name that one, or choose another dir"
+                f"{config.folder}: {key}: {named[key]}: is not what this run was given: SHA-256 then "
+                f"{str(then)[:8]}, now {now[:8]}; name that one, or choose another dir"
             )
 
 

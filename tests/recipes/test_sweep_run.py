@@ -210,12 +210,13 @@ def test_a_run_that_started_from_other_weights_is_not_done(base: Path) -> None:
     (refused,) = states(f"start.weights={second}")
     then, now = (checkpoint.load(folder / "last").weights_sha256[:8] for folder in (first, second))
     assert refused.state == "refused"
-    assert (
-        f"start.weights: {second}: is not what this run was given: SHA-256 of the weights then {then}, now {now}; "
-        in (refused.detail)
+    assert f"start.weights: {second}: is not what this run was given: SHA-256 then {then}, now {now}; " in (
+        refused.detail
     )
     environment = load_sweep(path).runs[0].config.folder / "environment.json"
-    environment.write_text("{}")
+    for foreign in ('{"others": {"start.weights": 3}}', '{"others": 3}', "{}"):
+        environment.write_text(foreign)
+        assert states(f"start.weights={second}")[0].state == ("refused" if "start" in foreign else "done")
     assert states(f"start.weights={second}")[0].state == "done", "earlier versions did not tell"
 
 

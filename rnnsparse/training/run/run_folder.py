@@ -159,12 +159,13 @@ def refuse_another_run(was: RunConfig, config: RunConfig) -> None:
 
 
 def others(config: RunConfig) -> dict[str, str]:
-    """Return, by section.key, the SHA-256 of the weights of the other runs that one names, as far as they are there."""
+    """Return, by section.key, the SHA-256 of what a run takes of the others that it names, as far as they are there."""
     found = {}
     for key, path in config.marked(OtherRun).items():
         if path is not None:
             with contextlib.suppress(UserError):
-                found[key] = checkpoint.load(checkpoint.resolve(Path(path))).weights_sha256
+                files = checkpoint.load(Path(path)).manifest.sha256
+                found[key] = files[checkpoint.TOKENIZER if key == "data.vocabulary" else checkpoint.WEIGHTS]
     return found
 
 
