@@ -9,6 +9,8 @@ memory is measured in a process of its own. Prints tables, and each target as me
     python scripts/benchmark_cpu.py            all of it, about fifteen minutes on two cores
     python scripts/benchmark_cpu.py --quick    one size, about two minutes
     python scripts/benchmark_cpu.py --json     the numbers as JSON
+
+`--keep FILE` writes each measurement down once it is made; the same command goes on where an earlier one was stopped.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from rnnsparse import files
 from rnnsparse.cells.cell import CELLS
 from rnnsparse.nn import sparse
 from rnnsparse.nn.cross_entropy import cross_entropy
@@ -335,6 +338,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--times", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write each measurement down, and go on from FILE")
     parser.add_argument(
         "--peak-memory", nargs=4, metavar=("HIDDEN", "SPARSITY", "BATCH", "TIMES"), help=argparse.SUPPRESS
     )
@@ -349,56 +353,90 @@ def main() -> None:
     print(json.dumps(report, indent=1) if arguments.json else as_text(report))
 
 
+class Kept:
+    """Measurements by name, each made once; written to a file, if one is given, as soon as they are made."""
+
+    def __init__(self, path: Path | None, conditions: dict[str, Any]) -> None:
+        self.path, self.conditions = path, conditions
+        self.results: dict[str, Any] = {}
+        if path is None or not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            of_then, self.results = found["conditions"], found["results"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            sys.exit(
+                f"benchmark_cpu: --keep {path}: not measurements that this script kept ({error}); name another file"
+            )
+        if of_then != conditions:
+            differ = ", ".join(key for key in conditions if of_then.get(key) != conditions[key])
+            self._refuse(f"measured with other {differ}; name another file")
+
+    def _refuse(self, why: str) -> NoReturn:
+        print(f"benchmark_cpu: --keep {self.path}: {why}", file=sys.stderr)
+        sys.exit(2)
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        if name not in self.results:
+            self.results[name] = measure()
+            if self.path is not None:
+                content = {"conditions": self.conditions, "results": self.results}
+                files.replace(self.path, lambda file: file.write(json.dumps(content).encode()))
+            print(f"measured: {name}", file=sys.stderr, flush=True)
+        return self.results[name]
+
+    def times(self, name: str, measure: Callable[[], dict[str, Times]]) -> dict[str, Times]:
+        return {side: Times(*times) for side, times in self(name, measure).items()}
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     batch, times, sparsities = arguments.batch, arguments.times, arguments.sparsity
-    report: dict[str, Any] = {
+    conditions = {
         "machine": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "batch": batch,
         "times": times,
-        "layer_step": [],
-        "targets": [],
     }
+    asked = {"sparsity": sparsities, "rounds": arguments.rounds}
+    kept = Kept(arguments.keep, conditions | asked)
+    report: dict[str, Any] = conditions | {"layer_step": [], "targets": []}
     for cell, rows in product(("lstm", "gru"), arguments.block_rows):
         of = f"{cell}, blocks of {rows}" if rows > 1 else cell
         for hidden in arguments.hidden:
             rounds = max(2, arguments.rounds * 1024 // max(1024, hidden))
-            seconds = layer_step(cell, hidden, rows, sparsities, batch, times, rounds)
+            step = partial(layer_step, cell, hidden, rows, sparsities, batch, times, rounds)
+            seconds = kept.times(f"layer step {of} {hidden}", step)
             report["layer_step"].append({"of": of, "hidden": hidden, "seconds": seconds})
             if hidden >= 1024:
                 report["targets"] += verdicts(f"{of} layer, H={hidden}", LAYER_TARGETS.get(rows, {}), seconds)
-            progress(f"layer step {of} {hidden}")
     hidden = 1024 if arguments.quick else 2048
     report["training_step"], report["sampling"] = [], []
     for cell, rows in product(("lstm", "gru"), arguments.block_rows):
         of = f"{cell}, blocks of {rows}" if rows > 1 else cell
-        seconds = training_step(cell, hidden, rows, sparsities, batch, times, max(2, arguments.rounds // 2))
+        step = partial(training_step, cell, hidden, rows, sparsities, batch, times, max(2, arguments.rounds // 2))
+        seconds = kept.times(f"training step {of} {hidden}", step)
         report["training_step"].append({"of": of, "hidden": hidden, "seconds": seconds})
         report["targets"] += verdicts(f"{of} training step, H={hidden}", STEP_TARGETS.get(rows, {}), seconds)
-        progress(f"training step {of}")
-        seconds = sampling(cell, hidden, rows, sparsities, 3 * arguments.rounds)
+        symbols = partial(sampling, cell, hidden, rows, sparsities, 3 * arguments.rounds)
+        seconds = kept.times(f"sampling {of} {hidden}", symbols)
         report["sampling"].append({"of": of, "hidden": hidden, "seconds": seconds})
         report["targets"] += verdicts(f"{of} sampling, H={hidden}", SAMPLING_TARGETS.get(rows, {}), seconds)
-        progress(f"sampling {of}")
-    report["alternatives"] = {str(s): alternatives(1024, s, batch, 32, arguments.rounds) for s in (0.9, 0.99)}
-    progress("alternatives")
-    report["update"] = {
-        str(h): update_cost(h, 0.9, batch, times, 2) for h in ([1024] if arguments.quick else [1024, 4096])
+    report["alternatives"] = {
+        str(s): kept.times(f"alternatives {s}", partial(alternatives, 1024, s, batch, 32, arguments.rounds))
+        for s in (0.9, 0.99)
     }
-    progress("update")
+    report["update"] = {
+        str(h): kept(f"update {h}", partial(update_cost, h, 0.9, batch, times, 2))
+        for h in ([1024] if arguments.quick else [1024, 4096])
+    }
     report["memory"] = {}
     for hidden, limit in {} if arguments.quick else MEMORY_TARGETS.items():
-        peak = measured_memory(hidden, 0.99, batch, times)
+        peak = kept(f"memory {hidden}", partial(measured_memory, hidden, 0.99, batch, times))
         report["memory"][str(hidden)] = peak
         name = f"peak memory of a training step, H={hidden}, 99% sparse"
         report["targets"].append(verdict(name, limit / 1e9, peak["step"] / 1e9, "GB", at_most=True))
-        progress(f"memory {hidden}")
     return report
-
-
-def progress(what: str) -> None:
-    print(f"measured: {what}", file=sys.stderr, flush=True)
 
 
 def as_text(report: dict[str, Any]) -> str:
