@@ -49,7 +49,11 @@ def networks() -> dict[str, dict[str, Any]]:
     for cell, norm in (("gru", ""), ("lstm", ""), ("gru", " LN"), ("lstm", " LN")):
         kind = {"model.cell": cell} | ({"model.layer_norm": True} if norm else {})
         for hidden in (128, 256, 384, 512):
-            found[f"dense {cell}-{hidden}{norm}"] = kind | {"model.hidden_size": hidden, "sparsity.method": "dense"}
+            found[f"dense {cell}-{hidden}{norm}"] = kind | {
+                "model.hidden_size": hidden,
+                "sparsity.method": "dense",
+                "training.betas": [0.9, 0.999],  # nothing grows; 0.99 gains nothing
+            }
         for hidden, sparsity, rows in product(SIZES, SPARSITIES, (1, 8, 16)):
             name = f"{cell}-{hidden}{norm} {sparsity:.0%}".replace("%", " %")
             found[name + (f" blocks of {rows}" if rows > 1 else "")] = kind | {
