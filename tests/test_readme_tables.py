@@ -283,6 +283,12 @@ def in_the_same_minutes(one: Table) -> None:
     assert one.rows == [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+@checks("first steps of")
+def moving_connections(one: Table) -> None:
+    runs = json.loads((RESULTS / "moving_start.json").read_text())["runs"]
+    assert one.rows == [[run["name"], *(f"{bits:.3f}" for bits in run["training_bits_per_character"])] for run in runs]
+
+
 @checks("network")
 def captured(one: Table) -> None:
     results = json.loads((RESULTS / "captured-nvidia-h200.json").read_text())["results"]
