@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 import rnnsparse as rs
 from rnnsparse.config import load_config
@@ -157,6 +158,10 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             panel.scatter([of(row) for row in own], [row["mean"] for row in own], color=color, label=kind, s=26)
             panel.step([of(row) for row in ahead], [row["mean"] for row in ahead], where="post", color=color)
         panel.set(xscale="log", xlabel=label)
+        shown = sorted({of(row) for row in chosen})
+        panel.xaxis.set_major_locator(FixedLocator(shown) if len(shown) <= 5 else LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(alpha=0.3)
     figure.axes[0].set_ylabel("bits per character, validation")
     figure.axes[0].legend()
