@@ -365,9 +365,7 @@ class Kept:
             found = json.loads(path.read_text(encoding="utf-8"))
             of_then, self.results = found["conditions"], found["results"]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            sys.exit(
-                f"benchmark_cpu: --keep {path}: not measurements that this script kept ({error}); name another file"
-            )
+            self._refuse(f"not measurements that this script kept ({error}); name another file")
         if of_then != conditions:
             differ = ", ".join(key for key in conditions if of_then.get(key) != conditions[key])
             self._refuse(f"measured with other {differ}; name another file")
@@ -381,7 +379,10 @@ class Kept:
             self.results[name] = measure()
             if self.path is not None:
                 content = {"conditions": self.conditions, "results": self.results}
-                files.replace(self.path, lambda file: file.write(json.dumps(content).encode()))
+                try:
+                    files.replace(self.path, lambda file: file.write(json.dumps(content).encode()))
+                except OSError as error:
+                    self._refuse(f"cannot be written ({error.strerror}); name another file")
             print(f"measured: {name}", file=sys.stderr, flush=True)
         return self.results[name]
 
