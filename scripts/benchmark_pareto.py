@@ -37,7 +37,7 @@ CONFIG = Path(__file__).parent.parent / "configs/pareto.yaml"
 QUICK = {"data.source": "python_docs", "training.batch_size": 2, "training.sequence_length": 8}
 COLORS = {"dense": "#c44e52", "sparse": "#4c72b0"}
 SIZES, SPARSITIES = (320, 384, 440, 448, 512, 640, 768, 896, 1024, 1536, 2048), (0.6, 0.75, 0.8, 0.9, 0.95)
-# How connections move at the large rates that LayerNorm allows; see checkpoints/README.md.
+# How connections move at the large rates that LayerNorm allows; see checkpoints/results/README.md.
 GENTLE = {"sparsity.drop_fraction": 0.1, "training.betas": [0.9, 0.99]}
 AXES: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "minutes of training on one core": lambda row: row["minutes"],

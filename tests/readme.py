@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["README.md", *(f"{name}/README.md" for name in ("configs", "checkpoints", "scripts", "tests", "rnnsparse"))]
+FOLDERS = "configs", "checkpoints", "checkpoints/results", "scripts", "tests", "rnnsparse"
+FILES = ["README.md", *(f"{name}/README.md" for name in FOLDERS)]
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in FILES}
 
 

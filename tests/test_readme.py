@@ -234,7 +234,7 @@ def test_the_front_page_is_short() -> None:
 
 
 def test_the_front_page_leads_to_all_other_pages() -> None:
-    pages = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[!.]*/README.md"))
+    pages = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("[!.]*/**/README.md"))
     assert sorted(FILES[1:]) == pages
     _, _, last = TEXTS["README.md"].partition("## Where to find what")
     assert [page for page in pages if f"]({page})" not in last] == []
