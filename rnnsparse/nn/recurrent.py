@@ -8,7 +8,7 @@ I input, H hidden, L layers, S state tensors (LSTM h and c, else h).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,6 +23,19 @@ from rnnsparse.nn.layer_norm import LayerNorm
 from rnnsparse.nn.layers import start
 from rnnsparse.nn.materialise import materialise
 from rnnsparse.nn.weight import SparseWeight
+
+Fused = Callable[[Tensor, Tensor, list[Tensor], bool], tuple[Tensor, Tensor]]
+_UNCOMPILED: dict[Fused, Fused] = {}
+
+
+def _uncompiled(fused: Fused) -> Fused:
+    """Keep torch.compile out: of an LSTM's kernel on a CPU it makes what fails, of others a loop over all moments.
+
+    This is here because the decorator loads the compiler, which takes seconds.
+    """
+    if fused not in _UNCOMPILED:
+        _UNCOMPILED[fused] = torch.compiler.disable(fused)
+    return _UNCOMPILED[fused]
 
 
 class RecurrentLayer(nn.Module):
@@ -91,7 +104,8 @@ class RecurrentLayer(nn.Module):
         if is_watched and torch.is_grad_enabled():
             y_TBH, state_SBH = self._watched(x_TBI, state_SBH)
         else:
-            y_TBH, state_SBH = self.cell.fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
+            fused = _uncompiled(self.cell.fused) if torch.compiler.is_compiling() else self.cell.fused
+            y_TBH, state_SBH = fused(x_TBI, state_SBH, self.dense(x_TBI.dtype), self.training)
         return y_TBH if self.norm is None else self.norm(y_TBH), state_SBH
 
     def _watched(self, x_TBI: Tensor, state_SBH: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import shutil
 from typing import Any
 
 import pytest
@@ -431,6 +432,27 @@ def test_a_change_of_counts_fails_no_backward_pass_while_an_output_is_alive() ->
     assert layer.values.grad is not None
     assert layer.values.grad.tolist() == [2] * 5
     assert kept.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore")  # within torch._dynamo
+@pytest.mark.parametrize(
+    ("stack", "backend"),
+    [
+        pytest.param(rs.LSTM, "inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler")),
+        (rs.GRU, "eager"),
+        (rs.RNN, "eager"),
+    ],
+)
+def test_torch_compile_computes_what_recurrent_layers_do(stack: type[rs.LSTM], backend: str) -> None:
+    layers = stack(INPUTS, H, sparsity=0.5, execution="masked")
+    x = numbers(3, 2, INPUTS, dtype=torch.float32)
+    found = []
+    for of in (layers, torch.compile(layers, backend=backend)):
+        layers.zero_grad()
+        y, _ = of(x)
+        y.square().sum().backward()
+        found.append([y, *(weight.values.grad for weight in layers.weights())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within torch._dynamo
