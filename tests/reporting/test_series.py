@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 
 from rnnsparse.reporting.compare import Setting, group
 from rnnsparse.reporting.markup import figures
@@ -52,6 +55,16 @@ def test_names_can_be_read_in_every_colour(colour: str) -> None:
         linear.append(channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4)
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     assert 1.05 / (luminance + 0.05) > 4.4
+
+
+def test_pictures_of_few_colours_still_tell_the_names_of_methods_apart(settings: list[Setting]) -> None:
+    wanted = {readable_shade(colour) for colour in colour_of_methods(settings).values()}
+    for plot in overview(settings):
+        assert plot.png is not None
+        shown = {colour[:3] for _, colour in Image.open(io.BytesIO(plot.png)).convert("RGBA").getcolors(1 << 20)}
+        for colour in wanted:
+            rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+            assert min(math.dist(rgb, each) for each in shown) < 16, plot.name
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 2)), min_size=1, max_size=20))

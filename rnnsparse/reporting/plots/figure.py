@@ -19,7 +19,7 @@ from PIL import Image
 
 WIDTH = 5.2  # inches
 DPI, DETAIL_DPI = 150, 120  # 780 and 624 pixels, two and five thirds for each of a phone's
-PALETTE = 64  # colours
+PALETTE, DETAIL_PALETTE = 256, 64  # colours; with 64, labels of two methods become one colour
 BELOW = 0.62  # inches below a panel, for its axis
 BITS = "bits per character (validation)"
 STYLE: dict[Any, Any] = {
@@ -66,22 +66,22 @@ def overview_plot(figure: Figure, name: str, title: str, description: str) -> Pl
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Creator": None, "Date": None})
     png = io.BytesIO()
-    _few_colours(figure, DPI).save(png, "png", optimize=True)
+    _few_colours(figure, DPI, PALETTE).save(png, "png", optimize=True)
     return Plot(name, title, description, out.getvalue(), "svg+xml", png.getvalue())
 
 
 def detail_plot(figure: Figure, name: str, title: str, description: str) -> Plot:
     """Return what a figure shows in few bytes, since a comparison has many of these."""
     out = io.BytesIO()
-    _few_colours(figure, DETAIL_DPI).convert("RGB").save(out, "webp", lossless=True, method=6)
+    _few_colours(figure, DETAIL_DPI, DETAIL_PALETTE).convert("RGB").save(out, "webp", lossless=True, method=6)
     return Plot(name, title, description, out.getvalue(), "webp")
 
 
-def _few_colours(figure: Figure, dpi: int) -> Image.Image:
+def _few_colours(figure: Figure, dpi: int, palette: int) -> Image.Image:
     """Return a picture in a palette of its own: a quarter as large, and nothing of it less sharp."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=dpi)
-    return Image.open(out).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
+    return Image.open(out).convert("RGB").quantize(palette, dither=Image.Dither.NONE)
 
 
 def steps_axis(axes: Axes) -> None:
