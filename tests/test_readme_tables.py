@@ -288,6 +288,15 @@ def moving_connections(one: Table) -> None:
     assert one.rows == [[run["name"], *(f"{bits:.3f}" for bits in run["training_bits_per_character"])] for run in runs]
 
 
+@checks("joined")
+def straight_lines(one: Table) -> None:
+    lines = json.loads((RESULTS / "interpolation.json").read_text())["lines"]
+    for row in one.rows:
+        of = [line for line in lines if row[0] == f"{line['first']} and {line['second']}"]
+        shared, by_chance = (sum(line[key] for line in of) / len(of) for key in ("shared", "by_chance"))
+        assert row[1:] == [*(f"{line['barrier']:.3f}" for line in of), f"{shared:,.0f}", f"{by_chance:,.0f}"]
+
+
 @checks("network")
 def captured(one: Table) -> None:
     results = json.loads((RESULTS / "captured-nvidia-h200.json").read_text())["results"]
