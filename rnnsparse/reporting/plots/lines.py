@@ -13,7 +13,7 @@ PANEL = 3.4  # inches
 
 
 def straight_lines(lines: Mapping[tuple[str, str], Line]) -> bytes:
-    """Return a PNG with a curve for each pair of networks, in a colour or line of its own, and dotted what has no barrier."""
+    """Return a PNG with a curve for each pair of networks, each with a look of its own; dotted what has no barrier."""
     labels = [f"{first} to {second}: barrier {line.barrier:.2f}" for (first, second), line in lines.items()]
     with new_figure() as figure:
         tall = height(labels, PANEL)
