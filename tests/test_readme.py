@@ -161,12 +161,15 @@ def sweep(path: Path, said: str) -> None:
     if path.name == "extended.yaml":
         small.append("sparsity.sparsity=0.5")  # at 90 % no dense network is as small
         small.remove("sparsity.interval=1")  # of which a window of 25 steps would be all
+    if path.name == "deep_bootstrap.yaml":
+        small.remove("training.warmup=0")  # which its grid sets
     found = load_sweep(path.resolve(), small)
     seen: set[tuple[str, ...]] = set()
     for run in found.runs:
         kind = (run.config.method.name, *sorted(override.partition("=")[0] for override in run.overrides))
         if kind not in seen:
             overrides = [re.sub(r"^data\.limit=\d+$", "data.limit=500", override) for override in run.overrides]
+            overrides = [re.sub(r"^training\.warmup=\d+$", "training.warmup=0", override) for override in overrides]
             assert main(["train", str(found.base), *overrides]) == 0, f"{said}: {run.name}"
         seen.add(kind)
 
