@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from itertools import cycle, product
 from math import hypot
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
+from rnnsparse.cells.cell import CELLS
 from rnnsparse.errors import UserError
+from rnnsparse.nn.weight import BLOCK_ROWS
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity import methods  # registers them all
 from rnnsparse.sparsity.allocation import Budget, connect_randomly
@@ -76,8 +79,12 @@ def expected_connections(method: Method, budget: Budget, step: int) -> int:
 
 
 every_method = pytest.mark.parametrize("name", CONTRACT)
-# Every cell and every optimizer, with single connections and with blocks of four rows in the recurrent layers.
-every_kind = pytest.mark.parametrize(("cell", "optimizer", "block_rows"), [("lstm", "sgd", 1), ("gru", "adamw", 4)])
+# Every cell with every size of blocks, by turns in the optimizers; sixteen units, the rows of the largest block.
+KINDS: list[dict[str, Any]] = [
+    {"cell": cell, "block_rows": rows, "optimizer": optimizer, "hidden_size": 16, "total_steps": STEPS}
+    for (cell, rows), optimizer in zip(product(sorted(CELLS), BLOCK_ROWS), cycle(OPTIMIZERS.values()))
+]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind['cell']}-{kind['block_rows']}")
 
 
 def make(name: str, **changes: Any) -> Method:
@@ -115,10 +122,8 @@ def test_every_method_says_in_a_line_what_it_does(name: str) -> None:
 
 @every_method
 @every_kind
-def test_groups_have_exactly_their_connections_after_every_step(
-    tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int
-) -> None:
-    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS, block_rows=block_rows)
+def test_groups_have_exactly_their_connections_after_every_step(tiny_run: Any, name: str, kind: dict[str, Any]) -> None:
+    run = tiny_run(make(name), **kind)
     for step in range(STEPS + 1):
         if step:
             run.step(step)
@@ -134,9 +139,9 @@ def test_groups_have_exactly_their_connections_after_every_step(
 @every_method
 @every_kind
 def test_updates_drop_only_the_smallest_and_start_the_new_from_nothing(
-    tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int
+    tiny_run: Any, name: str, kind: dict[str, Any]
 ) -> None:
-    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS, block_rows=block_rows)
+    run = tiny_run(make(name), **kind)
     moved = 0
     for step in range(1, STEPS + 1):
         before = run.step(step)
@@ -181,7 +186,7 @@ def watch_growth_scores(run: Any) -> dict[str, dict[int, float]]:
                 total_RC = run.method.growth_gradient(part.weight).rows(*rows)
                 total = total_RC.unflatten(0, (-1, group.block_rows)).transpose(1, 2).flatten(0, 1)
                 positions = torch.arange(group.positions)
-            sizes = [hypot(*entries) for entries in total.view(len(positions), -1).tolist()]
+            sizes = [hypot(*entries) for entries in total.reshape(len(positions), group.block_rows).tolist()]
             scores[group.name] = dict(zip(positions.tolist(), sizes, strict=True))
         return update(budgets, context)
 
@@ -191,10 +196,8 @@ def watch_growth_scores(run: Any) -> dict[str, dict[int, float]]:
 
 @pytest.mark.parametrize("name", [name for name in CONTRACT if name in ("rigl", "snfs", "scout", "gse", "granet")])
 @every_kind
-def test_updates_grow_only_the_best_of_what_they_choose_from(
-    tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int
-) -> None:
-    run = tiny_run(make(name), cell, OPTIMIZERS[optimizer], total_steps=STEPS, block_rows=block_rows)
+def test_updates_grow_only_the_best_of_what_they_choose_from(tiny_run: Any, name: str, kind: dict[str, Any]) -> None:
+    run = tiny_run(make(name), **kind)
     scores = watch_growth_scores(run)
     grown_in_all = 0
     for step in range(1, STEPS + 1):
@@ -203,20 +206,18 @@ def test_updates_grow_only_the_best_of_what_they_choose_from(
         for budget in run.budgets:
             score, present = scores.get(budget.group.name), set(budget.group.indices().tolist())
             if grown := present - before[budget.group.name]:
-                assert score, "nothing grows without an update"
+                assert score is not None, "nothing grows without an update"
                 left_out = max((score[p] for p in score.keys() - present), default=0.0)
                 worst = min(score.get(p, 0.0) for p in grown)
-                assert worst >= left_out * (1 - (block_rows > 1) * 1e-6), (budget.group.name, step)  # norms round
-                grown_in_all += len(grown) * block_rows
+                rounding = 1e-6 if kind["block_rows"] > 1 else 0  # of norms
+                assert worst >= left_out * (1 - rounding), (budget.group.name, step)
+                grown_in_all += len(grown) * kind["block_rows"]
     assert grown_in_all > 20
 
 
 @pytest.mark.parametrize("name", [name for name in CONTRACT if make(name).works_sparse])
 @every_kind
-def test_both_executions_lead_to_the_same_topology(
-    tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int
-) -> None:
-    kind = {"cell": cell, "optimizer": OPTIMIZERS[optimizer], "total_steps": STEPS, "block_rows": block_rows}
+def test_both_executions_lead_to_the_same_topology(tiny_run: Any, name: str, kind: dict[str, Any]) -> None:
     runs = [tiny_run(make(name), **kind) for _ in range(2)]
     for run, execution in zip(runs, ("masked", "sparse"), strict=True):
         run.model.double()  # so that roundings decide no comparison
@@ -276,10 +277,9 @@ def resumed(run: Any, tiny_run: Any, name: str, **kind: Any) -> Any:
 @every_method
 @every_kind
 def test_a_run_reloaded_at_every_step_is_bitwise_the_run_that_went_through(
-    tiny_run: Any, name: str, cell: str, optimizer: str, block_rows: int
+    tiny_run: Any, name: str, kind: dict[str, Any]
 ) -> None:
-    kind = {"cell": cell, "optimizer": OPTIMIZERS[optimizer], "total_steps": STEPS, "block_rows": block_rows}
-    through, reloaded = tiny_run(make(name), **kind), tiny_run(make(name), **kind)
+    through, reloaded = (tiny_run(make(name), **kind) for _ in range(2))
     for step in range(1, STEPS + 1):
         reloaded = resumed(reloaded, tiny_run, name, **kind)
         through.step(step)
