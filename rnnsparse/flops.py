@@ -9,7 +9,7 @@ anew for each batch, and so are the coefficients' gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
@@ -70,6 +70,7 @@ def training_flops(
     reference: ModelConfig | None = None,
     micro_batches: int = 1,
     taken: int | None = None,
+    mean_connections: Sequence[float] | None = None,
 ) -> TrainingFlops:
     """Return the cost of a run of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
 
@@ -78,7 +79,10 @@ def training_flops(
         reference: the dense model to compare with, by default one of this model's shape.
         micro_batches: into how many parts the characters of a step are divided.
         taken: after how many steps the run has ended, by default all; they may be more than it was planned with.
+        mean_connections: of each budget, as `Updater` counted them, where no plan knows them.
     """
+    if mean_connections is not None:
+        budgets = [replace(b, connections=round(n)) for b, n in zip(budgets, mean_connections, strict=True)]
     sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
     first = _product_flops(
         model, budgets, [b.connections if b.dense else method.initial_connections(b) for b in budgets]
@@ -88,7 +92,9 @@ def training_flops(
     change = _basis_flops(model) * micro_batches / characters_per_step / 3
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     taken = steps if taken is None else taken
-    mean = method.mean_forward_flops(sparse + change, first + change, steps, taken)
+    mean = sparse + change
+    if mean_connections is None:
+        mean = method.mean_forward_flops(mean, first + change, steps, taken)
     return TrainingFlops(
         per_character=method.training_flops(mean, dense + change, steps) + _pool_flops(method, model, budgets),
         dense_per_character=3 * yardstick,

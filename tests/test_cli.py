@@ -316,6 +316,7 @@ def test_a_prompt_that_begins_with_an_at_sign_is_typed_with_two(cli: Workplace, 
     assert err.endswith("name a text file, or, for a prompt that begins with an @, type two: @@\n")
     code, _, err = cli("sample", cli.run, "--prompt", "@@home is")
     assert (code, err.count("'@'")) == (2, 1), "the prompt has an @, which the training text has not"
+    assert err.startswith("rnnsparse: --prompt: the text holds")
     assert _prompt("@@home is") == "@home is"
     assert _prompt("@@@") == "@@"
 
@@ -398,6 +399,18 @@ def test_inspect_gives_the_same_report_of_a_configuration_a_run_and_a_checkpoint
     assert json.loads(cli.ok("inspect", cli.run, "--json")) == report
     assert json.loads(cli.ok("inspect", cli.run / "best", "--json")) == report
     assert cli.ok("inspect", cli.run).splitlines()[1].startswith("embedding")
+
+
+def test_inspect_tells_what_an_ended_run_has_cost(cli: Workplace, tmp_path: Path) -> None:
+    stops = ["training.early_stopping=1", "training.steps=300", "training.learning_rate=2", "evaluation.interval=1"]
+    moves = ["sparsity.method=set", "sparsity.redistribute=weight", "sparsity.distribution=uniform"]
+    for name, settings in {"stops": stops, "moves": moves}.items():
+        assert cli("train", cli.config, *settings, f"run.dir={tmp_path / name}")[0] == 0
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        report = json.loads(cli.ok("inspect", tmp_path / name, "--json"))
+        for key in ("steps", "training_flops", "training_flops_vs_dense"):
+            assert report[key] == summary[key]
+        assert f"in {summary['steps']:,} steps" in cli.ok("inspect", tmp_path / name)
 
 
 def test_inspect_counts_for_the_device_that_the_configuration_names(cli: Workplace) -> None:
@@ -590,7 +603,7 @@ BAD_INPUT: dict[str, tuple[str, str]] = {
     "a rate without dynamic": ("evaluate R --dynamic-rate 0.1", "--dynamic-rate: has an effect only with --dynamic"),
     "a negative rate": ("evaluate R --dynamic --dynamic-rate -1", "'-1' is not a number from 0 on"),
     "evaluate missing text": ("evaluate R --data N/none", "--data=N/none: no such file or folder"),
-    "evaluate one character": ("evaluate R --data N/one.txt", "the text has one symbol"),
+    "evaluate one character": ("evaluate R --data N/one.txt", "the text has one character"),
     "evaluate latin-1": ("evaluate R --data N/latin.txt", "not UTF-8 text"),
     "per character without a format": ("evaluate R --per-character N/new.txt", "is neither .jsonl nor .csv"),
     "per character over a file": ("evaluate R --per-character N/old.csv", "--per-character: N/old.csv: exists and is"),

@@ -8,9 +8,11 @@ import json
 from rnnsparse.cli.messages import warn
 from rnnsparse.config import load_config
 from rnnsparse.errors import UserError
+from rnnsparse.reporting.reading import read_summary
 from rnnsparse.training.build import named_teacher, require_execution, restore, vocabulary_size
 from rnnsparse.training.device import CPU, named_device
-from rnnsparse.training.inspection import inspect, table
+from rnnsparse.training.inspection import counted_in, inspect, table
+from rnnsparse.training.run.record import SUMMARY
 from rnnsparse.training.run.stretches import planned_in
 from rnnsparse.training.start import final_model
 
@@ -21,10 +23,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{arguments.overrides[0]}: overrides apply to a configuration, not to {arguments.target}")
         restored = restore(arguments.target, CPU)
         config, model, budgets = restored.config, restored.model, restored.budgets
-        planned = planned_in(restored.saved, config)
+        planned, counted = planned_in(restored.saved, config), counted_in(restored.saved, config)
+        ended = (arguments.target / SUMMARY).is_file()
+        taken = read_summary(arguments.target).steps if ended else config.training.steps
     else:
         config = load_config(arguments.target, arguments.overrides)
-        planned = config.training.steps
+        planned = taken = config.training.steps
+        counted = None
         warn(config.warnings)
         model, budgets = final_model(config, vocabulary_size(config.data), CPU)
         require_execution(config, named_device(config.training))
@@ -34,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         teacher = None
         warn([f"{error}; training FLOPs are shown without it"])
     taught = teacher.model if teacher else None
-    report = inspect(config, model, budgets, taught, device=named_device(config.training), planned=planned)
+    device = named_device(config.training)
+    report = inspect(config, model, budgets, taught, taken, device, planned, counted)
     print(json.dumps(report) if arguments.json else "\n".join(table(report)))
     return 0

@@ -29,7 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
         stop=tuple(arguments.stop),
     )
     warn(_never_written(arguments.stop, restored.tokenizer))
-    sampler = Sampler(restored.model, restored.tokenizer, prompt)
+    try:
+        sampler = Sampler(restored.model, restored.tokenizer, prompt)
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
     for number in range(arguments.num_samples):
         if number:
             print(f"\n--- sample {number + 1} ---")

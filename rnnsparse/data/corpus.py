@@ -138,8 +138,8 @@ def load_text_split(
     """
     source = text_source(path, key, find_splits=False, reading=reading)
     split = _readable(tokenized(source, tokenizer, divide=False, root=_cache_root(cache)).splits, source)["text"]
-    if len(split.tokens) < 2:
-        raise UserError(f"{key}={path}: the text has one symbol, and the first is never scored; give a longer text")
+    if split.characters < 2:
+        raise UserError(f"{key}={path}: the text has one character, and the first is never scored; give a longer text")
     return split
 
 

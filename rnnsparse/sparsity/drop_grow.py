@@ -69,6 +69,10 @@ class DropGrow(Method):
         return [budget.group.connections for budget in budgets]
 
     @property
+    def shifts_budgets(self) -> bool:
+        return self.redistribute != "none"
+
+    @property
     def needs_momenta(self) -> bool:
         return self.redistribute == "momentum"
 

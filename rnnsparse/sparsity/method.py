@@ -103,6 +103,11 @@ class Method(ABC):
         return iter(())
 
     @property
+    def shifts_budgets(self) -> bool:
+        """Whether connections may move from group to group, so that no plan knows how many each has."""
+        return False
+
+    @property
     def needs_momenta(self) -> bool:
         """Whether the optimizer has to keep running averages of gradients."""
         return False

@@ -216,7 +216,7 @@ def _regroup(
     for weight, height in chosen_block_rows(weights, block_rows).items():
         if height == weight.block_rows:
             continue
-        if values != "reset" and optimizer.state.get(weight.values):
+        if values != "reset" and _has_stepped(optimizer, weight):
             raise ValueError(
                 f"{weight.name}: the optimizer has a state for connections of {weight.block_rows} rows, not {height}; "
                 "make it anew, or say values='reset'"
@@ -286,13 +286,19 @@ def _default_values(
     if from_all and all(weight.is_full for weight in weights):
         return "keep"
     if all(
-        (weight.is_untrained or not weight.connections) and not optimizer.state.get(weight.values) for weight in weights
+        (weight.is_untrained or not weight.connections) and not _has_stepped(optimizer, weight) for weight in weights
     ):
         return "reset"
     raise ValueError(
         "values: these layers have been trained or loaded; say values='keep' to start from their largest values, or "
         "values='reset' to draw new ones"
     )
+
+
+def _has_stepped(optimizer: torch.optim.Optimizer, weight: SparseWeight) -> bool:
+    """Whether an optimizer has moved the values of a weight; Adagrad has a state from the start."""
+    state = optimizer.state.get(weight.values)
+    return state is not None and len(state) > 0 and float(state.get("step", 1)) > 0
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ Nothing is trusted before it is verified, and no pickle is ever executed.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +30,7 @@ from rnnsparse.storage.weights import WeightsFile
 
 WEIGHTS, TOKENIZER, CONFIG, STATE = "model.safetensors", "tokenizer.json", "config.yaml", "training_state.pt"
 READ_ATTEMPTS = 100
+T = TypeVar("T")
 LARGEST_TEXT = 1 << 26  # bytes; a vocabulary of every Unicode character has 30 MB
 
 
@@ -173,6 +175,19 @@ class Checkpoint:
             return state_file.read(self.folder / STATE, self.manifest.sha256[STATE])
         except OSError as error:
             raise _unreadable(self.folder / STATE, error) from error
+
+    def told_by_state(self, read: Callable[[dict[str, Any]], T]) -> T:
+        """Return what `read` finds in the training state.
+
+        Raises:
+            UserError: as `training_state`, or by `read`, or something is not there or not what it should be.
+        """
+        try:
+            return read(self.training_state())
+        except UserError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise damaged(self.folder / STATE, "does not fit this run") from error
 
 
 def _open(folder: Path) -> Checkpoint:

@@ -137,6 +137,9 @@ def _require_sparsifier(
     _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
     _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
+    if counted := state.get("counted"):
+        steps, sums = counted
+        _require(len(sums) == len(fresh["budgets"]) and all(map(_is_count, (steps, *sums))), "sparsifier.counted")
     for name, (positions, total) in state["probes"].items():
         _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
         size = len(positions) * weights[name].block_rows

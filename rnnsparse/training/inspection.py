@@ -12,6 +12,8 @@ from rnnsparse.config import RunConfig
 from rnnsparse.flops import earlier_flops, forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.updater import mean_connections as averaged_connections
+from rnnsparse.storage.checkpoint import Checkpoint
 from rnnsparse.training.build import choose_execution, sparsity_of
 from rnnsparse.training.memory import memory_bytes
 
@@ -24,17 +26,20 @@ def inspect(
     taken: int | None = None,
     device: torch.device | None = None,
     planned: int | None = None,
+    mean_connections: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
     Training FLOPs are those of a whole run, or of its first `taken` steps: with all runs that a recipe makes, and with
     the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
     starts from; a run that is rewound counts as one of its whole length. A method that prunes by the steps that the run
-    was `planned` with, before it was trained longer, is counted by these. Execution and memory are those of a run on
-    `device`, which this machine need not have; by default it is the model's.
+    was `planned` with, before it was trained longer, is counted by these. One that shifts connections from group to
+    group is counted by its `mean_connections`, and by its budgets where a run has none yet. Execution and memory are
+    those of a run on `device`, which this machine need not have; by default it is the model's.
     """
     own = model.embedding.values.device
     device, execution = device or own, model.execution
+    taken = config.training.steps if taken is None else taken
     if device.type != own.type:
         execution, _ = choose_execution(config, device, sparsity_of(budgets))
     blocks = []
@@ -63,7 +68,8 @@ def inspect(
         symbols * micro_batches,
         config.model,
         micro_batches,
-        config.training.steps if taken is None else taken,
+        taken,
+        mean_connections,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:
@@ -77,13 +83,24 @@ def inspect(
         "parameters": parameters,
         "flops_per_character": forward.sparse,
         "dense_flops_per_character": forward.dense,
-        "steps": config.training.steps,
+        "steps": taken,
         "training_flops": training.total,
         "training_flops_vs_dense": training.ratio,
         "execution": execution,
         "device": device.type,
         "memory_bytes": memory_bytes(config, model, budgets, teacher, execution=execution, device=device),
     }
+
+
+def counted_in(saved: Checkpoint, config: RunConfig) -> list[float] | None:
+    """Return the `mean_connections` of the run that a checkpoint is of, or None if it does not tell any.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not (config.method.shifts_budgets and saved.has_training_state):
+        return None
+    return saved.told_by_state(lambda state: averaged_connections(state["sparsifier"].get("counted")))
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -106,7 +106,8 @@ def first_model(config: RunConfig, vocab_size: int, device: torch.device, tokeni
         if config.start.add:
             _add_connections(config, budgets)
     budgets = follow_connections(config, model, budgets, device)
-    _require_counts(config, budgets)
+    decides = "topology" if "topology" in opened else next(iter(opened))
+    _require_counts(config, budgets, decides, opened[decides])
     if "rewind" in opened:
         _require_updates(config, budgets, opened["rewind"])
         if TOPOLOGY_STATE in state and not begins_as_it_ends(config, budgets):
@@ -295,7 +296,7 @@ def _add_connections(config: RunConfig, budgets: list[Budget]) -> None:
         rewire(weight, indices, optimizer=None)
 
 
-def _require_counts(config: RunConfig, budgets: list[Budget]) -> None:
+def _require_counts(config: RunConfig, budgets: list[Budget], key: str, other: Restored) -> None:
     """Make sure that every group has as many connections as its method begins with."""
     for budget in budgets:
         group = budget.group
@@ -307,6 +308,6 @@ def _require_counts(config: RunConfig, budgets: list[Budget]) -> None:
                 else f"method {config.method.name} begins with {wanted * group.block_rows:,}"
             )
             raise UserError(
-                f"start: the other run has {group.entries:,} of {group.matrix_entries:,} connections in {group.name}, "
-                f"but {reason}; use another run, or sparsity.method=static"
+                f"start.{key}: {other.folder}: has {group.entries:,} of {group.matrix_entries:,} connections in "
+                f"{group.name}, but {reason}; use another run, or sparsity.method=static"
             )

@@ -441,9 +441,10 @@ def test_a_text_too_short_to_divide_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "longer.txt").write_text("0123456789" * 10)
     with pytest.raises(UserError, match="its validation part has 5 symbols and needs at least 6"):
         load_corpus(text_config(tmp_path / "longer.txt"), minimum=6)
-    (tmp_path / "one.txt").write_text("a")
-    with pytest.raises(UserError, match="the text has one symbol"):
-        load_text_split(tmp_path / "one.txt", Tokenizer.byte())
+    for text in ("a", "é"):  # which has two bytes
+        (tmp_path / "one.txt").write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=r"one\.txt: the text has one character"):
+            load_text_split(tmp_path / "one.txt", Tokenizer.byte())
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])

@@ -515,3 +515,14 @@ def test_layers_that_block_rows_does_not_select_keep_the_blocks_that_they_have()
 
 def weights_of(model: nn.Module) -> list[SparseWeight]:
     return [module for module in model.modules() if isinstance(module, SparseWeight)]
+
+
+@pytest.mark.parametrize("values", [None, "reset", "keep"])
+def test_an_optimizer_that_has_a_state_before_its_first_step_is_new(values: Any) -> None:
+    layer = rs.Linear(8, 4)
+    optimizer = torch.optim.Adagrad(layer.parameters())
+    sparsifier = rs.sparsify(layer, "rigl", optimizer, steps=4, sparsity=0.5, values=values)
+    sparsifier.backward(layer(torch.ones(3, 8)).square().sum())
+    sparsifier.step()
+    with pytest.raises(ValueError, match="values: these layers have been trained"):
+        rs.sparsify(layer, "rigl", optimizer, steps=4, sparsity=0.5)

@@ -24,6 +24,7 @@ from rnnsparse.data.batches import Lanes
 from rnnsparse.data.corpus import load_corpus
 from rnnsparse.errors import RunFailed, UserError
 from rnnsparse.evaluation import evaluate
+from rnnsparse.flops import forward_flops
 from rnnsparse.reporting.reading import read_runs
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint, manifest
@@ -996,3 +997,38 @@ def test_a_run_whose_lanes_forget_is_resumed_bit_for_bit(tmp_path: Path) -> None
         trained(config, stream=stop_after(3))
     trained(config, resume=True)
     assert_same(traces(tmp_path / "stopped"), traces(tmp_path / "undisturbed"))
+
+
+# ---- what connections cost that move from group to group
+
+SHIFTING = ["sparsity.redistribute=weight", "sparsity.distribution=uniform", "sparsity.interval=2", "sparsity.stop=0.6"]
+
+
+def forward_at(config: RunConfig, step: int) -> int:
+    return forward_flops(restore(config.folder / f"step_{step}", CPU).model).sparse
+
+
+def test_snip_that_moves_connections_to_other_groups_costs_what_they_cost_there(tmp_path: Path) -> None:
+    settings = ["sparsity.method=snip", "sparsity.scope=global", "sparsity.distribution=uniform", "checkpoint.keep=[0]"]
+    config = config_in(tmp_path, "run", *settings)
+    summary = trained(config)
+    mean = (forward_at(config, 0) + (STEPS - 1) * summary["flops_per_character"]) / STEPS
+    assert summary["training_flops"] / summary["characters_seen"] == pytest.approx(3 * mean, rel=2e-3)
+    assert summary["training_flops"] != pytest.approx(flops_of(config), rel=2e-3), "else nothing moved that matters"
+
+
+def test_redistributed_connections_cost_what_they_cost_where_they_are(tmp_path: Path) -> None:
+    keep = f"checkpoint.keep={list(range(STEPS))}"
+    config = config_in(tmp_path, "run", "sparsity.method=set", *SHIFTING, keep)
+    summary = trained(config)
+    mean = sum(forward_at(config, step) for step in range(STEPS)) / STEPS
+    assert summary["training_flops"] / summary["characters_seen"] == pytest.approx(3 * mean, rel=2e-3)
+    assert summary["training_flops"] != pytest.approx(flops_of(config), rel=2e-3), "else nothing moved that matters"
+
+
+def test_a_stopped_run_goes_on_counting_what_connections_cost(tmp_path: Path) -> None:
+    settings = ["sparsity.method=set", *SHIFTING]
+    expected = trained(config_in(tmp_path, "whole", *settings))["training_flops"]
+    config = config_in(tmp_path, "run", *settings)
+    train_in_pieces(config)
+    assert json.loads((config.folder / "summary.json").read_text())["training_flops"] == expected

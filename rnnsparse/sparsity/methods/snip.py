@@ -27,6 +27,10 @@ class SNIP(Method):
     ] = "block"
 
     @property
+    def shifts_budgets(self) -> bool:
+        return self.scope == "global"
+
+    @property
     def replaces_optimizer_step(self) -> bool:
         return True
 

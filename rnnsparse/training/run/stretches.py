@@ -23,8 +23,7 @@ from rnnsparse.settings.training import TrainingConfig
 from rnnsparse.sparsity.drop_grow import DropGrow
 from rnnsparse.sparsity.method import Method
 from rnnsparse.sparsity.schedule import Schedule, annealed, share_of
-from rnnsparse.storage.checkpoint import STATE, Checkpoint
-from rnnsparse.storage.manifest import damaged
+from rnnsparse.storage.checkpoint import Checkpoint
 from rnnsparse.training.step.optim import learning_rate
 
 NAME = "stretches.jsonl"
@@ -136,12 +135,7 @@ def planned_in(saved: Checkpoint, config: RunConfig) -> int:
     """
     if not (_keeps_its_plan(config.method) and saved.has_training_state):
         return config.training.steps
-    try:
-        return planned_steps(config, from_state(saved.training_state().get("stretches", []), saved.step))
-    except UserError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise damaged(saved.folder / STATE, "does not fit this run") from error
+    return saved.told_by_state(lambda state: planned_steps(config, from_state(state.get("stretches", []), saved.step)))
 
 
 def _made(config: RunConfig, steps: int) -> int:
