@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import re
 import runpy
 import shlex
@@ -259,6 +260,30 @@ def in_blocks(one: Table) -> None:
         both = [found[cell, sparsity, method, rows] for rows in (1, 4, 8, 16)]
         shown = [f"{statistics.mean(bits):.3f} ± {statistics.stdev(bits):.3f}" for bits in both]
         wanted.append([f"{cell.upper()}, {sparsity:.0%}, {method}", *shown])
+    assert one.rows == wanted
+
+
+@checks("at equal arithmetic")
+def equal_arithmetic(one: Table) -> None:
+    """RigL's bits for as much arithmetic lie on the line through its own, once and twice as long, over log FLOPs."""
+    found: dict[tuple[str, float, Any, float], list[tuple[float, float]]] = {}
+    for run in json.loads((RESULTS / "equal_arithmetic.json").read_text())["runs"]:
+        sparsity, summary = run["config"]["sparsity"], run["summary"]
+        case = run["config"]["model"]["cell"], sparsity["sparsity"], sparsity.get("pool")
+        costs = summary["bits_per_character"], summary["training_flops"]
+        found.setdefault((*case, run["config"]["training"]["multiplier"]), []).append(costs)
+    wanted = []
+    for cell, sparsity in [*(("gru", share) for share in (0.75, 0.9, 0.95, 0.98)), ("lstm", 0.9), ("lstm", 0.95)]:
+        once, twice, default, cheap = (
+            found[cell, sparsity, *rest] for rest in ((None, 1.0), (None, 2.0), (3.0, 1.0), (1.0, 1.0))
+        )
+        bits = [statistics.mean(b for b, _ in runs) for runs in (once, twice)]
+        row = [f"{cell.upper()}, {sparsity:.0%}", *(f"{b:.3f}" for b in bits)]
+        slope = (bits[1] - bits[0]) / math.log(twice[0][1] / once[0][1])
+        for runs in (default, cheap):
+            own, times = statistics.mean(b for b, _ in runs), runs[0][1] / once[0][1]
+            row += [f"{own:.3f}", f"{times:.2f}", f"{bits[0] + slope * math.log(times) - own:+.3f}"]
+        wanted.append(row)
     assert one.rows == wanted
 
 
