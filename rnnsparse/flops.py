@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from rnnsparse.nn.language_model import CharLM
 from rnnsparse.nn.weight import SparseWeight
 from rnnsparse.settings.model import ModelConfig
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, Counted
 from rnnsparse.sparsity.method import Method
 
 
@@ -70,7 +70,7 @@ def training_flops(
     reference: ModelConfig | None = None,
     micro_batches: int = 1,
     taken: int | None = None,
-    mean_connections: Sequence[float] | None = None,
+    counted: Counted | None = None,
 ) -> TrainingFlops:
     """Return the cost of a run of `steps` optimizer steps by `method`, which ends with the connections in `budgets`.
 
@@ -79,10 +79,11 @@ def training_flops(
         reference: the dense model to compare with, by default one of this model's shape.
         micro_batches: into how many parts the characters of a step are divided.
         taken: after how many steps the run has ended, by default all; they may be more than it was planned with.
-        mean_connections: of each budget, as `Updater` counted them, where no plan knows them.
+        counted: by `Updater`, where no plan knows how many connections each budget has.
     """
-    if mean_connections is not None:
-        budgets = [replace(b, connections=round(n)) for b, n in zip(budgets, mean_connections, strict=True)]
+    is_counted = counted is not None and counted[0] > 0
+    if counted is not None and is_counted:
+        budgets = [replace(b, connections=round(n / counted[0])) for b, n in zip(budgets, counted[1], strict=True)]
     sparse = _product_flops(model, budgets, [budget.connections for budget in budgets])
     first = _product_flops(
         model, budgets, [b.connections if b.dense else method.initial_connections(b) for b in budgets]
@@ -93,7 +94,7 @@ def training_flops(
     yardstick = dense if reference is None else forward_flops(CharLM(reference, model.vocab_size)).dense
     taken = steps if taken is None else taken
     mean = sparse + change
-    if mean_connections is None:
+    if not is_counted:
         mean = method.mean_forward_flops(mean, first + change, steps, taken)
     return TrainingFlops(
         per_character=method.training_flops(mean, dense + change, steps) + _pool_flops(method, model, budgets),

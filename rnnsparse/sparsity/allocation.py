@@ -18,6 +18,9 @@ from rnnsparse.randomness import draw_positions, generator_for
 from rnnsparse.settings.sparsity import BudgetConfig
 from rnnsparse.sparsity.group import Group, make_groups, weight_topologies
 
+# A number of steps, and for each budget the sum of the connections that its group had in them.
+Counted = tuple[int, list[int]]
+
 
 @dataclass(frozen=True)
 class Budget:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rnnsparse.nn.gradients import DenseGradient, Marginals
 from rnnsparse.nn.layers import Embedding
 from rnnsparse.nn.weight import SparseWeight
-from rnnsparse.sparsity.allocation import Budget
+from rnnsparse.sparsity.allocation import Budget, Counted
 from rnnsparse.sparsity.ever_active import EverActive
 from rnnsparse.sparsity.group import weight_topologies
 from rnnsparse.sparsity.method import Method, StepContext
@@ -53,8 +53,8 @@ class Updater:
         self.connections_moved = 0
         self.last_moved_share = 0.0
         self.ever_active = EverActive(self._groups, seed)
-        # Steps so far, and of each budget the connections that it had in them, summed; None if some were not counted.
-        self._counted: tuple[int, list[int]] | None = (0, [0] * len(self.budgets))
+        # Of a method that shifts budgets. None goes on from a checkpoint of an earlier version, which did not count.
+        self.counted: Counted | None = (0, [0] * len(self.budgets))
         # The step whose update is still to be made, or to be made up for.
         self._due: int | None = None
 
@@ -64,8 +64,6 @@ class Updater:
             self._due = step  # it does the work of an earlier one, too
         context = self._context(step)
         collects = self.method.needs_dense_gradient(context)
-        if self.method.shifts_budgets:
-            self._count_connections(step)
         for weight in self._weights:
             weight.marginals = None  # a step that came to nothing may have left some
         self._draw_pools(context)
@@ -74,16 +72,6 @@ class Updater:
             weight.dense_gradient = DenseGradient() if collects else None
             if weight.pool:
                 weight.pool.start_step()
-
-    def _count_connections(self, step: int) -> None:
-        if self._counted and self._counted[0] < step:  # not again after a backward pass that failed
-            counts = zip(self._counted[1], self.budgets, strict=True)
-            self._counted = step, [count + budget.group.connections for count, budget in counts]
-
-    @property
-    def mean_connections(self) -> list[float] | None:
-        """Connections of each budget, averaged over all steps so far, if the method shifts them and all are known."""
-        return mean_connections(self._counted)
 
     def _watch_factors(self, step: int) -> None:
         """Begin to collect the marginals of a step's gradients, if it needs any; masked forward passes have to know."""
@@ -104,6 +92,12 @@ class Updater:
 
         `gradient_scale` is what the loss was multiplied with (mixed precision); dense gradients are divided by it.
         """
+        if self.method.shifts_budgets and self.counted:
+            steps, sums = self.counted
+            self.counted = (
+                steps + 1,
+                [n + budget.group.connections for n, budget in zip(sums, self.budgets, strict=True)],
+            )
         context = self._context(step)
         if self.method.needs_dense_gradient(context):
             for weight in self._weights:
@@ -188,7 +182,7 @@ class Updater:
             "connections_moved": self.connections_moved,
             "last_moved_share": self.last_moved_share,
             "ever_active": self.ever_active.state_dict(),
-            "counted": self._counted,
+            "counted": self.counted,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,12 +200,4 @@ class Updater:
         self.connections_moved = state["connections_moved"]
         self.last_moved_share = state["last_moved_share"]
         self.ever_active.load_state_dict(state["ever_active"])
-        self._counted = state.get("counted")  # which checkpoints of earlier versions do not have
-
-
-def mean_connections(counted: tuple[int, list[int]] | None) -> list[float] | None:
-    """Return the averages that `Updater.mean_connections` tells, from what its state has as "counted"."""
-    if not counted or not counted[0]:
-        return None
-    steps, sums = counted
-    return [count / steps for count in sums]
+        self.counted = state.get("counted")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rnnsparse.errors import UserError
 from rnnsparse.nn.weight import SparseWeight
+from rnnsparse.sparsity.allocation import Counted
 from rnnsparse.sparsity.method import Method
 from rnnsparse.storage.manifest import damaged
 
@@ -137,9 +138,7 @@ def _require_sparsifier(
     _require(_is_count(state["updates"]) and _is_count(state["connections_moved"]), "sparsifier")
     _require(_is_finite(state["last_moved_share"]), "sparsifier.last_moved_share")
     _require(state["due"] is None or _is_count(state["due"]), "sparsifier.due")
-    if counted := state.get("counted"):
-        steps, sums = counted
-        _require(len(sums) == len(fresh["budgets"]) and all(map(_is_count, (steps, *sums))), "sparsifier.counted")
+    as_counted(state.get("counted"), len(fresh["budgets"]))
     for name, (positions, total) in state["probes"].items():
         _require(_is_plain(positions, torch.int64) and positions.dim() == 1, "sparsifier.probes")
         size = len(positions) * weights[name].block_rows
@@ -153,6 +152,19 @@ def _require_sparsifier(
         _require(counts and start < stride, "sparsifier.ever_active")
         followed = len(range(start, weights[name].topology.positions, stride))
         _require(_is_plain(bits, torch.uint8) and bits.shape == (-(-followed // 8),), "sparsifier.ever_active")
+
+
+def as_counted(counted: Any, budgets: int) -> Counted | None:
+    """Return what an `Updater` of so many budgets has counted, if that is what it is; earlier versions had none.
+
+    Raises:
+        ValueError, TypeError: it is something else.
+    """
+    if counted is None:
+        return None
+    steps, sums = counted
+    _require(len(sums) == budgets and all(map(_is_count, (steps, *sums))), "sparsifier.counted")
+    return steps, list(sums)
 
 
 def _require_method(state: Mapping[str, Any], shapes: Mapping[str, Mapping[str, Tensor]]) -> None:

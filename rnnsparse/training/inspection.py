@@ -11,9 +11,9 @@ import torch
 from rnnsparse.config import RunConfig
 from rnnsparse.flops import earlier_flops, forward_flops, training_flops
 from rnnsparse.nn.language_model import CharLM
-from rnnsparse.sparsity.allocation import Budget
-from rnnsparse.sparsity.updater import mean_connections as averaged_connections
+from rnnsparse.sparsity.allocation import Budget, Counted
 from rnnsparse.storage.checkpoint import Checkpoint
+from rnnsparse.storage.training_state import as_counted
 from rnnsparse.training.build import choose_execution, sparsity_of
 from rnnsparse.training.memory import memory_bytes
 
@@ -26,7 +26,7 @@ def inspect(
     taken: int | None = None,
     device: torch.device | None = None,
     planned: int | None = None,
-    mean_connections: Sequence[float] | None = None,
+    counted: Counted | None = None,
 ) -> dict[str, Any]:
     """Return blocks, totals, FLOPs and memory as plain data; `positions` leaves out blocks that are dense by name.
 
@@ -34,7 +34,7 @@ def inspect(
     the forward passes of the `teacher` that the configuration names, but without what another run cost that this one
     starts from; a run that is rewound counts as one of its whole length. A method that prunes by the steps that the run
     was `planned` with, before it was trained longer, is counted by these. One that shifts connections from group to
-    group is counted by its `mean_connections`, and by its budgets where a run has none yet. Execution and memory are
+    group goes by the connections that it `counted`, and by its budgets before its first step. Execution and memory are
     those of a run on `device`, which this machine need not have; by default it is the model's.
     """
     own = model.embedding.values.device
@@ -55,8 +55,8 @@ def inspect(
                     "density": count / (rows * weight.cols),
                 }
             )
-    counted = [budget.group for budget in budgets if not budget.dense]
-    connections, positions = sum(g.entries for g in counted), sum(g.matrix_entries for g in counted)
+    groups = [budget.group for budget in budgets if not budget.dense]
+    connections, positions = sum(g.entries for g in groups), sum(g.matrix_entries for g in groups)
     parameters = sum(p.numel() for p in model.parameters())
     forward = forward_flops(model)
     symbols, micro_batches = config.training.batch_size * config.training.sequence_length, config.training.accumulate
@@ -69,7 +69,7 @@ def inspect(
         config.model,
         micro_batches,
         taken,
-        mean_connections,
+        counted,
     )
     extra = earlier_flops(config.method, model, budgets, config.training.steps, symbols)
     if teacher is not None:
@@ -92,15 +92,15 @@ def inspect(
     }
 
 
-def counted_in(saved: Checkpoint, config: RunConfig) -> list[float] | None:
-    """Return the `mean_connections` of the run that a checkpoint is of, or None if it does not tell any.
+def counted_in(saved: Checkpoint, config: RunConfig, budgets: Sequence[Budget]) -> Counted | None:
+    """Return what the run that a checkpoint is of has counted, or None if it does not tell.
 
     Raises:
         UserError: it cannot be read.
     """
     if not (config.method.shifts_budgets and saved.has_training_state):
         return None
-    return saved.told_by_state(lambda state: averaged_connections(state["sparsifier"].get("counted")))
+    return saved.told_by_state(lambda state: as_counted(state["sparsifier"].get("counted"), len(budgets)))
 
 
 def table(report: dict[str, Any]) -> list[str]:

@@ -243,7 +243,7 @@ class Trainer:
             teacher.model if teacher and config.training.teacher is not None else None,
             taken,
             planned=self.learner.sparsifier.total_steps,
-            mean_connections=self.learner.sparsifier.mean_connections,
+            counted=self.learner.sparsifier.counted,
         )
 
     def _peak_memory(self) -> int:

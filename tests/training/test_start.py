@@ -610,3 +610,11 @@ def test_a_ticket_of_blocks_starts_from_a_dense_run_in_blocks(tmp_path: Path) ->
     for name, weight in sparse.items():
         assert weight.block_rows == dense[name].block_rows == (2 if name.startswith("rnn") else 1)
         assert (dense[name].is_full, weight.is_full) == (True, False)
+
+
+def test_a_checkpoint_with_too_few_connections_is_named_by_key_and_place(tmp_path: Path) -> None:
+    prune = ["sparsity.method=prune", "sparsity.start=0.1", "sparsity.stop=0.9", "sparsity.interval=2"]
+    trained(config_in(tmp_path, "source", *prune, "checkpoint.keep=[1, 5]"))
+    trained(started(tmp_path, tmp_path, "early", *prune, rewind="source/step_1"))
+    with pytest.raises(UserError, match=rf"^start\.rewind: {tmp_path}/source/step_5: has \d+ of \d+ connections in "):
+        trained(started(tmp_path, tmp_path, "late", *prune, rewind="source/step_5"))

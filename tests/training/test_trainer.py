@@ -30,7 +30,7 @@ from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint, manifest
 from rnnsparse.training.banner import banner
 from rnnsparse.training.build import new_model, restore
-from rnnsparse.training.inspection import inspect
+from rnnsparse.training.inspection import counted_in, inspect
 from rnnsparse.training.measured_text import other_text, own_text
 from rnnsparse.training.run import lock
 from rnnsparse.training.run.interrupts import Interrupted
@@ -1032,3 +1032,20 @@ def test_a_stopped_run_goes_on_counting_what_connections_cost(tmp_path: Path) ->
     config = config_in(tmp_path, "run", *settings)
     train_in_pieces(config)
     assert json.loads((config.folder / "summary.json").read_text())["training_flops"] == expected
+
+
+def test_a_run_rewound_with_another_method_costs_what_its_own_steps_cost(tmp_path: Path) -> None:
+    source = config_in(tmp_path, "source", "sparsity.method=static", *SHIFTING[1:2], f"checkpoint.keep=[{STEPS - 1}]")
+    trained(source)
+    settings = ["sparsity.method=set", *SHIFTING, f"start.rewind={source.folder / f'step_{STEPS - 1}'}"]
+    summary = trained(config_in(tmp_path, "rewound", *settings))
+    assert summary["training_flops"] == pytest.approx(trained(source, resume=True)["training_flops"])
+
+
+def test_damaged_counts_are_a_user_error_of_inspect(tmp_path: Path) -> None:
+    config = config_in(tmp_path, "run", "sparsity.method=set", *SHIFTING)
+    trained(config)
+    restored = restore(config.folder, CPU)
+    assert counted_in(restored.saved, config, restored.budgets)
+    with pytest.raises(UserError, match="does not fit this run"):
+        counted_in(restored.saved, config, restored.budgets[1:])
