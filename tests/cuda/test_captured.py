@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +95,18 @@ def test_a_run_without_room_for_a_graph_is_an_ordinary_one(tmp_path: Path, monke
     trainer = trainer_in(tmp_path, "run", "sparsity.method=static")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 1 << 30))
     assert replays(trainer, monkeypatch) == 0
+
+
+def test_capturing_outlives_the_garbage_of_an_earlier_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["sparsity.method=scout", *UPDATES]
+    earlier = [trainer_in(tmp_path, str(number), *settings) for number in range(3)]
+    for trainer in earlier:
+        replays(trainer, monkeypatch)
+    trainer = trainer_in(tmp_path, "last", *settings)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)  # collect wherever Python may
+    try:
+        earlier.clear()
+        assert replays(trainer, monkeypatch) >= 30
+    finally:
+        gc.set_threshold(*thresholds)

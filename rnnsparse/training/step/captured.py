@@ -6,7 +6,9 @@ each time step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,7 +85,7 @@ class CapturedPass:
         memory = self._graph.pool() if self._graph else None
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _no_garbage_collected():
             graph.capture_begin(pool=memory)
             try:
                 self._results = [result.detach() for result in self.compute(*self._arguments)]
@@ -94,3 +96,15 @@ class CapturedPass:
         for parameter in self._parameters:
             parameter.grad = None  # nothing has been computed yet
         return graph
+
+
+@contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """Keep what is unreachable, such as graphs of an earlier training: freeing one breaks a capture that goes on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
