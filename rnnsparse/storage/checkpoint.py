@@ -44,10 +44,11 @@ def save(
     training_state: dict[str, Any] | None,
     text: TextIdentity | None = None,
     keep: Path | None = None,
+    halved: bool = False,
 ) -> None:
     """Write a checkpoint in the place of the one in `folder`, if any; without `training_state` a slim one.
 
-    `text` is what the model was trained on, None where that is not known.
+    `text` is what the model was trained on, None where that is not known. `halved` rounds values and biases to fp16.
 
     At every instant `resolve(folder)` is a complete checkpoint, the old or the new one. The old one then takes the
     place of that in `keep`, if given.
@@ -63,7 +64,7 @@ def save(
         with atomic.replacing(folder, keep=keep) as new:
             new.joinpath(TOKENIZER).write_text(tokenizer_json, encoding="utf-8", newline="")
             new.joinpath(CONFIG).write_text(config_yaml, encoding="utf-8", newline="")
-            new.joinpath(WEIGHTS).write_bytes(weights.to_bytes(model, {"format": "pt"}))
+            new.joinpath(WEIGHTS).write_bytes(weights.to_bytes(model, {"format": "pt"}, halved=halved))
             if training_state is not None:
                 with new.joinpath(STATE).open("wb") as file:
                     torch.save(training_state, file)

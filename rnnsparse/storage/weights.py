@@ -7,8 +7,9 @@ Of each gate of a weight, under the gate's name:
     columns [N]                             absent, like the pointers, if all positions are connections
     left_basis [R, R], right_basis [C, C]   if it has a basis that its shape does not tell (`nn/basis.py`)
 
-and biases under their parameter names. Where connections are blocks of b rows, N is how many blocks there are, and rows
-are rows of blocks. `_layout` describes all of them; what is written, required and read follows.
+and biases under their parameter names. Values and biases are of the model's type, or rounded to fp16. Where connections
+are blocks of b rows, N is how many blocks there are, and rows are rows of blocks. `_layout` describes all of them; what
+is written, required and read follows.
 
 Shape suffixes: R rows of a gate, C columns, N its connections.
 """
@@ -59,7 +60,10 @@ Count = Callable[[SparseWeight, Gate], int | None]
 
 def _layout(model: CharLM, count: Count) -> dict[str, Stored]:
     """Return by name what a file holds of a model with so many connections in each gate."""
-    stored = {name: Stored(tuple(bias.shape), (bias.dtype,), bias.detach) for name, bias in _biases(model).items()}
+    stored = {
+        name: Stored(tuple(bias.shape), (bias.dtype, torch.float16), bias.detach)
+        for name, bias in _biases(model).items()
+    }
     for weight in model.sparse_weights().values():
         for number, gate in enumerate(weight.gates):
             parts = _parts(weight, number, count(weight, gate))
@@ -69,7 +73,7 @@ def _layout(model: CharLM, count: Count) -> dict[str, Stored]:
 
 def _parts(weight: SparseWeight, number: int, connections: int | None) -> dict[str, Stored]:
     """Return what a file holds of one gate."""
-    gate, basis, cols, numbers = weight.gates[number], weight.basis, weight.cols, (weight.values.dtype,)
+    gate, basis, cols, number_type = weight.gates[number], weight.basis, weight.cols, weight.values.dtype
     rows, height = gate.stop_row - gate.start_row, weight.block_rows
 
     def own(of_weight: Tensor) -> Tensor:
@@ -80,7 +84,8 @@ def _parts(weight: SparseWeight, number: int, connections: int | None) -> dict[s
         return pointers_R - pointers_R[0]
 
     size = rows // height * cols if connections is None else connections
-    parts = {"values": Stored((size,) if height == 1 else (size, height), numbers, lambda: own(weight.values.detach()))}
+    shape = (size,) if height == 1 else (size, height)
+    parts = {"values": Stored(shape, (number_type, torch.float16), lambda: own(weight.values.detach()))}
     # Only the count tells that a gate is full: a connection may have the value zero.
     if connections is not None:
         # The smallest types that can number what they count, and that safetensors can hold.
@@ -88,8 +93,8 @@ def _parts(weight: SparseWeight, number: int, connections: int | None) -> dict[s
         parts["row_pointers"] = Stored((rows // height + 1,), pointer_types, row_pointers)
         parts["columns"] = Stored((size,), (column_type(cols),), lambda: own(weight.topology.columns))
     if basis and not basis.derived:
-        parts["left_basis"] = Stored((rows, rows), numbers, lambda: basis.left_KRR[number])
-        parts["right_basis"] = Stored((cols, cols), numbers, lambda: basis.right_KCC[number])
+        parts["left_basis"] = Stored((rows, rows), (number_type,), lambda: basis.left_KRR[number])
+        parts["right_basis"] = Stored((cols, cols), (number_type,), lambda: basis.right_KCC[number])
     return parts
 
 
@@ -105,22 +110,28 @@ def _size(weight: SparseWeight, gate: Gate) -> int:
 # ---- writing
 
 
-def tensors(model: CharLM) -> dict[str, Tensor]:
-    """Return what is stored of `model` by name, on the CPU; it may share memory with the model."""
+def tensors(model: CharLM, *, halved: bool = False) -> dict[str, Tensor]:
+    """Return what is stored of `model` by name, on the CPU; it may share memory with the model.
+
+    `halved` rounds values and biases to fp16, in which they take half of the space or less.
+    """
 
     def count(weight: SparseWeight, gate: Gate) -> int | None:
         start, stop = weight.bounds(gate.start_row, gate.stop_row)
         connections = stop - start
         return connections if connections < _size(weight, gate) else None
 
-    return {name: stored.content().cpu().to(stored.types[0]) for name, stored in _layout(model, count).items()}
+    def written(stored: Stored) -> Tensor:
+        return stored.content().cpu().to(torch.float16 if halved and torch.float16 in stored.types else stored.types[0])
+
+    return {name: written(stored) for name, stored in _layout(model, count).items()}
 
 
-def to_bytes(model: CharLM, metadata: dict[str, str]) -> bytes:
-    """Return a safetensors file with the topology, values and biases of `model`."""
+def to_bytes(model: CharLM, metadata: dict[str, str], *, halved: bool = False) -> bytes:
+    """Return a safetensors file with the topology, values and biases of `model`, the latter two `halved` or not."""
     # The same bytes as by safetensors.torch, which makes a ctypes array type of each length in bytes that it meets, and
     # these are kept for ever (numpy.ctypeslib.as_array): where counts change, every checkpoint left some 50 kB behind.
-    return save({name: tensor.contiguous().numpy() for name, tensor in tensors(model).items()}, metadata)
+    return save({name: tensor.contiguous().numpy() for name, tensor in tensors(model, halved=halved).items()}, metadata)
 
 
 # ---- reading
@@ -164,7 +175,7 @@ class WeightsFile:
         return layout
 
     def apply(self, model: CharLM) -> None:
-        """Give `model` the topology, values and biases of the file, bit for bit, on the device it is on.
+        """Give `model` the topology, values and biases of the file, bit for bit, on its device and in its type.
 
         Raises:
             UserError: the file is of another model, or holds no valid topology; `model` is then unchanged.

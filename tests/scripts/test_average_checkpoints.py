@@ -44,6 +44,30 @@ def test_the_mean_of_checkpoints_is_a_checkpoint(runs: Path) -> None:
         assert torch.equal(weight.indices, both[0].sparse_weights()[name].indices)
 
 
+def test_one_checkpoint_in_16_bits_is_smaller_and_rounded(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["average_checkpoints.py", str(runs / "first"), "--out", str(runs / "halved"), "--fp16"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert average_checkpoints.main() == 0
+    halved, whole = (restore(runs / name, CPU).model for name in ("halved", "first"))
+    for found, expected in zip(halved.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected.half().float())
+    sizes = [(runs / folder / "model.safetensors").stat().st_size for folder in ("halved", "first/last")]
+    assert sizes[0] < sizes[1]
+
+
+def test_a_value_too_large_for_16_bits_is_refused(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = restore(runs / "first", CPU)
+    with torch.no_grad():
+        found.model.embedding.values[0] = 1e5
+    monkeypatch.setattr(average_checkpoints, "restore", lambda *_: found)
+    monkeypatch.setattr(sys, "argv", ["average_checkpoints.py", "any", "--out", str(runs / "new"), "--fp16"])
+    assert average_checkpoints.main() == 2
+    assert "has values beyond 65,504; leave it out" in capsys.readouterr().err
+    assert not (runs / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "out", "message"),
     [

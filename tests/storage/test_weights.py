@@ -66,6 +66,20 @@ def test_a_file_is_the_one_that_safetensors_writes_for_torch(tmp_path: Path, dty
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_halved_numbers_come_back_as_the_nearest_that_fp16_has(tmp_path: Path, dtype: torch.dtype) -> None:
+    config = ModelConfig(cell="lstm", embedding_dim=3, hidden_size=4, layer_norm=True)
+    model, other = (model_of(config, seed=seed).to(dtype) for seed in (0, 1))
+    (tmp_path / "whole").write_bytes(weights.to_bytes(model, {}))
+    (tmp_path / "halved").write_bytes(weights.to_bytes(model, {}, halved=True))
+    assert (tmp_path / "halved").stat().st_size < (tmp_path / "whole").stat().st_size
+    WeightsFile(tmp_path / "halved").apply(other)
+    for found, expected in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(found, expected.half().to(dtype))
+    for name, weight in other.sparse_weights().items():
+        assert torch.equal(weight.indices, model.sparse_weights()[name].indices)
+
+
 def test_files_of_changing_lengths_leave_nothing_in_memory(tmp_path: Path) -> None:
     model = model_of(ModelConfig(cell="gru", embedding_dim=4, hidden_size=16))
     weight = model.sparse_weights()["rnn.0.recurrent"]
