@@ -21,7 +21,7 @@ import pytest
 
 from rnnsparse import yaml12
 from rnnsparse.cli import main
-from rnnsparse.config import load_config
+from rnnsparse.config import load_config, parse_config
 from rnnsparse.recipes.sweep import load_sweep
 from rnnsparse.sparsity.method import METHODS
 from rnnsparse.storage import checkpoint
@@ -289,3 +289,5 @@ def test_the_model_that_comes_along_is_small_and_tells_nothing_of_the_machine_th
     )
     assert places
     assert not [place for place in places if place.startswith(("/", "~"))]
+    made_by = load_config(ROOT / "configs/demo.yaml", ["run.dir=checkpoints/demo-run"])
+    assert parse_config(saved.config, "demo") == made_by
