@@ -323,6 +323,16 @@ def recipes(one: Table) -> None:
     assert one.rows == wanted
 
 
+@checks("in core minutes")
+def first_recipe_and_recommended(one: Table) -> None:
+    bits: dict[str, dict[int, list[float]]] = {"gru": {}, "lstm": {}}
+    for run in json.loads((RESULTS / "defaults.json").read_text())["runs"]:
+        of_length = bits[run["config"]["model"]["cell"]].setdefault(run["config"]["training"]["steps"], [])
+        of_length.append(run["summary"]["bits_per_character"])
+    rows = [[spread(each) for _, each in sorted(lengths.items())] for lengths in bits.values()]
+    assert one.rows == [["the first recipe", *rows[0]], ["recommended.yaml", *rows[1]]]
+
+
 @checks("minutes")
 def in_the_same_minutes(one: Table) -> None:
     table_of = runpy.run_path(str(ROOT / "scripts/benchmark_pareto.py"))["table"]
