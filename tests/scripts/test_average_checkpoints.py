@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rnnsparse.storage import checkpoint
 from rnnsparse.training.build import restore
 from scripts import average_checkpoints
 from tests.training.test_trainer import config_in, trained
@@ -61,8 +62,10 @@ def test_a_value_too_large_for_16_bits_is_refused(
     found = restore(runs / "first", CPU)
     with torch.no_grad():
         found.model.embedding.values[0] = 1e5
-    monkeypatch.setattr(average_checkpoints, "restore", lambda *_: found)
-    monkeypatch.setattr(sys, "argv", ["average_checkpoints.py", "any", "--out", str(runs / "new"), "--fp16"])
+    texts = {"tokenizer_json": found.saved.tokenizer_json, "config_yaml": found.saved.config_yaml}
+    checkpoint.save(runs / "large", step=1, model=found.model, training_state=None, **texts)
+    words = ["average_checkpoints.py", str(runs / "large"), "--out", str(runs / "new"), "--fp16"]
+    monkeypatch.setattr(sys, "argv", words)
     assert average_checkpoints.main() == 2
     assert "has values beyond 65,504; leave it out" in capsys.readouterr().err
     assert not (runs / "new").exists()

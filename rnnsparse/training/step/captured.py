@@ -100,7 +100,7 @@ class CapturedPass:
 
 @contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """Keep what is unreachable, such as graphs of an earlier training: freeing one breaks a capture that goes on."""
+    """Keep what is unreachable, such as graphs of an earlier training: freeing one may break the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:
