@@ -30,7 +30,7 @@ ROW_BYTES = 128  # of activations: two AVX-512 registers; a wider batch is sever
 # A range of activations that is read again and again should stay in the first-level cache, unless that leaves too few
 # connections of a row in it.
 FIRST_CACHE_BYTES = 32 * 1024
-FEWEST_CONNECTIONS = 10
+FEWEST_CONNECTIONS = 40
 GROUP_ROWS = 128
 FEWEST_GROUPS = 8  # for threads to share, as long as a group is not smaller than the tallest block or these columns
 TALLEST_BLOCK = 16
