@@ -27,7 +27,7 @@ from rnnsparse.kernels.dots import (
 )
 from rnnsparse.kernels.emit import VECTOR_BYTES
 from rnnsparse.kernels.matrix import ROW_BYTES, Matrix, share
-from rnnsparse.kernels.vector import add_up, at, prefetch
+from rnnsparse.kernels.vector import add_up, at, look_up, prefetch, store, zero
 
 # Rows of a group come in no order that a processor could guess, so they are asked for some runs ahead.
 AHEAD = 8
@@ -88,6 +88,19 @@ def _product(thread, threads, row, order, values, x, x_step, y, y_step, times):
 
 
 @kernel
+def _new_product(thread, threads, row, order, values, x, x_step, y, size, times):
+    """The same for one gate, where nothing is in y [T, size] yet."""
+    first, last = share(thread, threads, order)
+    width = VECTOR_BYTES // y.itemsize
+    group_size = order.units * len(row) * width
+    for t in range(times):
+        for group in range(first, last):
+            for place in range(t * size + group * group_size, t * size + min((group + 1) * group_size, size), width):
+                store(y, place, zero(y))
+            add_group(row, order, values, group, x, t * x_step, y, t * size)
+
+
+@kernel
 def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, out, room):
     first, last = share(thread, threads, order)
     height, last_run = len(order.adds), order.groups[last] - 1
@@ -130,9 +143,9 @@ def _sampled_product(thread, threads, row, order, g, g_step, x, x_step, times, o
 
 
 @kernel
-def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch, room):
-    rows, symbols = table.shape
-    width = VECTOR_BYTES // g.itemsize
+def _sum_by_symbol(thread, threads, g, g_step, rows, tokens, table, first, batch, room):
+    tiles, _, tile_symbols = table.shape
+    width, symbols = VECTOR_BYTES // g.itemsize, tiles * tile_symbols
     pieces, sums = -(-rows // width), thread * symbols * width
     # A vector of rows at a time, so that the sums of all symbols stay in the nearest cache while the text goes by.
     for piece in range(pieces * thread // threads, pieces * (thread + 1) // threads):
@@ -149,9 +162,26 @@ def _sum_by_symbol(thread, threads, g, g_step, tokens, table, batch, room):
                 for i in range(high - low):
                     for b in range(batch):
                         room[sums + tokens[t, b] * width + i] += g[g_0 + i * batch + b]
-        for symbol in range(symbols):
+        for tile in range(tiles):
             for row in range(low, high):
-                table[row, symbol] += room[sums + symbol * width + row - low]
+                place = sums + tile * tile_symbols * width + row - low
+                for symbol in range(tile_symbols):
+                    table[tile, first + row, symbol] = room[place + symbol * width]
+
+
+@kernel
+def _transpose(thread, threads, x, tiles, rows, batch, numbers, out):
+    width = VECTOR_BYTES // x.itemsize
+    pieces = -(-rows // width)
+    first, last = pieces * thread // threads * width, min(pieces * (thread + 1) // threads * width, rows)
+    whole = first + (last - first) // width * width
+    for start in range(0, tiles * rows * batch, rows * batch):
+        for b in range(0, batch, width):
+            for row in range(first, whole, width):
+                look_up(x, batch, start + b, numbers, row, out, start + b * rows + row, rows)
+        for row in range(whole, last):
+            for b in range(batch):
+                out[start + b * rows + row] = x[start + row * batch + b]
 
 
 def flat(x_TFB: Tensor) -> NDArray[np.floating]:
@@ -190,6 +220,18 @@ def add_transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor, x_TCB:
     )  # fmt: skip
 
 
+def transposed_product(matrix: Matrix, values: Tensor, g_TRB: Tensor) -> Tensor:
+    """Return x = W^T g [T, C, B] at every moment."""
+    _require_alike(values, g_TRB)
+    order = matrix.by_column
+    x_TCB = memory.empty((len(g_TRB), matrix.column_count, g_TRB.shape[2]), g_TRB.dtype)
+    threads.run(
+        _new_product, row_of(g_TRB), order, order.arranged(values),
+        flat(g_TRB), g_TRB.stride(0), x_TCB.view(-1).numpy(), x_TCB.stride(0), len(x_TCB),
+    )  # fmt: skip
+    return x_TCB
+
+
 def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Tensor) -> None:
     """out[k] += sum over moments and batch of g[row of k] * x[column of k]: the gradient of the connections alone."""
     _require_alike(g_TRB, x_TCB, out_N)
@@ -205,9 +247,23 @@ def add_sampled_product(matrix: Matrix, g_TRB: Tensor, x_TCB: Tensor, out_N: Ten
     order.add_back(sums, out_N)
 
 
-def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_RV: Tensor) -> None:
-    """table[r, v] += sum of g[t, r, b] over all moments whose symbol tokens[t, b] is v."""
-    room = memory.zeros((threads.thread_count() * vector_width(g_TRB.dtype) * table_RV.shape[1],), g_TRB.dtype)
+def sum_by_symbol(g_TRB: Tensor, tokens_TB: Tensor, table_QRS: Tensor, first: int = 0) -> None:
+    """Set table[q, first + r, s] to the sum of g[t, r, b] over all moments whose symbol tokens[t, b] is q * S + s.
+
+    The table is contiguous: Q tiles of S symbols.
+    """
+    symbols = table_QRS.shape[0] * table_QRS.shape[2]
+    room = memory.empty((threads.thread_count() * vector_width(g_TRB.dtype) * symbols,), g_TRB.dtype)
     threads.run(
-        _sum_by_symbol, flat(g_TRB), g_TRB.stride(0), tokens_TB.numpy(), table_RV.numpy(), g_TRB.shape[2], room.numpy(),
+        _sum_by_symbol, flat(g_TRB), g_TRB.stride(0), g_TRB.shape[1], tokens_TB.numpy(), table_QRS.numpy(), first,
+        g_TRB.shape[2], room.numpy(),
     )  # fmt: skip
+
+
+def transposed(x_TRB: Tensor) -> Tensor:
+    """Return contiguous [T, B, R] of contiguous [T, R, B]; B is whole vectors."""
+    tiles, rows, batch = x_TRB.shape
+    out_TBR = memory.empty((tiles, batch, rows), x_TRB.dtype)
+    numbers = np.arange(rows, dtype=np.int32)
+    threads.run(_transpose, x_TRB.view(-1).numpy(), tiles, rows, batch, numbers, out_TBR.view(-1).numpy())
+    return out_TBR

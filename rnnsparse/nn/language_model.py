@@ -116,7 +116,7 @@ class CharLM(nn.Module):
         symbols: Tensor | None = tokens_MB
         skipped_MEB = embedded() if self.rnn.skips else None
         if self.vocab_size <= tokens_MB.numel():
-            x = F.pad(embedding_VE.T, (0, -self.vocab_size % tiles.width)).contiguous()[None]
+            x = sparse.Tiles(self.vocab_size, embedding_VE.dtype).cut(embedding_VE.T)
         else:
             # More symbols than moments: a table would cost more than it saves.
             symbols, x = None, embedded() if skipped_MEB is None else skipped_MEB

@@ -5,8 +5,9 @@ do not depend on each other, and products treat every moment of every tile alike
 multiplies by its input weights at each moment: with V symbols, embedding and input weights together are a table
 [V, R], computed once per batch, and the gradient of that table is a sum of gate gradients by symbol.
 
-Shape suffixes: K tiles, T time, M = K * T moments, B batch of a tile (innermost), V vocabulary, E embedding, I input,
-H hidden, G rows that the kernels keep per moment, R rows and C columns of a weight, L layers, S state tensors of each.
+Shape suffixes: K tiles, T time, M = K * T moments, B batch of a tile (innermost), V vocabulary, Q tiles of it, E
+embedding, I input, H hidden, G rows that the kernels keep per moment, R rows and C columns of a weight, L layers, S
+state tensors of each.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from rnnsparse.kernels.products import (
     add_transposed_product,
     sum_by_symbol,
     tile_width,
+    transposed,
+    transposed_product,
 )
 from rnnsparse.kernels.recurrence import LayerInput, OutputGradient
 from rnnsparse.nn.layer_norm import LayerNorm
@@ -124,9 +127,8 @@ class _Recurrence(torch.autograd.Function):
         if tokens_MB is None:
             source = LayerInput(bias_R, layer.input.matrix(), values_ih, x_MIB=x)
         else:
-            table_RV = bias_R[:, None].expand(-1, x.shape[2]).contiguous()
-            add_product(layer.input.matrix(), values_ih, x, table_RV[None])
-            source = LayerInput(bias_R, table_VR=table_RV.T.contiguous(), tokens_MB=tokens_MB)
+            table_VR = input_table(layer.input, values_ih, bias_R, x)
+            source = LayerInput(bias_R, table_VR=table_VR, tokens_MB=tokens_MB)
         kept_KTGB = memory.empty((tiles, times, layer.cell.kept_rows * hidden, batch), x.dtype)
         h_KTHB = memory.empty((tiles, times + 1, hidden, batch), x.dtype)
         h_KTHB[:, 0] = state_SKHB[0]
@@ -159,18 +161,25 @@ class _Recurrence(torch.autograd.Function):
             g_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
             layer.input.report_factors(g_MRB, x, dim=1)
         else:
-            table_RV = memory.zeros((layer.input.rows, x.shape[2]), x.dtype)
+            g_MRB = memory.empty((len(x), layer.input.rows, x.shape[2]), x.dtype)
             for first, g_KTrB in layer.cell.input_gradient_parts(kept_KTGB):
-                sum_by_symbol(g_KTrB.flatten(0, 1), tokens_MB, table_RV[first : first + g_KTrB.shape[2]])
-            g_MRB = table_RV[None]
+                sum_by_symbol(g_KTrB.flatten(0, 1), tokens_MB, g_MRB, first)
             if layer.input.marginals is not None:
-                g_of_all_MRB = layer.cell.input_gradient(kept_KTGB).flatten(0, 1)
-                layer.input.report_factors(g_of_all_MRB, x[0][:, tokens_MB].movedim(0, 1), dim=1)
-        dvalues_ih, dx = torch.zeros_like(values_ih), memory.zeros(x.shape, x.dtype)
+                g_of_all_MRB, x_EV = layer.cell.input_gradient(kept_KTGB).flatten(0, 1), x.movedim(0, 1).flatten(1)
+                layer.input.report_factors(g_of_all_MRB, x_EV[:, tokens_MB].movedim(0, 1), dim=1)
+        dvalues_ih = torch.zeros_like(values_ih)
         add_sampled_product(matrix_ih, g_MRB, x, dvalues_ih)
-        add_transposed_product(matrix_ih, values_ih, g_MRB, dx)
+        dx = transposed_product(matrix_ih, values_ih, g_MRB)
         layer.input.report(ProductGradient(g_MRB, x))
         return None, None, None, dx, dvalues_ih, dvalues_hh, dbias_ih, dbias_hh, dstate_SKHB
+
+
+def input_table(weight: SparseWeight, values: Tensor, bias_R: Tensor, x_QEB: Tensor) -> Tensor:
+    """Return what each symbol adds to the gates [V, R], its embedding [Q, E, B] being in Q tiles of B symbols."""
+    tiles, _, batch = x_QEB.shape
+    table_QRB = memory.empty((tiles, len(bias_R), batch), values.dtype).copy_(bias_R[:, None])
+    add_product(weight.matrix(), values, x_QEB, table_QRB)
+    return transposed(table_QRB).flatten(0, 1)
 
 
 def run_layers(
@@ -185,7 +194,8 @@ def run_layers(
     """Run recurrent layers one after the other.
 
     Args:
-        x: the input sequence [M, I, B] or, with `symbols` [M, B], the transposed embedding [1, E, V].
+        x: the input sequence [M, I, B] or, with `symbols` [M, B], the transposed embedding in tiles of symbols
+            [Q, E, B].
         dropout: share of units dropped between layers, 0 for none.
         skipped_MIB: with skip connections, what each layer above the first also reads: the input sequence.
 
@@ -252,8 +262,7 @@ class _Linear(torch.autograd.Function):
         ctx.weight.report(ProductGradient(g_MRB, x_MCB))
         ctx.weight.report_factors(g_MRB, x_MCB, dim=1)
         if ctx.later is None:
-            dx_MCB = memory.zeros(x_MCB.shape, x_MCB.dtype)
-            add_transposed_product(ctx.matrix, values, g_MRB, dx_MCB)
+            dx_MCB = transposed_product(ctx.matrix, values, g_MRB)
         else:
             dx_MCB = ctx.later.postpone(ctx.matrix, values, g_MRB, x_MCB)
         return None, None, dvalues, g_MRB.sum((0, 2)), dx_MCB

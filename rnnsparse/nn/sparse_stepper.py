@@ -9,13 +9,11 @@ import copy
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rnnsparse.kernels.products import add_product, tile_width
 from rnnsparse.kernels.sliced import VectorProduct
 from rnnsparse.nn.materialise import materialise
-from rnnsparse.nn.sparse import Layer
+from rnnsparse.nn.sparse import Layer, Tiles, input_table
 from rnnsparse.nn.weight import SparseWeight
 
 LARGEST_TABLE = 1 << 22  # numbers in a table of the first layer's inputs by symbol
@@ -94,7 +92,8 @@ class _LayerStepper:
         self._table_VR: Tensor | None = None
         self._input: _FrozenLinear | None = None
         if embedding_VE is not None and len(embedding_VE) * len(bias_R) <= LARGEST_TABLE:
-            self._table_VR = _input_table(layer.input, bias_R, embedding_VE)
+            x_QEB = Tiles(len(embedding_VE), embedding_VE.dtype).cut(embedding_VE.T)
+            self._table_VR = input_table(layer.input, layer.input.values.detach(), bias_R, x_QEB)
         else:
             self._input = _FrozenLinear(layer.input, bias_R)
 
@@ -113,13 +112,3 @@ class _LayerStepper:
     def handed_on(self, y_H: Tensor) -> Tensor:
         """Return what goes up of an output [H]: the same, or normalised."""
         return y_H if self._norm is None else self._norm(y_H)
-
-
-def _input_table(weight: SparseWeight, bias_R: Tensor, embedding_VE: Tensor) -> Tensor:
-    """Return what each symbol adds to the gates [V, R]."""
-    symbols = len(embedding_VE)
-    width = tile_width(embedding_VE.dtype, symbols)
-    x_EV = F.pad(embedding_VE.T, (0, -symbols % width)).contiguous()
-    table_RV = bias_R[:, None].repeat(1, x_EV.shape[1])
-    add_product(weight.matrix(), weight.values, x_EV[None], table_RV[None])
-    return table_RV[:, :symbols].T.contiguous()

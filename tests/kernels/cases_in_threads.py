@@ -96,8 +96,10 @@ def results(tiles: int = K) -> dict[str, Tensor]:
     of_norm = layer_norm.forward(X[: tiles * T], BIAS[:H], BIAS[H : 2 * H], 1e-5)
     gradients = layer_norm.backward(found["transposed"], X[: tiles * T], BIAS[:H], *of_norm[1:])
     found |= {f"norm {i}": value for i, value in enumerate((*of_norm, *gradients))}
-    found |= {"table": TABLE.clone(), "vector": BIAS.clone()}
+    found |= {"table": torch.empty(2, 4 * H, B // 2, dtype=X.dtype), "vector": BIAS.clone()}
     products.sum_by_symbol(g, TOKENS[: tiles * T], found["table"])
+    found["turned"] = products.transposed(g)
+    found["new"] = products.transposed_product(LSTM, VALUES, g)
     sliced.VectorProduct(LSTM, VALUES).add(X[0, :, 0].contiguous(), found["vector"])
     return found
 

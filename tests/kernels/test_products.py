@@ -1,6 +1,7 @@
 """Products over connections are those of the dense matrix with zeros elsewhere.
 
-Shape suffixes: T time, R rows, C columns, B batch (whole vectors), N connections, V symbols.
+Shape suffixes: T time, R rows, C columns, B batch (whole vectors), N connections, V symbols, Q tiles of S
+symbols.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def test_the_transposed_product_adds_that_of_the_dense_matrix(
     expected = x + weight.dense().T @ g
     kernels.add_transposed_product(weight.matrix, weight.values, g, x)
     assert_close(x, expected)
+    assert_close(kernels.transposed_product(weight.matrix, weight.values, g), weight.dense().T @ g)
     assert_untouched(x_around)
     assert_untouched(g_around)
 
@@ -141,7 +143,7 @@ def test_blocks_of_rows_are_those_of_the_dense_matrix(
 def test_blocks_go_with_rows_of_any_number_of_vectors(
     kernels: Any, make_weight: Any, block_rows: int, vectors: int
 ) -> None:
-    """Such as those of a table with a column for each of 65 characters."""
+    """Wider ones than those of a tile."""
     weight = make_weight(kernels, 3, 7, 15, F32, 1, block_rows)
     batch, dense = vectors * kernels.vector_width(F32), weight.dense()
     x, x_around = guarded(weight.normal(1, 7, batch))
@@ -159,20 +161,29 @@ def test_blocks_go_with_rows_of_any_number_of_vectors(
     assert_untouched(y_around)
 
 
-@given(**SHAPES)
+@given(tiles=st.integers(1, 3), **SHAPES)
 def test_gradients_are_summed_by_symbol(
-    kernels: Any, make_weight: Any, rows: int, cols: int, density: float, times: int, vectors: int,
-    dtype: torch.dtype, seed: int,
+    kernels: Any, tiles: int, rows: int, cols: int, density: float, times: int, vectors: int, dtype: torch.dtype,
+    seed: int,
 ) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(cols, (times, vectors * kernels.vector_width(dtype)), generator=generator, dtype=torch.int32)
-    g, g_around = guarded(torch.randn(times, rows, tokens.shape[1], dtype=dtype, generator=generator))
-    table = torch.randn(rows, cols, dtype=dtype, generator=generator)
-    one_hot = torch.nn.functional.one_hot(tokens.long(), cols).to(dtype)
-    expected = table + torch.einsum("trb,tbv->rv", g, one_hot)
-    kernels.sum_by_symbol(g, tokens, table)
-    assert_close(table, expected)
+    shape = times, vectors * kernels.vector_width(dtype)
+    tokens_TB = torch.randint(tiles * cols, shape, generator=generator, dtype=torch.int32)
+    g, g_around = guarded(torch.randn(times, rows, shape[1], dtype=dtype, generator=generator))
+    one_hot = torch.nn.functional.one_hot(tokens_TB.long(), tiles * cols).to(dtype)
+    sums_RV = torch.einsum("trb,tbv->rv", g, one_hot)
+    table_QRS = torch.full((tiles, rows + 3, cols), torch.nan, dtype=dtype)
+    kernels.sum_by_symbol(g, tokens_TB, table_QRS, 2)
+    assert_close(table_QRS[:, 2:-1], sums_RV.unflatten(1, (tiles, cols)).transpose(0, 1).contiguous())
+    assert table_QRS[:, [0, 1, -1]].isnan().all()
     assert_untouched(g_around)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32])
+@pytest.mark.parametrize("rows", [1, 8, 16, 45, 64])
+def test_features_and_batch_change_places(kernels: Any, rows: int, dtype: torch.dtype) -> None:
+    x_TRB = torch.randn(3, rows, 2 * kernels.vector_width(dtype), dtype=dtype)
+    assert torch.equal(kernels.transposed(x_TRB), x_TRB.transpose(1, 2))
 
 
 @pytest.mark.parametrize(
